@@ -1,0 +1,168 @@
+"""Writing results so that an interruption never leaves half of one.
+
+A whole file is written to a temporary file in the same folder, flushed to the disk and renamed over its name:
+a reader sees the old file or the new one. What grows record by record is a `Journal`: JSON lines, each flushed
+before the next begins; a line that an interruption tore is recognised, dropped and written again.
+"""
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdft.errors import SdftError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, and rename it to `path`."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)      # mkstemp made it private; a result has the user's ordinary permissions
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
+        raise SdftError(f"cannot write {path}: {_reason(error)}; free some space or name another folder "
+                        "with --out") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically, as UTF-8."""
+    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` atomically, as indented JSON."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors to `path` atomically, as safetensors."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    _replace(path, lambda temporary: save_file(contiguous, str(temporary), metadata=dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read every tensor of a safetensors file (SdftError when it is missing, truncated or corrupt)."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(path))
+    except FileNotFoundError as error:
+        raise SdftError(f"{path}: no such file") from error
+    except (SafetensorError, OSError, struct.error) as error:
+        raise SdftError(f"{path}: not a readable safetensors file ({_reason(error)}); it may be truncated: "
+                        "copy or download it again") from error
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file (SdftError when it is missing, unreadable or not UTF-8)."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise SdftError(f"{path}: cannot read this file: {_reason(error)}") from error
+    except UnicodeDecodeError as error:
+        raise SdftError(f"{path}: expected UTF-8 text, but byte {error.start} is not UTF-8; save the file as "
+                        "UTF-8") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file (SdftError with the line when it is malformed)."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SdftError(f"{path}, line {error.lineno}: malformed JSON ({error.msg})") from error
+
+
+class Journal:
+    """An append-only file of JSON lines that survives being killed at any moment.
+
+        {"id": "a", …}⏎
+        {"id": "b", …}⏎
+        {"id": "c", "te          ← torn: no line end. Dropped by `read`, cut off before the next `append`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._file = None
+
+    def read(self) -> list[dict]:
+        """Return every complete line, oldest first ([] when there is no file yet)."""
+        if not self.path.exists():
+            return []
+        lines = []
+        for number, line in enumerate(self._complete().splitlines(), start=1):
+            try:
+                lines.append(json.loads(line))
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise SdftError(f"{self.path}, line {number}: expected one JSON object; the file was edited or "
+                                "damaged: mend the line or remove it") from error
+        return lines
+
+    def append(self, value: dict) -> None:
+        """Write one line and flush it to the disk before returning."""
+        line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+        try:
+            if self._file is None:
+                self._file = self._open()
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise SdftError(f"cannot write {self.path}: {_reason(error)}; what it holds so far is kept: free some "
+                            "space and run the same command again") from error
+
+    def close(self) -> None:
+        """Close the file (a later `append` opens it again)."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _complete(self) -> bytes:
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise SdftError(f"{self.path}: cannot read this file: {_reason(error)}") from error
+        return data[: data.rfind(b"\n") + 1]
+
+    def _open(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            keep = len(self._complete())
+            with open(self.path, "rb+") as file:
+                file.truncate(keep)
+        return open(self.path, "ab")
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

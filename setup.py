@@ -1,0 +1,25 @@
+"""Packaging of sdft. `kernels/` stands at the top level of the tree and is imported as `sdft.kernels`: a top-level
+package called `kernels` would shadow the well-known one of that name, which transformers looks for."""
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "report": ["matplotlib>=3.8"],
+    "test": [
+        "pytest>=8", "transformers>=4.57", "peft>=0.17", "tokenizers>=0.22", "gguf>=0.17", "rouge-score>=0.1.2",
+        "jinja2>=3.1", "mistral-common>=1.8", "llama-models>=0.3", "matplotlib>=3.8",
+    ],
+    "hub": ["huggingface-hub>=0.30"],
+}
+
+setup(
+    name="sdft",
+    version="0.1.0",
+    description="Self-distillation fine-tuning of chat models, from scratch in PyTorch",
+    python_requires=">=3.11",
+    packages=find_packages(include=["sdft", "sdft.*"]) + ["sdft.kernels"],
+    package_dir={"sdft.kernels": "kernels"},
+    include_package_data=True,
+    install_requires=["torch>=2.6", "sentencepiece>=0.2", "safetensors>=0.4.5", "numpy>=1.26", "tqdm>=4.66"],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["sdft = sdft.cli:main"]},
+)
