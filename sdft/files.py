@@ -155,7 +155,7 @@ class Journal:
 
     def _open(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
+        if self.path.is_file():
             keep = len(self._complete())
             with open(self.path, "rb+") as file:
                 file.truncate(keep)
