@@ -33,8 +33,8 @@ def result_table(run: Run) -> Table:
             _number(shift.get("total"), 2), _number(shift.get("relative"), 2, scale=100),
         ])
     n = (run.measures["arms"][run.arms[0]].get("general") or {}).get("n", 0)
-    return Table(head, rows, "In brackets: 95 % bootstrap intervals. KL(seed ‖ arm), top-1 agreement, ROUGE-L and length: "
-                             f"on {n} general prompts. ‖ΔW‖: Frobenius norm of all that training added to the weights.")
+    return Table(head, rows, "In brackets: 95 % bootstrap intervals. KL(seed ‖ arm), top-1 agreement, ROUGE-L and "
+                             f"length: on {n} general prompts. ‖ΔW‖: Frobenius norm of all that training added.")
 
 
 def difference_table(run: Run) -> Table:
