@@ -16,6 +16,11 @@ from sdft.report.tables import (
     Table, difference_table, findings, kinds_table, reasons_table, result_table, training_table,
 )
 
+INTRODUCTION = (
+    "This page compares copies of one chat model, the arms. seed: the model as it was published. sft: the seed, fine-tuned "
+    "(LoRA) on the reference answers of a data set. sdft: the seed, fine-tuned in the same way on its own rewrites of those "
+    "answers, where a rewrite passed the checks (self-distillation, arXiv 2402.13669). The question is what each learned, "
+    "and what it lost or changed elsewhere.")
 EXAMPLES = 4          # accepted rewrites shown, and rejected ones of each reason
 OPEN = 5              # general prompts whose answers are unfolded
 
@@ -50,12 +55,12 @@ def html_page(run: Run, figures: dict[str, Figure]) -> str:
     return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{title}</title><style>{STYLE}</style></head><body><main><h1>{title}</h1>"
-            f"<nav>{contents}</nav>{body}</main></body></html>\n")
+            f"<p>{escape(INTRODUCTION)}</p><nav>{contents}</nav>{body}</main></body></html>\n")
 
 
 def markdown_page(run: Run) -> str:
     """The tables and conclusions as Markdown, for a terminal or a repository."""
-    parts = [f"# {_title(run)}", _markdown(result_table(run)), "\n".join(f"- {line}" for line in findings(run)),
+    parts = [f"# {_title(run)}", INTRODUCTION, _markdown(result_table(run)), "\n".join(f"- {line}" for line in findings(run)),
              "## Against the seed", _markdown(difference_table(run)), "## What was trained on",
              _markdown(training_table(run)), _markdown(reasons_table(run))]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -12,6 +12,7 @@ a{color:#1559a6}
 .scroll{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .7rem;text-align:right;border-bottom:1px solid #e4e4e4;vertical-align:top}
+td{white-space:nowrap}
 thead th{border-bottom:2px solid #999;vertical-align:bottom;max-width:9rem}
 th:first-child,td:first-child{text-align:left;white-space:nowrap}
 tbody tr:hover{background:#f5f7fa}
