@@ -1,10 +1,30 @@
-"""Causal attention over packed documents: each token sees the earlier tokens of its own document."""
+"""Causal attention over packed documents: each token sees itself and the earlier tokens of its own document.
+
+    keys →   a a a b b      lengths = [3, 2]; documents a and b lie behind one another without padding.
+    q   a    ■ · · · ·
+    u   a    ■ ■ · · ·      Only the blocks on the diagonal are ever computed: no (N, N) mask, no score between
+    e   a    ■ ■ ■ · ·      documents. A long document goes in blocks of `BLOCK` queries against the keys up to
+    r   b    · · · ■ ·      the block's end, so that memory grows with T, not T², and most of the future is
+    y   b    · · · ■ ■      skipped rather than masked.
+
+With S = s·Q·Kᵀ (s = 1/√C) over the visible keys, P = softmax(S) by rows, O = P·V, the backward is
+
+    dV = Pᵀ·dO,     dP = dO·Vᵀ,     dS = P ∘ (dP − rowsum(dP ∘ P)),     dQ = s·dS·K,     dK = s·dSᵀ·Q.
+
+P is computed again rather than saved (Dao et al. 2022, arXiv 2205.14135): q, k and v are all that is stored. Grouped
+queries (Ainslie et al. 2023, arXiv 2305.13245): the G = H/K query heads that share a key/value head are laid behind one
+another as rows of one product, so K and V are never repeated. On a GPU, in half precision, the same is
+PyTorch's `varlen_attn`.
+"""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+BLOCK = 512          # queries at a time
 
 
 def causal_attention_plain(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -20,19 +40,96 @@ def causal_attention_plain(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[in
         k_HTC, v_HTC = (x.repeat_interleave(group, 1).transpose(0, 1) for x in (k_doc, v_doc))
         scores = q_HTC @ k_HTC.transpose(1, 2) * width**-0.5                    # (H, T, T)
         future = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-        weights = scores.masked_fill(future, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype)
+        weights = scores.masked_fill(future, float("-inf")).softmax(-1)
         outputs.append((weights @ v_HTC).transpose(0, 1))                       # (H, T, C) → (T, H, C)
     return torch.cat(outputs)
 
 
-causal_attention = causal_attention_plain
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """`causal_attention_plain` by blocks, without repeating K and V, and saving no attention weights."""
+    return DocumentAttention(lengths)(0, q, k, v)
 
 
 class DocumentAttention:
-    """An `attend` for packed documents: called as (layer, q, k, v), it ignores the layer."""
+    """An `attend` for packed documents: called as (layer, q, k, v); what all layers share is made once."""
 
     def __init__(self, lengths: Sequence[int]):
         self.lengths = list(lengths)
+        self._bounds: Tensor | None = None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return causal_attention(q, k, v, self.lengths)
+        if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+            return self._varlen(q, k, v)
+        return _CausalAttention.apply(q, k, v, self.lengths)
+
+    def _varlen(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        from torch.nn.attention.varlen import varlen_attn
+
+        if self._bounds is None:
+            bounds = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
+            self._bounds = bounds.to(q.device, non_blocking=True)
+        longest = max(self.lengths)
+        return varlen_attn(q, k, v, self._bounds, self._bounds, longest, longest, window_size=(-1, 0),
+                           enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _blocks(lengths: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield (document start, block start, block end) in packed positions."""
+    begin = 0
+    for length in lengths:
+        for start in range(begin, begin + length, BLOCK):
+            yield begin, start, min(start + BLOCK, begin + length)
+        begin += length
+
+
+def _group(x: Tensor, heads: int) -> Tensor:
+    """Queries (b, H, C) as rows of their key/value head: (K, G·b, C)."""
+    b, H, C = x.shape
+    return x.view(b, heads, H // heads, C).permute(1, 2, 0, 3).reshape(heads, -1, C)
+
+
+def _ungroup(x: Tensor, b: int) -> Tensor:
+    """The inverse of `_group`: (K, G·b, C) → (b, K, G, C)."""
+    return x.view(x.shape[0], -1, b, x.shape[-1]).permute(2, 0, 1, 3)
+
+
+def _weights(q: Tensor, k: Tensor, offset: int, b: int) -> Tensor:
+    """Softmax of the masked scores: q (K, G·b, C) at document positions offset…, k (K, e, C) → (K, G·b, e)."""
+    scores = (q @ k.transpose(1, 2)).mul_(q.shape[-1] ** -0.5)                  # (K, G·b, e)
+    future = torch.ones(b, b, dtype=torch.bool, device=q.device).triu_(1)       # only the block's own square is masked
+    scores.view(k.shape[0], -1, b, k.shape[1])[..., offset:].masked_fill_(future, float("-inf"))
+    return scores.softmax(-1)
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.lengths = lengths
+        heads = k.shape[1]
+        k, v = (x.transpose(0, 1).contiguous() for x in (k, v))                 # (N, K, C) → (K, N, C)
+        o = torch.empty_like(q)
+        for begin, start, end in _blocks(lengths):
+            b = end - start
+            p = _weights(_group(q[start:end], heads), k[:, begin:end], start - begin, b)
+            o[start:end].view(b, heads, -1, q.shape[-1]).copy_(_ungroup(p @ v[:, begin:end], b))
+        return o
+
+    @staticmethod
+    def backward(ctx, do: Tensor):
+        q, k, v = ctx.saved_tensors
+        heads, width = k.shape[1:]
+        k, v = (x.transpose(0, 1).contiguous() for x in (k, v))                 # (N, K, C) → (K, N, C)
+        dq = torch.empty_like(q)
+        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
+        for begin, start, end in _blocks(ctx.lengths):
+            b = end - start
+            q_rows, do_rows = _group(q[start:end], heads), _group(do[start:end], heads)     # (K, G·b, C)
+            keys, values = k[:, begin:end], v[:, begin:end]                     # (K, e, C)
+            p = _weights(q_rows, keys, start - begin, b)
+            dv[:, begin:end] += p.transpose(1, 2) @ do_rows
+            dp = do_rows @ values.transpose(1, 2)                               # (K, G·b, e)
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype).mul_(width**-0.5)
+            dq[start:end].view(b, heads, -1, width).copy_(_ungroup(ds @ keys, b))
+            dk[:, begin:end] += ds.transpose(1, 2) @ q_rows
+        return dq, dk.transpose(0, 1), dv.transpose(0, 1), None

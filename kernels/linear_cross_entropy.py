@@ -1,10 +1,24 @@
-"""The language-model head and its cross-entropy in one."""
+"""The language-model head and its cross-entropy in one, so that no (n, V) array of logits is ever kept.
+
+For a row h with label y and weight w, z = h·Wᵀ and p = softmax(z):
+
+    loss = w · (log Σ_j e^{z_j} − z_y),     dz = w · (p − onehot_y),     dh = dz·W,     dW = Σ_rows dzᵀ·h.
+
+The loss is a sum that ends the graph, so its gradient is known but for one scalar. It is computed at once, in the
+forward pass, for a few rows at a time; z becomes p becomes dz becomes dh, and the (rows, V) arrays are used again for
+the next rows (Wijmans et al. 2024, arXiv 2411.09009, and Liger, arXiv 2410.10989, do so on GPUs). The backward multiplies
+dh by the scalar that arrives. The head is frozen under LoRA: dW is computed only where W asks for it, in fp32.
+
+The logits are rounded to x's dtype, as the head alone would give them; softmax and loss are taken in fp32.
+"""
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE = -100          # the label of a row that is no target
+ROWS = 128             # rows at a time: 128 × 49152 logits are 12 MB in bf16
 
 
 def linear_cross_entropy_plain(x: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None = None) -> Tensor:
@@ -17,4 +31,46 @@ def linear_cross_entropy_plain(x: Tensor, weight: Tensor, labels: Tensor, token_
     return losses.sum() if token_weights is None else (losses * token_weights).sum()
 
 
-linear_cross_entropy = linear_cross_entropy_plain
+def linear_cross_entropy(x: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None = None) -> Tensor:
+    """`linear_cross_entropy_plain` a few rows at a time; no row at all gives 0 that still carries a gradient."""
+    return _LinearCrossEntropy.apply(x, weight, labels, token_weights)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        counted = (labels != IGNORE).to(wide)                                   # (n,)
+        scale = (counted if token_weights is None else counted * token_weights).unsqueeze(1)      # (n, 1)
+        targets = labels.clamp_min(0).unsqueeze(1)                              # (n, 1): any column where not counted
+        need_x, need_weight = ctx.needs_input_grad[:2]
+        dx = torch.empty_like(x) if need_x else None
+        dW = torch.zeros_like(weight, dtype=wide) if need_weight else None
+        logits = x.new_empty(min(ROWS, len(x)), len(weight))                    # (rows, V)
+        loss = x.new_zeros((), dtype=wide)
+        for start in range(0, len(x), ROWS):
+            rows = slice(start, min(start + ROWS, len(x)))
+            z = torch.mm(x[rows], weight.t(), out=logits[: rows.stop - start])  # (rows, D) → (rows, V)
+            top, column = z.max(1, keepdim=True)
+            p = z.softmax(1, dtype=wide)
+            # log Σ e^z = z_top − log p_top: p_top ≥ 1/V, where p_y itself may underflow.
+            nll = top.to(wide) - p.gather(1, column).log() - z.gather(1, targets[rows]).to(wide)          # (rows, 1)
+            loss += (nll * scale[rows]).sum()
+            if not (need_x or need_weight):
+                continue
+            p.scatter_add_(1, targets[rows], p.new_full((len(z), 1), -1.0))
+            dz = z.copy_(p.mul_(scale[rows]))
+            if need_x:
+                torch.mm(dz, weight, out=dx[rows])                              # (rows, V) → (rows, D)
+            if need_weight:
+                dW += dz.t() @ x[rows]                                          # (V, rows)·(rows, D) → (V, D)
+        ctx.save_for_backward(dx, dW)
+        ctx.dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx, dloss: Tensor):
+        dx, dW = ctx.saved_tensors
+        dx = None if dx is None else (dx * dloss).to(dx.dtype)
+        dW = None if dW is None else (dW * dloss).to(ctx.dtype)
+        return dx, dW, None, None

@@ -1,4 +1,15 @@
-"""Root-mean-square normalisation: y = w · x / √(mean(x²) + ε), the statistics in fp32."""
+"""Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv 1910.07467).
+
+    y = w · x̂,     x̂ = r · x,     r = 1/√(mean(x²) + ε)
+
+Backward. With m = dy · w the gradient that reaches x̂, D the width, and ∂r/∂x_i = −r³·x_i / D,
+
+    dx_i = r·m_i + (Σ_j m_j·x_j) · ∂r/∂x_i,     that is     dx = r · (m − x̂ · mean(m · x̂)),     dw = Σ_rows dy · x̂.
+
+Only x, which the residual stream keeps alive anyway, and r, one number a row, are saved. The statistics are taken
+in fp32 and x̂ is rounded to x's dtype *before* it is scaled by w, as transformers' Llama does: in bf16 the order of the
+two roundings decides the last bit.
+"""
 from __future__ import annotations
 
 import torch
@@ -6,10 +17,40 @@ from torch import Tensor
 
 
 def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise the last dimension of x (…, D) and scale it by weight (D,); returns x's dtype."""
-    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    """Normalise the last dimension of x (…, D) and scale it by weight (D,); returns (…, D) in x's dtype."""
+    wide = _widen(x)
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)      # (…, D)
     return weight * normed.to(x.dtype)
 
 
-rms_norm = rms_norm_plain
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm_plain` that saves x and one number a row instead of every intermediate."""
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def _widen(x: Tensor) -> Tensor:
+    """Half precisions to fp32; fp32 and fp64 stay."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = _widen(x)
+        r = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True).add_(eps))           # (…, 1)
+        ctx.save_for_backward(x, weight, r)
+        return (wide * r).to(x.dtype) * weight
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        x, weight, r = ctx.saved_tensors
+        need_x, need_weight, _ = ctx.needs_input_grad
+        normed = _widen(x) * r                                                  # x̂ (…, D)
+        dx = dw = None
+        if need_weight:
+            dw = (_widen(dy) * normed).flatten(0, -2).sum(0).to(weight.dtype)   # (…, D) → (D,)
+        if need_x:
+            m = _widen(dy * weight)
+            dot = (m * normed).mean(-1, keepdim=True)                           # (…, 1)
+            dx = m.addcmul(normed, dot, value=-1).mul_(r).to(x.dtype)
+        return dx, dw, None

@@ -1,4 +1,13 @@
-"""Rotary position embedding, half-split: pairs (i, i + C/2) of a head turn by the angle position · θ_i."""
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), half-split as in Hugging Face's Llama.
+
+The pair (x_i, x_{i + C/2}) of a head turns by the angle a_i = position · θ_i:
+
+    y_i         = x_i         · cos a_i  −  x_{i + C/2} · sin a_i
+    y_{i + C/2} = x_{i + C/2} · cos a_i  +  x_i         · sin a_i
+
+A rotation's transpose is its inverse, so the backward is the rotation by −a: the same code with −sin, and nothing of x
+is saved.
+"""
 from __future__ import annotations
 
 import torch
@@ -13,4 +22,26 @@ def rope_plain(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + turned * sin
 
 
-rope = rope_plain
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rope_plain` without the concatenation, and with a backward that saves cos and sin alone."""
+    return _RoPE.apply(x, cos.to(x.dtype).unsqueeze(-2), sin.to(x.dtype).unsqueeze(-2))
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    """Turn x (N, H, C) by ±angle, with cos and sin (N, 1, C)."""
+    half = x.shape[-1] // 2
+    y = x * cos                                                                 # (N, H, C)
+    y[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-direction)
+    y[..., half:].addcmul_(x[..., :half], sin[..., half:], value=direction)
+    return y
+
+
+class _RoPE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        return _rotate(dy, *ctx.saved_tensors, -1), None, None

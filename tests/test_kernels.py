@@ -1,0 +1,117 @@
+"""Each fast form against its plain twin: gradcheck in fp64, tight in fp32, and in bf16 no worse than eager."""
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdft.kernels import attention
+from sdft.kernels.attention import DocumentAttention, causal_attention, causal_attention_plain
+from sdft.kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_plain
+from sdft.kernels.lora_linear import lora_linear, lora_linear_plain
+from sdft.kernels.rms_norm import rms_norm, rms_norm_plain
+from sdft.kernels.rope import rope, rope_plain
+from sdft.kernels.swiglu import swiglu, swiglu_plain
+
+LENGTHS = [5, 1, 9, 4]          # Σ 19 packed tokens
+N = sum(LENGTHS)
+LABELS = torch.tensor([3, -100, 0, 10, 3, -100, 7] + list(range(12)))
+
+
+def angles(dtype):
+    half = torch.outer(torch.arange(N), torch.tensor([1.0, 0.1, 0.01]))
+    return torch.cat((half.cos(), half.cos()), 1).to(dtype), torch.cat((half.sin(), half.sin()), 1).to(dtype)
+
+
+# name: (fast, plain, shapes of the differentiable inputs, arguments that follow them given a dtype)
+CASES = {
+    "rms_norm": (rms_norm, rms_norm_plain, [(N, 8), (8,)], lambda dtype: (1e-5,)),
+    "rope": (rope, rope_plain, [(N, 2, 6)], angles),
+    "swiglu": (swiglu, swiglu_plain, [(N, 8), (N, 8)], lambda dtype: ()),
+    "lora_linear": (lora_linear, lora_linear_plain, [(N, 8), (6, 8), (6,), (2, 8), (6, 2)], lambda dtype: (1.5,)),
+    "linear_cross_entropy": (linear_cross_entropy, linear_cross_entropy_plain, [(N, 8), (12, 8)],
+                             lambda dtype: (LABELS, torch.linspace(0.5, 2, N))),
+    "attention": (causal_attention, causal_attention_plain, [(N, 4, 6), (N, 2, 6), (N, 2, 6)], lambda dtype: (LENGTHS,)),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks so small that the test's documents and rows cross their borders, with a ragged last one."""
+    monkeypatch.setattr(attention, "BLOCK", 4)
+    monkeypatch.setattr("sdft.kernels.linear_cross_entropy.ROWS", 8)
+
+
+def inputs(shapes, dtype, seed=0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+
+
+def run(function, tensors: list[Tensor], rest: tuple) -> list[Tensor]:
+    """Output and the gradients of a weighted sum of it."""
+    output = function(*tensors, *rest)
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype)
+    return [output, *torch.autograd.grad((output * weights).sum(), tensors)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_backward_is_the_derivative_of_forward(name):
+    fast, _, shapes, rest = CASES[name]
+    assert torch.autograd.gradcheck(lambda *x: fast(*x, *rest(torch.float64)), inputs(shapes, torch.float64))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fp32_equals_the_plain_twin(name):
+    fast, plain, shapes, rest = CASES[name]
+    ours, theirs = (run(f, inputs(shapes, torch.float32), rest(torch.float32)) for f in (fast, plain))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)          # sums of ≤ 19 terms in another order
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bf16_is_no_worse_than_eager(name):
+    """Against an fp64 oracle on the same bf16 inputs; 1.5 × leaves room for luck of rounding in small arrays."""
+    fast, plain, shapes, rest = CASES[name]
+    half = [x.detach() for x in inputs(shapes, torch.bfloat16)]
+
+    def outcome(function, dtype):
+        return run(function, [x.to(dtype).requires_grad_() for x in half], rest(dtype))
+
+    oracle = outcome(plain, torch.float64)
+    for exact, ours, eager in zip(oracle, outcome(fast, torch.bfloat16), outcome(plain, torch.bfloat16), strict=True):
+        assert (ours.double() - exact).norm() <= 1.5 * (eager.double() - exact).norm() + 1e-3 * exact.norm()
+        assert ours.dtype == eager.dtype
+
+
+def test_documents_do_not_see_each_other():
+    q, k, v = inputs([(N, 4, 6), (N, 2, 6), (N, 2, 6)], torch.float32)
+    packed = causal_attention(q, k, v, LENGTHS)
+    alone = causal_attention(q[6:15], k[6:15], v[6:15], [9])
+    torch.testing.assert_close(packed[6:15], alone, rtol=0, atol=0)
+    changed = k.detach().clone()
+    changed[14:] += 100                                                 # the last token of document 2, and document 3
+    torch.testing.assert_close(causal_attention(q, changed, v, LENGTHS)[:14], packed[:14], rtol=0, atol=0)
+    torch.testing.assert_close(DocumentAttention(LENGTHS)(3, q, k, v), packed, rtol=0, atol=0)
+
+
+def test_lora_linear_keeps_leading_dimensions_and_fp32_factors():
+    x, weight, A, B = inputs([(2, 3, 8), (6, 8), (2, 8), (6, 2)], torch.bfloat16)
+    A, B = (f.detach().float().requires_grad_() for f in (A, B))
+    output = lora_linear(x, weight.detach(), None, A, B, 2.0)
+    assert output.shape == (2, 3, 6) and output.dtype == torch.bfloat16
+    torch.testing.assert_close(output, lora_linear_plain(x, weight, None, A, B, 2.0), rtol=2**-6, atol=2**-6)  # 2 roundings
+    output.float().sum().backward()
+    assert A.grad.dtype == B.grad.dtype == torch.float32 and weight.grad is None
+
+
+def test_cross_entropy_without_any_target_stays_in_the_graph():
+    x, weight = inputs([(3, 8), (12, 8)], torch.float32)
+    loss = linear_cross_entropy(x, weight.detach(), torch.full((3,), -100))
+    loss.backward()
+    assert loss.item() == 0 and x.grad.abs().sum() == 0
+    assert linear_cross_entropy(x[:0], weight, torch.empty(0, dtype=torch.long)).item() == 0
+
+
+def test_cross_entropy_of_a_label_whose_probability_underflows():
+    x, weight = torch.tensor([[200.0]]), torch.tensor([[1.0], [-1.0]])
+    assert linear_cross_entropy(x, weight, torch.tensor([1])).item() == pytest.approx(400)
