@@ -1,0 +1,161 @@
+"""Fine-tuning, step 3 of the method: minimise an objective over packed examples, step by step, interruptible.
+
+One optimiser step:
+
+    records of the step ─pack→ packs of ≤ micro_tokens ─┐
+                                                        ├ objective(pack) / targets of the WHOLE step ─backward→ += grad
+    (the mean over tokens, however the step is cut) ────┘
+    grad ─clip→ AdamW ─→ log.jsonl (every step), state.safetensors (every save_every steps)
+
+    from sdft.train import TrainSettings, train
+    summary = train(model, examples, TrainSettings(lr=5e-4, epochs=2), Path("runs/mine/sft"))
+
+Run by `sdft train`; measured by benchmarks/training.py and benchmarks/memory.py.
+"""
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdft.errors import SdftError
+from sdft.files import Journal
+from sdft.model.llama import Llama
+from sdft.progress import progress
+from sdft.text.chat import Example
+from sdft.train.batches import Batch, fingerprint, hold_out, pack_within, step_batches, steps_per_epoch, trainable
+from sdft.train.objectives import OBJECTIVES, Objective, Views, cross_entropy
+from sdft.train.optimiser import adamw, learning_rate, set_learning_rate
+from sdft.train.settings import TrainSettings
+from sdft.train.signals import StopRequest
+from sdft.train.state import NAME, describe, load_state, model_fingerprint, open_log, save_state
+from sdft.train.weights import Adapter, FullWeights, Trained
+
+
+def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, checkpoint: bool = False) -> Tensor:
+    """Add to .grad the gradient of the objective's mean per target over all batches; return that mean (0-d)."""
+    targets = sum(batch.targets for batch in batches)
+    total = torch.zeros((), device=model.device)
+    for batch in batches:
+        batch = batch.to(model.device)
+        loss = objective(batch, Views(model, batch, checkpoint)) / targets
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
+def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, folder: Path,
+          validation: Sequence[Example] = (), base_name: str = "") -> dict:
+    """Train `model` in place and leave the trained adapter in it; return a summary of the run.
+
+    Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method lora)
+    or model.safetensors with config.json (method full). When a state of the same run is there, goes on from it, and the
+    result is bit for bit that of a run without interruption (same machine, same number of threads).
+
+    Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
+    """
+    folder = Path(folder)
+    examples, held, left_out = _prepare(model, examples, validation, settings)
+    objective = OBJECTIVES[settings.objective]
+    about = describe(settings, fingerprint([*examples, *held]), model_fingerprint(model))
+    trained: Trained = (Adapter if settings.method == "lora" else FullWeights)(model, settings)
+    parameters = trained.parameters
+    optimiser = adamw(parameters, settings)
+    done = load_state(folder, about, parameters, optimiser)
+    trained.publish()
+
+    per_epoch = steps_per_epoch(examples, settings.batch_size)
+    total = per_epoch * settings.epochs
+    bar = progress(total=total, desc="train", unit="step")
+    bar.update(done)
+    model.train()
+    with torch.random.fork_rng(), open_log(folder / "log.jsonl", done) as log, StopRequest() as stop, bar:
+        for step in range(done, total):
+            started = time.perf_counter()
+            batches = step_batches(examples, step, settings.batch_size, settings.micro_tokens, settings.seed)
+            torch.manual_seed(settings.seed * 1_000_003 + step)         # dropout: by step, so that it can be resumed
+            lr = learning_rate(step, total, settings)
+
+            loss = gradient(model, batches, objective, settings.checkpoint)
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip or math.inf)
+            loss, norm = torch.stack((loss, norm)).tolist()             # the step's only wait for the device
+            if not math.isfinite(loss + norm):
+                save_state(folder, step, about, parameters, optimiser)
+                raise _not_finite(step, loss, norm, batches, folder)
+            set_learning_rate(optimiser, lr)
+            optimiser.step()
+            optimiser.zero_grad()
+            trained.publish()
+
+            line = _line(step + 1, (step + 1) / per_epoch, loss, lr, norm, trained, batches, time.perf_counter() - started)
+            if held and (step + 1) % per_epoch == 0:
+                line["validation_loss"] = evaluate(model, held, settings.micro_tokens)
+            log.append(line)
+            if (step + 1) % settings.save_every == 0 or step + 1 == total or stop.asked:
+                save_state(folder, step + 1, about, parameters, optimiser)
+            bar.set_postfix_str(f"loss {loss:.3f}")
+            bar.update()
+            if stop.asked and step + 1 < total:
+                raise SdftError(f"stopped after step {step + 1} of {total}, which is saved in {folder / NAME}: run the same "
+                                "command again to go on")
+    model.eval()
+    trained.save(folder, base_name)
+    return _summary(log, len(examples), settings.epochs, left_out)
+
+
+@torch.no_grad()
+def evaluate(model: Llama, examples: Sequence[Example], limit: int) -> float:
+    """Mean negative log-likelihood per target token of `examples`, in nats, without dropout."""
+    was_training = model.training
+    model.eval()
+    total, targets = torch.zeros((), device=model.device), 0
+    for batch in pack_within(examples, limit):
+        batch = batch.to(model.device)
+        total += cross_entropy(batch, Views(model, batch))
+        targets += batch.targets
+    model.train(was_training)
+    return total.item() / targets
+
+
+def _prepare(model: Llama, examples: Sequence[Example], validation: Sequence[Example],
+             settings: TrainSettings) -> tuple[list[Example], list[Example], dict[str, int]]:
+    """Leave out, and tell, what cannot be trained on; return training and validation examples and the counts."""
+    longest = min(settings.max_length, model.config.context_length)
+    kept, left_out = trainable(examples, longest)
+    for reason, count in left_out.items():
+        print(f"left out {count} of {len(examples)} records: {reason}", file=sys.stderr)
+    if validation:
+        return kept, trainable(validation, longest)[0], left_out
+    return *hold_out(kept, settings.validation, settings.seed), left_out
+
+
+def _line(step: int, epoch: float, loss: float, lr: float, norm: float, trained: Trained, batches: Sequence[Batch],
+          seconds: float) -> dict:
+    """A line of log.jsonl; loss in nats per target token, norms in the weights' own units."""
+    tokens = sum(len(batch.tokens) for batch in batches)
+    return {"step": step, "epoch": round(epoch, 4), "loss": loss, "lr": lr, "grad_norm": norm,
+            "delta_norm": trained.delta_norm().item(), "tokens": tokens,
+            "target_tokens": sum(batch.targets for batch in batches),
+            "tokens_per_second": round(tokens / seconds, 1), "seconds": round(seconds, 4)}
+
+
+def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch], folder: Path) -> SdftError:
+    ids = ", ".join(name for batch in batches for name in batch.ids)
+    return SdftError(f"step {step + 1}: expected a finite loss, got loss {loss} with gradient norm {norm} on the records "
+                     f"{ids}; the state after step {step} is kept in {folder / NAME}: look at these records, or start "
+                     "anew in another folder with a lower lr")
+
+
+def _summary(log: Journal, records: int, epochs: int, left_out: dict[str, int]) -> dict:
+    lines = log.read()
+    last = lines[-1]
+    return {"records": records, "steps": last["step"], "epochs": epochs,
+            "tokens": sum(line["tokens"] for line in lines),
+            "target_tokens": sum(line["target_tokens"] for line in lines),
+            "seconds": round(sum(line["seconds"] for line in lines), 2), "left_out": left_out,
+            "loss": last["loss"], "validation_loss": last.get("validation_loss"), "delta_norm": last["delta_norm"]}

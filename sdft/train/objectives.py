@@ -1,0 +1,64 @@
+"""What training minimises. An objective is one function of a batch and of two views of it, the trained and the seed's:
+
+    objective(batch, views) -> a scalar, *summed* over the batch's targets
+
+The loop divides by the targets of the whole optimiser step, so a sum is all that an objective knows of. The views are
+hidden states rather than logits, so that an objective can take the head a few rows at a time; `views.seed` is computed
+only when an objective asks for it, from the same weights with the adapter off.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sdft.errors import SdftError
+from sdft.kernels.attention import DocumentAttention
+from sdft.kernels.linear_cross_entropy import linear_cross_entropy
+from sdft.model.llama import Llama
+from sdft.model.lora import adapter_off, lora_layers
+from sdft.train.batches import Batch
+
+
+class Views:
+    """The last hidden states at the n target rows of a batch, (n, D), and the head (V, D) that makes them logits."""
+
+    def __init__(self, model: Llama, batch: Batch, checkpoint: bool = False):
+        self.model, self.batch, self.checkpoint = model, batch, checkpoint
+
+    @cached_property
+    def trained(self) -> Tensor:
+        """Of the model as it is, with a gradient."""
+        attend = DocumentAttention(self.batch.lengths)
+        x_ND = self.model.hidden(self.batch.tokens, self.batch.positions, attend, checkpoint=self.checkpoint)
+        return x_ND[self.batch.rows]                                            # (N, D) → (n, D)
+
+    @cached_property
+    def seed(self) -> Tensor:
+        """Of the seed model, without a gradient. Raises SdftError for a model without an adapter to turn off."""
+        if not lora_layers(self.model):
+            raise SdftError("this objective compares with the seed, which is the model with its adapter off: train with "
+                            "method = lora")
+        with torch.no_grad(), adapter_off(self.model):
+            return Views(self.model, self.batch).trained
+
+    @property
+    def head(self) -> Tensor:
+        return self.model.head_weight
+
+    @property
+    def labels(self) -> Tensor:
+        return self.batch.labels[self.batch.rows]                               # (n,)
+
+
+Objective = Callable[[Batch, Views], Tensor]
+
+
+def cross_entropy(batch: Batch, views: Views) -> Tensor:
+    """−Σ log p(target): the negative log-likelihood in nats, step 3 of the method."""
+    return linear_cross_entropy(views.trained, views.head, views.labels)
+
+
+OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy}

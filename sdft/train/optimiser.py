@@ -1,0 +1,47 @@
+"""AdamW on named fp32 tensors, its learning rate by step, and its moments as tensors that can be saved."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sdft.train.settings import TrainSettings
+
+
+def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
+    """The rate of step `step` (from 0) of `total`: a linear rise over the warm-up, then half a cosine down to 0.
+
+    lr · (step + 1) / warmup, then lr · ½ · (1 + cos(π · (step − warmup) / (total − warmup))).
+    """
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = (step - settings.warmup) / max(1, total - settings.warmup)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def adamw(parameters: Mapping[str, Tensor], settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), β 0.9 and 0.999, ε 1e-8, fused: one call for all tensors."""
+    return torch.optim.AdamW(list(parameters.values()), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+
+
+def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Use `lr` from the next step on."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+
+
+def moments(optimiser: torch.optim.AdamW, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The optimiser's state by name ({} before its first step)."""
+    return {f"{key}.{name}": value for name, parameter in parameters.items()
+            for key, value in optimiser.state.get(parameter, {}).items()}
+
+
+def restore_moments(optimiser: torch.optim.AdamW, parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Give the optimiser the state that `moments` returned."""
+    for name, parameter in parameters.items():
+        optimiser.state[parameter] = {key: saved[f"{key}.{name}"].to(parameter.device)
+                                      for key in ("step", "exp_avg", "exp_avg_sq")}

@@ -1,0 +1,69 @@
+"""Every knob of training, checked once. Section "Per data set" of the paper's settings gives the defaults' origin:
+
+lr 1e-4 there for a 7B model, 5e-4 here for the built-in one of 135M; cosine to 0, no warm-up, batch 8, AdamW, clip 1.0,
+LoRA of rank 8 and α 16 on the query and value projections.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdft.errors import SdftError, nearest
+
+METHODS = ("lora", "full")
+SCHEDULES = ("cosine", "constant")
+
+
+def _knob(default: Any, text: str) -> Any:
+    """A field with its default and the text that the command line shows for it."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. Raises SdftError for an impossible value."""
+
+    method: str = _knob("lora", "lora: low-rank adapters on a frozen base; full: every weight, with fp32 masters")
+    objective: str = _knob("cross_entropy", "what is minimised")
+    lr: float = _knob(5e-4, "peak learning rate")
+    epochs: int = _knob(2, "passes over the training records")
+    batch_size: int = _knob(8, "records per optimiser step")
+    micro_tokens: int = _knob(1024, "a step runs in packs of at most this many tokens, one record at the least; less "
+                                    "memory for less, the same gradient")
+    warmup: int = _knob(0, "steps in which the learning rate rises from 0")
+    schedule: str = _knob("cosine", "cosine: falls to 0 at the end; constant")
+    weight_decay: float = _knob(0.0, "AdamW's decoupled weight decay")
+    clip: float = _knob(1.0, "largest norm of the gradient; 0 turns clipping off")
+    max_length: int = _knob(1024, "a longer record is left out, counted and told")
+    rank: int = _knob(8, "LoRA rank")
+    alpha: float = _knob(16.0, "LoRA alpha: the update is scaled by alpha / rank")
+    dropout: float = _knob(0.0, "dropout on what enters an adapter")
+    rslora: bool = _knob(False, "scale by alpha / sqrt(rank) instead")
+    targets: tuple[str, ...] = _knob(("q_proj", "v_proj"), "names or patterns of the linear layers to adapt")
+    checkpoint: bool = _knob(False, "keep only the layers' inputs and compute the rest again in the backward")
+    validation: float = _knob(0.0, "share of the records held out; their loss is logged after every epoch")
+    save_every: int = _knob(20, "steps between saved states")
+    seed: int = _knob(42, "seeds the adapter, the order of the records and the dropout")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        for name, known in (("method", METHODS), ("schedule", SCHEDULES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise SdftError(f"{name}: expected one of {', '.join(known)}, got {value!r}{nearest(str(value), known)}")
+        for name in ("epochs", "batch_size", "micro_tokens", "save_every", "rank"):
+            self._check(name, lambda value: value >= 1, "at least 1")
+        self._check("max_length", lambda value: value >= 2, "at least 2")
+        for name in ("lr", "alpha"):
+            self._check(name, lambda value: 0 < value < float("inf"), "a positive number")
+        for name in ("warmup", "weight_decay", "clip"):
+            self._check(name, lambda value: 0 <= value < float("inf"), "0 or more")
+        for name in ("dropout", "validation"):
+            self._check(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
+        if not self.targets:
+            raise SdftError("targets: expected at least one name of a linear layer, such as q_proj; got none")
+
+    def _check(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
+        if not holds(getattr(self, name)):
+            raise SdftError(f"{name}: expected {expected}, got {getattr(self, name)}")

@@ -1,0 +1,91 @@
+"""The saved state of a training run: enough to go on as if nothing had happened, bit for bit.
+
+`state.safetensors` holds the trained tensors and AdamW's moments; its header holds the number of steps done, the settings,
+and fingerprints of the data and the seed model. Nothing else needs saving: the order of the records follows from the seed
+and the epoch, and the dropout of a step from the seed and the step (`sdft.train.loop`), so the step *is* the position in
+the data and in the random numbers. The file is replaced atomically: whenever the process dies, an older or a newer
+complete state is there.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from sdft.errors import SdftError
+from sdft.files import Journal, read_tensors, save_tensors, write_text
+from sdft.model.llama import Llama
+from sdft.train.optimiser import moments, restore_moments
+from sdft.train.settings import TrainSettings
+
+NAME = "state.safetensors"
+FREE = ("save_every",)          # settings that may change in mid-run: the result does not depend on them
+
+
+def describe(settings: TrainSettings, data: str, model: str) -> dict[str, str]:
+    """What a state must agree on before it can be continued: each setting, the data and the model, as JSON text."""
+    fixed = {name: json.dumps(value) for name, value in asdict(settings).items() if name not in FREE}
+    return {**fixed, "data": data, "model": model}
+
+
+def model_fingerprint(model: Llama) -> str:
+    """A hash of the configuration and of a few numbers from both ends of every weight."""
+    digest = hashlib.sha256(json.dumps(model.config.to_hf(), sort_keys=True, default=str).encode())
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        ends = torch.cat((flat[:32], flat[-32:])).double().cpu()
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode() + ends.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_state(folder: Path, step: int, about: Mapping[str, str], parameters: Mapping[str, Tensor],
+               optimiser: torch.optim.AdamW) -> None:
+    """Save what `load_state` needs, after `step` steps."""
+    tensors = {f"weight.{name}": parameter for name, parameter in parameters.items()}
+    save_tensors(folder / NAME, {**tensors, **moments(optimiser, parameters)}, {**about, "step": str(step)})
+
+
+@torch.no_grad()
+def load_state(folder: Path, about: Mapping[str, str], parameters: Mapping[str, Tensor],
+               optimiser: torch.optim.AdamW) -> int:
+    """Restore a saved state in place and return the number of steps done: 0 when there is no state.
+
+    Raises SdftError when the state belongs to other settings, other data or another model, saying which differ.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return 0
+    tensors = read_tensors(path)
+    with safe_open(path, "pt") as file:
+        saved = file.metadata() or {}
+    differ = [f"{key} was {_short(saved.get(key))}, is {_short(value)}" for key, value in about.items()
+              if saved.get(key) != value]
+    if differ:
+        raise SdftError(f"{path} belongs to a run with other settings: {'; '.join(differ)}. Use the old settings to go on, "
+                        "or another folder to start anew")
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[f"weight.{name}"])
+    step = int(saved["step"])
+    if step:
+        restore_moments(optimiser, parameters, tensors)
+    return step
+
+
+def _short(value: str | None) -> str:
+    """A value for a message: the first digits of a fingerprint, a setting in full."""
+    return "absent" if value is None else value[:8] + "…" if len(value) == 64 else value
+
+
+def open_log(path: Path, step: int) -> Journal:
+    """The journal of steps, without the lines of steps that are not in the saved state and will be done again."""
+    lines = Journal(path).read()
+    kept = [line for line in lines if line["step"] <= step]
+    if len(kept) < len(lines):
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return Journal(path)

@@ -1,0 +1,96 @@
+"""What is trained: an adapter beside frozen weights, or every weight. Both offer the loop the same four things.
+
+    parameters     name → the fp32 tensor that the optimiser changes
+    publish()      brings the model up to date after an optimiser step
+    delta_norm()   how far the weights have moved from the seed, ‖ΔW‖_F over all of them
+    save(folder)   the result as files that PEFT or transformers load
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdft.files import save_tensors, write_json
+from sdft.model.adapters import save_adapter
+from sdft.model.llama import Llama
+from sdft.model.lora import add_lora, lora_layers
+from sdft.train.settings import TrainSettings
+
+
+class Adapter:
+    """LoRA factors A (R, D) and B (O, R) of every adapted layer; the base is frozen."""
+
+    def __init__(self, model: Llama, settings: TrainSettings):
+        add_lora(model, rank=settings.rank, alpha=settings.alpha, targets=settings.targets, dropout=settings.dropout,
+                 rslora=settings.rslora, seed=settings.seed)
+        self.model = model
+        self.layers = lora_layers(model)
+        self.parameters = {f"{name}.{factor}": getattr(layer, factor)
+                           for name, layer in self.layers.items() for factor in ("lora_A", "lora_B")}
+
+    def publish(self) -> None:
+        """The factors are the model's own: nothing to do."""
+
+    def delta_norm(self) -> Tensor:
+        """√Σ ‖s·B·A‖²_F over the layers, from the factors' R × R Gram matrices: ‖B·A‖² = ⟨BᵀB, AAᵀ⟩.
+
+        No B·A (O, D) is ever formed. Computed in fp64, as the inner product cancels while B is small.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.model.device)
+        for layer in self.layers.values():
+            A, B = layer.lora_A.detach().double(), layer.lora_B.detach().double()
+            total += layer.scale**2 * ((B.t() @ B) * (A @ A.t())).sum()          # (R, R) each
+        return total.clamp_min(0).sqrt()
+
+    def save(self, folder: Path, base_name: str) -> None:
+        """Write adapter_model.safetensors and adapter_config.json."""
+        save_adapter(self.model, folder, base_name)
+
+
+class FullWeights:
+    """Every weight, changed in fp32. A half-precision model computes with a rounded copy of the fp32 masters.
+
+    Each backward pass adds its gradients to the masters' in fp32 and frees its own, so accumulating over many packs
+    loses nothing to rounding.
+    """
+
+    def __init__(self, model: Llama, settings: TrainSettings):
+        self.model = model
+        self.seed = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        self.parameters: dict[str, Tensor] = {}
+        for name, weight in model.named_parameters():
+            weight.requires_grad_(True)
+            master = weight if weight.dtype == torch.float32 else weight.detach().float()
+            if master is not weight:
+                weight.register_post_accumulate_grad_hook(_hand_to(master))
+            self.parameters[name] = master
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the model."""
+        for name, weight in self.model.named_parameters():
+            weight.copy_(self.parameters[name])
+
+    def delta_norm(self) -> Tensor:
+        """√Σ ‖W − W_seed‖²_F over all weights."""
+        norms = [(master.detach() - self.seed[name]).norm() for name, master in self.parameters.items()]
+        return torch.stack(norms).norm()
+
+    def save(self, folder: Path, base_name: str) -> None:
+        """Write model.safetensors in the model's dtype, and config.json."""
+        save_tensors(folder / "model.safetensors", dict(self.model.named_parameters()), {"format": "pt"})
+        write_json(folder / "config.json", self.model.config.to_hf())
+
+
+def _hand_to(master: Tensor):
+    """A hook that adds a weight's fresh gradient to its fp32 master's, and frees it."""
+    def hand(weight: Tensor) -> None:
+        gradient = weight.grad.float()
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        weight.grad = None
+    return hand
+
+
+Trained = Adapter | FullWeights
