@@ -1,0 +1,68 @@
+"""Added and special tokens: pieces of text that become one id each, found before anything else is done to the text.
+
+    "<|im_start|>user\\nHi"  →  [id of <|im_start|>]  "user\\nHi"
+
+The longest token wins where several begin at one place; `lstrip` and `rstrip` let a token swallow the white space
+beside it; `single_word` refuses a match inside a word; a `normalized` token is looked for in normalised text.
+"""
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+# White space and word characters as Rust's regex crate has them: \s there leaves out U+001C to U+001F; \w holds
+# alphabetic symbols (the circled letters) and the two joiners.
+_SPACES = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008"
+           "\u2009\u200a\u2028\u2029\u202f\u205f\u3000")
+_WORD_CATEGORIES = frozenset(("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "Pc"))
+_WORD_SYMBOL = re.compile("[\u200c\u200d\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """One added token, with the fields of tokenizer.json's "added_tokens"."""
+    id: int
+    content: str
+    special: bool = True
+    normalized: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+
+class AddedTokens:
+    """Finds added tokens in text: `split` yields stretches of ordinary text (str) and ids (int), in order."""
+
+    def __init__(self, tokens: Iterable[AddedToken]):
+        self._by_text = {token.content: token for token in tokens if token.content}
+        longest_first = sorted(self._by_text, key=len, reverse=True)
+        self._find = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def split(self, text: str, special: bool) -> Iterator[str | int]:
+        """Yield the parts of `text`; special=False leaves the text of special tokens ordinary text."""
+        done = 0
+        for match in self._find.finditer(text):
+            token = self._by_text[match.group()]
+            start, end = match.span()
+            if token.special and not special or token.single_word and _inside_word(text, start, end):
+                continue
+            if token.lstrip:
+                start = done + len(text[done:start].rstrip(_SPACES))
+            if token.rstrip:
+                end = len(text) - len(text[end:].lstrip(_SPACES))
+            if done < start:
+                yield text[done:start]
+            yield token.id
+            done = end
+        if done < len(text):
+            yield text[done:]
+
+
+def _inside_word(text: str, start: int, end: int) -> bool:
+    return start > 0 and _is_word(text[start - 1]) or end < len(text) and _is_word(text[end])
+
+
+def _is_word(char: str) -> bool:
+    return unicodedata.category(char) in _WORD_CATEGORIES or _WORD_SYMBOL.match(char) is not None

@@ -1,0 +1,66 @@
+"""Finding a tokenizer: in a Hugging Face folder, or in the metadata of a GGUF file.
+
+    folder/  tokenizer.json            byte-level BPE (GPT-2, SmolLM2, Llama 3, Qwen)
+             tokenizer.model           else: sentencepiece (Llama 2, TinyLlama, Mistral)
+             tokenizer_config.json     BOS, EOS, chat template …            (also: special_tokens_map.json, chat_template.jinja)
+             generation_config.json    further tokens that end generation   (also: config.json)
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdft.errors import SdftError
+from sdft.files import read_json, read_text
+from sdft.text.bpe import ByteLevelBPE
+from sdft.text.bpe_spec import gguf_adds_bos, spec_from_gguf
+from sdft.text.tokenizer import Settings, Tokenizer
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Load the tokenizer of a model folder (SdftError when there is none, or one that is not supported)."""
+    folder = Path(folder)
+    settings = _read_settings(folder)
+    if (folder / "tokenizer.json").is_file():
+        return ByteLevelBPE(read_json(folder / "tokenizer.json"), settings)
+    raise SdftError(f"{folder}: expected tokenizer.json or tokenizer.model; copy it from where the model comes from")
+
+
+def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str = "GGUF") -> Tokenizer:
+    """Make the tokenizer of a GGUF file's metadata ("tokenizer.ggml.*", "tokenizer.chat_template")."""
+    spec = spec_from_gguf(metadata, where)
+    tokens = list(metadata["tokenizer.ggml.tokens"])
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+                              "add_bos_token": gguf_adds_bos(metadata)}
+    for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")):
+        id = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if id is not None:
+            if not 0 <= id < len(tokens):
+                raise SdftError(f"{where}: tokenizer.ggml.{key}_token_id is {id}, but there are {len(tokens)} tokens")
+            config[name] = tokens[id]
+    if "tokenizer.chat_template" in metadata:
+        config["chat_template"] = metadata["tokenizer.chat_template"]
+    return ByteLevelBPE(spec, Settings(where, config))
+
+
+def _read_settings(folder: Path) -> Settings:
+    def optional(name: str) -> dict[str, Any]:
+        path = folder / name
+        if not path.is_file():
+            return {}
+        value = read_json(path)
+        if not isinstance(value, dict):
+            raise SdftError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        return value
+
+    if not folder.is_dir():
+        raise SdftError(f"{folder}: no such folder")
+    config = optional("special_tokens_map.json") | optional("tokenizer_config.json")
+    template = folder / "chat_template.jinja"
+    if template.is_file():
+        config["chat_template"] = read_text(template)
+    if isinstance(config.get("chat_template"), list):       # named templates: the default one is for chat
+        named = {entry["name"]: entry["template"] for entry in config["chat_template"]}
+        config["chat_template"] = named.get("default")
+    return Settings(str(folder), config, optional("generation_config.json"), optional("config.json"))
