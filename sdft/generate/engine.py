@@ -1,0 +1,206 @@
+"""Batched generation: prompts are prefilled into free rows of a static cache, and every row takes a step at a time.
+
+    waiting ──prefill──→ rows of the cache ──step──→ one more token in every row ──stop or length──→ Output
+       ↑                                                                                │
+       └────────────────────── the row is free for the next prompt ─────────────────────┘
+
+A record's tokens depend on the record, the model, the settings and the seed alone: rows never see each other, and each
+draws from its own generator. Only rounding can differ with the company a row keeps, since a matrix product may add in
+another order when it has more rows; in fp32 this moves no token but at an exact near-tie.
+
+    python -m sdft generate "Why is the sky blue?"
+"""
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdft.errors import SdftError
+from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
+from sdft.generate.sampling import Sampling, choose, record_uniforms
+
+PREFILL_TOKENS = 2048          # prompts are prefilled together up to about so many tokens
+BLOCK = 32                     # attention reads the cache in whole blocks of so many slots
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to be answered."""
+
+    id: str
+    tokens: list[int]                     # ends where the assistant begins to write
+    max_new_tokens: int | None = None     # None: the sampling settings'
+
+
+@dataclass(frozen=True)
+class Output:
+    """A finished response."""
+
+    id: str
+    text: str
+    tokens: list[int]                     # without the stop token
+    finish: str                           # "stop" or "length"
+
+
+@dataclass
+class Row:
+    """A response under way, in one row of the cache."""
+
+    request: Request
+    limit: int
+    written: list[int] = field(default_factory=list)
+    finish: str | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and of what is written so far."""
+        return len(self.request.tokens) + len(self.written)
+
+
+class Engine:
+    """Answers requests in the rows of one cache; `run` yields each Output as it finishes."""
+
+    def __init__(self, model, tokenizer, requests: Sequence[Request], sampling: Sampling, batch_size: int = 32):
+        self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.stop_ids = set(tokenizer.stop_ids)
+        # Longest first: prompts of like length share a group and a batch, and no long one is left to run alone at the end.
+        rows = sorted((self._row(request) for request in requests), key=lambda row: -row.length)
+        self.waiting = deque(rows)
+        self.batch_size = B = min(batch_size, len(rows))
+        self.rows: list[Row | None] = []                                    # by place in the cache; None: free
+        slots = blocks(max((row.length + row.limit for row in rows), default=0))
+        self.cache = KVCache(model.config, B, slots, model.dtype, model.device)
+        integers = {"dtype": torch.long, "device": model.device}
+        self.tokens = torch.zeros(B, **integers)                            # each row's newest token,
+        self.positions = torch.zeros(B, **integers)                         # where it stands,
+        self.counts = torch.zeros(B, **integers)                            # and how many the row wrote
+        self.uniforms = torch.zeros(B, max((row.limit for row in rows), default=0), device=model.device)
+        self.seen = None                                                    # (B, V): the tokens in each row's context
+        if sampling.repetition_penalty != 1:
+            self.seen = torch.zeros(B, model.config.vocab_size, dtype=torch.bool, device=model.device)
+
+    def _row(self, request: Request) -> Row:
+        length, context = len(request.tokens), self.model.config.context_length
+        if length == 0:
+            raise SdftError(f"record {request.id}: its prompt has no token; give it at least one")
+        if length >= context:
+            raise SdftError(f"record {request.id}: its prompt has {length} tokens, which leaves no room to answer in the "
+                            f"model's context of {context}; shorten the record or leave it out")
+        return Row(request, min(request.max_new_tokens or self.sampling.max_new_tokens, context - length))
+
+    @torch.inference_mode()
+    def run(self) -> Iterator[Output]:
+        """Answer everything that waits."""
+        while self.waiting or self.rows:
+            self.admit()
+            yield from self.retire()
+            if self.waiting and None in self.rows:
+                continue                                                    # one token was enough for some: admit more first
+            self.compact()
+            if self.rows:
+                self.advance()
+                yield from self.retire()
+
+    @torch.inference_mode()
+    def run_tokens(self) -> Iterator[int]:
+        """Answer the first prompt, token by token."""
+        self.admit()
+        row, sent = self.rows[0], 0
+        while True:
+            yield from row.written[sent:]
+            if row.finish is not None:
+                return
+            sent = len(row.written)
+            self.advance()
+
+    def admit(self) -> None:
+        """Prefill waiting prompts into the free places, in packed groups, and choose each one's first token."""
+        self.rows += [None] * (self.batch_size - len(self.rows))
+        free = [place for place, row in enumerate(self.rows) if row is None]
+        while self.waiting and free:
+            places, total = [], 0
+            while self.waiting and free and (not places or total + self.waiting[0].length <= PREFILL_TOKENS):
+                row = self.waiting.popleft()
+                places.append(free.pop(0))
+                self.rows[places[-1]] = row
+                total += row.length
+            self._prefill(places)
+
+    def _prefill(self, places: list[int]) -> None:
+        rows, device = [self.rows[place] for place in places], self.model.device
+        lengths = [row.length for row in rows]
+        tokens = torch.tensor([token for row in rows for token in row.request.tokens], device=device)       # (N,)
+        positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+        x = self.model.hidden(tokens, positions, PrefillAttention(self.cache, places, lengths))             # (N, D)
+        for place, row in zip(places, rows, strict=True):
+            if not self.sampling.greedy:
+                uniforms = record_uniforms(self.sampling.seed, row.request.id, row.limit)
+                self.uniforms[place, : row.limit] = uniforms.to(device)
+            if self.seen is not None:
+                self.seen[place].zero_()[torch.tensor(row.request.tokens, device=device)] = True
+        index, ends = torch.tensor(places, device=device), torch.tensor(lengths, device=device)
+        self.positions[index], self.counts[index] = ends - 1, 0
+        self._note(places, self._choose(index, x[ends.cumsum(0) - 1]))
+
+    def advance(self) -> None:
+        """One step of every row."""
+        places = range(len(self.rows))
+        self._note(places, self.step(len(places), blocks(max(row.length for row in self.rows))))
+
+    def step(self, n: int, slots: int) -> Tensor:
+        """Write one more token in each of the first n rows, reading `slots` slots: ids (n,). Never waits for the device."""
+        attend = DecodeAttention(self.cache, self.positions[:n], slots)
+        x = self.model.hidden(self.tokens[:n], self.positions[:n], attend)                                  # (n, D)
+        return self._choose(torch.arange(n, device=x.device), x)
+
+    def _choose(self, index: Tensor, x: Tensor) -> Tensor:
+        """Choose the next token of the rows `index` (n,) from x (n, D), and make it each row's newest."""
+        uniforms = self.uniforms[index, self.counts[index]]                                                 # (n,)
+        seen = None if self.seen is None else self.seen[index]                                              # (n, V)
+        tokens = choose(self.model.head(x), self.sampling, uniforms, seen)                                  # (n,)
+        if self.seen is not None:
+            self.seen[index, tokens] = True
+        self.tokens[index] = tokens
+        self.positions[index] += 1
+        self.counts[index] += 1
+        return tokens
+
+    def _note(self, places: Iterable[int], tokens: Tensor) -> None:
+        """Append each row's new token to what it wrote, or mark the row as finished."""
+        for place, token in zip(places, tokens.tolist(), strict=True):
+            row = self.rows[place]
+            if token in self.stop_ids:
+                row.finish = "stop"
+            else:
+                row.written.append(token)
+                if len(row.written) == row.limit:
+                    row.finish = "length"
+
+    def retire(self) -> Iterator[Output]:
+        """Hand out the finished rows; their places are free."""
+        for place, row in enumerate(self.rows):
+            if row is not None and row.finish is not None:
+                self.rows[place] = None
+                yield Output(row.request.id, self.tokenizer.decode(row.written), row.written, row.finish)
+
+    def compact(self) -> None:
+        """Nothing waits any more: fill free places with rows from the end, so that a step runs over live rows only."""
+        for place in range(len(self.rows)):
+            while self.rows and self.rows[-1] is None:
+                self.rows.pop()
+            if place < len(self.rows) and self.rows[place] is None:
+                last = len(self.rows) - 1
+                self.rows[place] = row = self.rows.pop()
+                self.cache.move(last, place, row.length)
+                for buffer in (self.tokens, self.positions, self.counts, self.uniforms, self.seen):
+                    if buffer is not None:
+                        buffer[place] = buffer[last]
+
+
+def blocks(length: int) -> int:
+    """Round `length` up to whole blocks of slots."""
+    return (length + BLOCK - 1) // BLOCK * BLOCK
