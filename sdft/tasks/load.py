@@ -1,0 +1,39 @@
+"""From a task's name to its records.
+
+    python -c "from sdft.tasks import load_task; print(load_task('passages').source)"
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sdft.errors import SdftError, nearest
+from sdft.tasks import free_text, gsm8k, openfunctions, passages
+from sdft.tasks.base import Selection, Task
+
+TASKS = {
+    "passages": passages.load,
+    "gsm8k": gsm8k.load,
+    "openfunctions": openfunctions.load,
+    "alpaca": free_text.load,
+    "dolly": free_text.load,
+    "custom": free_text.load,
+}
+
+
+def load_task(name: str, data: Path | str | None = None, columns: Mapping[str, str] | None = None,
+              limit: int | None = None, train_records: int | None = None, test_records: int | None = None,
+              seed: int = 0) -> Task:
+    """Load a task by its name, or the file at a path as the task `custom`.
+
+    data: the folder with the task's files, or for `custom` the file. columns: our column names to the file's.
+    limit, train_records, test_records: see `Selection`. seed: what `passages` generates, and what is held out.
+    SdftError when the task, the folder or a file is not there, or holds too few records.
+    """
+    if name not in TASKS and data is None and Path(name).is_file():
+        name, data = "custom", name
+    if name not in TASKS:
+        raise SdftError(f"unknown task {name!r}{nearest(name, TASKS)}; known tasks: {', '.join(TASKS)}, or the path "
+                        "of a .json, .jsonl or .csv file")
+    path = None if data is None else Path(data)
+    return TASKS[name](Selection(name, path, columns, limit, train_records, test_records, seed))

@@ -1,0 +1,31 @@
+"""OpenFunctions: one function call per question; correct where the reference call occurs in the response.
+
+arXiv 2402.13669, section 4: rewritten with the template `refer`, trained and evaluated with `alpaca`, 5 epochs, at
+most 512 new tokens. Its files: openfunction_train.json and openfunction_test.json (instruction, output).
+
+    sdft run --task openfunctions --data FOLDER --limit 64
+"""
+from __future__ import annotations
+
+from sdft.tasks.base import Item, Selection, Suite, Task, items_of
+from sdft.tasks.scorers import call_occurs
+from sdft.text.records import Record
+
+
+def check(record: Record, response: str) -> str | None:
+    """Accept a rewrite in which the reference call occurs."""
+    return None if call_occurs(record.response, response) else "the reference call does not occur"
+
+
+def score(item: Item, output: str) -> float:
+    """1 when the reference call occurs in the output, else 0."""
+    return float(call_occurs(item.reference, output))
+
+
+def load(selection: Selection) -> Task:
+    """Read the training and the test file from the user's folder."""
+    train = selection.records("openfunction_train.json")
+    items = items_of(selection.records("openfunction_test.json"), "alpaca")
+    suite = Suite("openfunctions", items[: selection.test_size(len(items))], score, "accuracy", max_new_tokens=512)
+    return Task("openfunctions", train[: selection.train_size(len(train))], [suite], "refer", "alpaca", 5, check,
+                f"openfunction_train.json and openfunction_test.json in {selection.data}")
