@@ -55,6 +55,11 @@ def write_text(path: Path, text: str) -> None:
     _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    _replace(path, lambda temporary: temporary.write_bytes(data))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` atomically, as indented JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -91,6 +96,14 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise SdftError(f"{path}: expected UTF-8 text, but byte {error.start} is not UTF-8; save the file as "
                         "UTF-8") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file (SdftError when it is missing or unreadable)."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise SdftError(f"{path}: cannot read this file: {_reason(error)}") from error
 
 
 def read_json(path: Path) -> Any:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 # White space and word characters as Rust's regex crate has them: \s there leaves out U+001C to U+001F; \w holds
 # alphabetic symbols (the circled letters) and the two joiners.
@@ -33,15 +33,31 @@ class AddedToken:
 
 
 class AddedTokens:
-    """Finds added tokens in text: `split` yields stretches of ordinary text (str) and ids (int), in order."""
+    """Cuts text into added tokens and the ordinary, normalised text between them."""
 
+    def __init__(self, tokens: Iterable[AddedToken], normalize: Callable[[str], str] = str):
+        tokens = list(tokens)
+        self._normalize = normalize
+        self._raw = _Finder(token for token in tokens if not token.normalized)
+        self._normalized = _Finder(replace(token, content=normalize(token.content))
+                                   for token in tokens if token.normalized)
+
+    def split(self, text: str, special: bool) -> Iterator[str | int]:
+        """Yield text (str) and added tokens (their ids), in order; special=False leaves special tokens' text as text."""
+        for part in self._raw.split(text, special):
+            if isinstance(part, int):
+                yield part
+            else:
+                yield from self._normalized.split(self._normalize(part), special)
+
+
+class _Finder:
     def __init__(self, tokens: Iterable[AddedToken]):
         self._by_text = {token.content: token for token in tokens if token.content}
         longest_first = sorted(self._by_text, key=len, reverse=True)
         self._find = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def split(self, text: str, special: bool) -> Iterator[str | int]:
-        """Yield the parts of `text`; special=False leaves the text of special tokens ordinary text."""
         done = 0
         for match in self._find.finditer(text):
             token = self._by_text[match.group()]

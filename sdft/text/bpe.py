@@ -13,7 +13,6 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -86,17 +85,14 @@ class ByteLevelBPE(Tokenizer):
     Raises SdftError when the spec is damaged or holds what is not supported.
     """
 
-    def __init__(self, spec: Mapping[str, Any], settings: Settings):
-        parts = read_spec(spec, settings.where)
+    def __init__(self, spec: Mapping[str, Any], settings: Settings, where: str):
+        parts = read_spec(spec, where)
         self._spec = spec
         self._vocab = parts.vocab
         self._ranks, self._merged = parts.ranks, parts.merged
         self._ignore_merges = parts.ignore_merges
-        self._pretokenize = PreTokenizer(parts.patterns, settings.where)
-        self._normalize = nfc if parts.nfc else str
-        self._added = AddedTokens(token for token in parts.added if not token.normalized)
-        self._added_normalized = AddedTokens(replace(token, content=self._normalize(token.content))
-                                             for token in parts.added if token.normalized)
+        self._pretokenize = PreTokenizer(parts.patterns, where)
+        self._added = AddedTokens(parts.added, nfc if parts.nfc else str)
         self._byte_ids = [self._symbols(char, parts.unk_id) for char in BYTE_CHARS]
         self._texts = {id: text for text, id in parts.vocab.items()} | {t.id: t.content for t in parts.added}
         self.vocab_size = max(self._texts) + 1
@@ -114,12 +110,8 @@ class ByteLevelBPE(Tokenizer):
         for part in self._added.split(replace_surrogates(text), special):
             if isinstance(part, int):
                 ids.append(part)
-                continue
-            for piece in self._added_normalized.split(self._normalize(part), special):
-                if isinstance(piece, int):
-                    ids.append(piece)
-                else:
-                    ids += chain.from_iterable(map(self._words.__getitem__, self._pretokenize(piece)))
+            else:
+                ids += chain.from_iterable(map(self._words.__getitem__, self._pretokenize(part)))
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:

@@ -4,6 +4,7 @@ Only what can be computed exactly is taken; anything else in the file is refused
 """
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,11 @@ class Parts:
     ignore_merges: bool
     unk_id: int | None
     add_bos: bool
+
+
+def is_byte_level(spec: Any) -> bool:
+    """Whether a parsed tokenizer.json is of the byte-level kind at all."""
+    return isinstance(spec, dict) and "ByteLevel" in json.dumps(spec.get("pre_tokenizer"))
 
 
 def read_spec(spec: Mapping[str, Any], where: str) -> Parts:
@@ -149,7 +155,7 @@ def spec_from_gguf(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
                          if kind in (_GGUF_CONTROL, _GGUF_USER_DEFINED)],
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _GGUF_PRE[pre]},
-        "post_processor": _bos_template(tokens[bos], bos) if gguf_adds_bos(metadata) else None,
+        "post_processor": bos_template(tokens[bos], bos) if gguf_adds_bos(metadata) else None,
         "decoder": _BYTE_LEVEL | {"use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
@@ -164,7 +170,8 @@ def gguf_adds_bos(metadata: Mapping[str, Any]) -> bool:
     return bool(says) and "tokenizer.ggml.bos_token_id" in metadata
 
 
-def _bos_template(bos: str, id: int) -> dict[str, Any]:
+def bos_template(bos: str, id: int) -> dict[str, Any]:
+    """The post_processor of a tokenizer.json that puts a BOS before the text."""
     first, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     return {"type": "TemplateProcessing", "single": [first, text],
             "pair": [first, text, {"Sequence": {"id": "B", "type_id": 1}}],

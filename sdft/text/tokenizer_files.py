@@ -1,7 +1,7 @@
 """Finding a tokenizer: in a Hugging Face folder, or in the metadata of a GGUF file.
 
-    folder/  tokenizer.json            byte-level BPE (GPT-2, SmolLM2, Llama 3, Qwen)
-             tokenizer.model           else: sentencepiece (Llama 2, TinyLlama, Mistral)
+    folder/  tokenizer.json            when it is a byte-level BPE (GPT-2, SmolLM2, Llama 3, Qwen), else
+             tokenizer.model           sentencepiece (Llama 2, TinyLlama, Mistral)
              tokenizer_config.json     BOS, EOS, chat template …            (also: special_tokens_map.json, chat_template.jinja)
              generation_config.json    further tokens that end generation   (also: config.json)
 """
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sdft.errors import SdftError
-from sdft.files import read_json, read_text
+from sdft.files import read_bytes, read_json, read_text
 from sdft.text.bpe import ByteLevelBPE
-from sdft.text.bpe_spec import gguf_adds_bos, spec_from_gguf
+from sdft.text.bpe_spec import gguf_adds_bos, is_byte_level, spec_from_gguf
+from sdft.text.spm import SentencePiece
 from sdft.text.tokenizer import Settings, Tokenizer
 
 
@@ -22,9 +23,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Load the tokenizer of a model folder (SdftError when there is none, or one that is not supported)."""
     folder = Path(folder)
     settings = _read_settings(folder)
-    if (folder / "tokenizer.json").is_file():
-        return ByteLevelBPE(read_json(folder / "tokenizer.json"), settings)
-    raise SdftError(f"{folder}: expected tokenizer.json or tokenizer.model; copy it from where the model comes from")
+    spec_path, model_path = folder / "tokenizer.json", folder / "tokenizer.model"
+    spec = read_json(spec_path) if spec_path.is_file() else None
+    if model_path.is_file() and (spec is None or not is_byte_level(spec)):
+        return SentencePiece(read_bytes(model_path), settings, str(model_path))
+    if spec is None:
+        raise SdftError(f"{folder}: expected tokenizer.json or tokenizer.model; copy it from where the model comes from")
+    return ByteLevelBPE(spec, settings, str(spec_path))
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str = "GGUF") -> Tokenizer:
@@ -41,7 +46,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str = "GGUF") -> Tok
             config[name] = tokens[id]
     if "tokenizer.chat_template" in metadata:
         config["chat_template"] = metadata["tokenizer.chat_template"]
-    return ByteLevelBPE(spec, Settings(where, config))
+    return ByteLevelBPE(spec, Settings(where, config), where)
 
 
 def _read_settings(folder: Path) -> Settings:
