@@ -24,7 +24,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-BLOCK = 512          # queries at a time
+BLOCK = 128          # queries at a time
 
 
 def causal_attention_plain(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -93,26 +93,32 @@ def _ungroup(x: Tensor, b: int) -> Tensor:
     return x.view(x.shape[0], -1, b, x.shape[-1]).permute(2, 0, 1, 3)
 
 
-def _weights(q: Tensor, k: Tensor, offset: int, b: int) -> Tensor:
-    """Softmax of the masked scores: q (K, G·b, C) at document positions offset…, k (K, e, C) → (K, G·b, e)."""
-    scores = (q @ k.transpose(1, 2)).mul_(q.shape[-1] ** -0.5)                  # (K, G·b, e)
-    future = torch.ones(b, b, dtype=torch.bool, device=q.device).triu_(1)       # only the block's own square is masked
-    scores.view(k.shape[0], -1, b, k.shape[1])[..., offset:].masked_fill_(future, float("-inf"))
+def _future(size: int, like: Tensor) -> Tensor:
+    """0 where query row i of a block may see key column j ≤ i of it, −∞ where it may not: (size, size)."""
+    return like.new_full((size, size), float("-inf")).triu_(1)
+
+
+def _weights(q: Tensor, k: Tensor, future: Tensor) -> Tensor:
+    """Softmax of the masked scores: scaled q (K, G·b, C), k (K, e, C), future (b, b) → (K, G·b, e)."""
+    scores = q @ k.transpose(1, 2)                                              # (K, G·b, e)
+    b, e = len(future), k.shape[1]
+    scores.view(-1, b, e)[..., e - b :].add_(future)                            # only the block's own square hides any
     return scores.softmax(-1)
 
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+        q = q * q.shape[-1] ** -0.5
         ctx.save_for_backward(q, k, v)
         ctx.lengths = lengths
         heads = k.shape[1]
         k, v = (x.transpose(0, 1).contiguous() for x in (k, v))                 # (N, K, C) → (K, N, C)
         o = torch.empty_like(q)
         for begin, start, end in _blocks(lengths):
-            b = end - start
-            p = _weights(_group(q[start:end], heads), k[:, begin:end], start - begin, b)
-            o[start:end].view(b, heads, -1, q.shape[-1]).copy_(_ungroup(p @ v[:, begin:end], b))
+            p = _weights(_group(q[start:end], heads), k[:, begin:end], _future(end - start, q))
+            o_rows = p @ v[:, begin:end]                                        # (K, G·b, e)·(K, e, C)
+            o[start:end].view(end - start, heads, -1, o.shape[-1]).copy_(_ungroup(o_rows, end - start))
         return o
 
     @staticmethod
@@ -123,13 +129,13 @@ class _CausalAttention(torch.autograd.Function):
         dq = torch.empty_like(q)
         dk, dv = torch.zeros_like(k), torch.zeros_like(v)
         for begin, start, end in _blocks(ctx.lengths):
-            b = end - start
             q_rows, do_rows = _group(q[start:end], heads), _group(do[start:end], heads)     # (K, G·b, C)
             keys, values = k[:, begin:end], v[:, begin:end]                     # (K, e, C)
-            p = _weights(q_rows, keys, start - begin, b)
+            p = _weights(q_rows, keys, _future(end - start, q))
             dv[:, begin:end] += p.transpose(1, 2) @ do_rows
             dp = do_rows @ values.transpose(1, 2)                               # (K, G·b, e)
-            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype).mul_(width**-0.5)
-            dq[start:end].view(b, heads, -1, width).copy_(_ungroup(ds @ keys, b))
-            dk[:, begin:end] += ds.transpose(1, 2) @ q_rows
-        return dq, dk.transpose(0, 1), dv.transpose(0, 1), None
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
+            dk[:, begin:end] += ds.transpose(1, 2) @ q_rows                     # q_rows carries s already
+            dq_rows = ds @ keys                                                 # (K, G·b, e)·(K, e, C)
+            dq[start:end].view(end - start, heads, -1, width).copy_(_ungroup(dq_rows, end - start))
+        return dq.mul_(width**-0.5), dk.transpose(0, 1), dv.transpose(0, 1), None

@@ -37,7 +37,8 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         wide = _widen(x)
-        r = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True).add_(eps))           # (…, 1)
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        r = mean_square.add_(eps).rsqrt_()                                      # (…, 1)
         ctx.save_for_backward(x, weight, r)
         return (wide * r).to(x.dtype) * weight
 
@@ -52,5 +53,5 @@ class _RMSNorm(torch.autograd.Function):
         if need_x:
             m = _widen(dy * weight)
             dot = (m * normed).mean(-1, keepdim=True)                           # (…, 1)
-            dx = m.addcmul(normed, dot, value=-1).mul_(r).to(x.dtype)
+            dx = m.sub_(normed.mul_(dot)).mul_(r).to(x.dtype)
         return dx, dw, None
