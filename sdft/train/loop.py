@@ -29,7 +29,7 @@ from sdft.model.llama import Llama
 from sdft.progress import progress
 from sdft.text.chat import Example
 from sdft.train.batches import Batch, fingerprint, hold_out, pack_within, step_batches, steps_per_epoch, trainable
-from sdft.train.objectives import OBJECTIVES, Objective, Views, cross_entropy
+from sdft.train.objectives import Objective, Views, cross_entropy, get_objective
 from sdft.train.optimiser import adamw, learning_rate, set_learning_rate
 from sdft.train.settings import TrainSettings
 from sdft.train.signals import StopRequest
@@ -60,8 +60,8 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
     """
     folder = Path(folder)
+    objective = get_objective(settings.objective)
     examples, held, left_out = _prepare(model, examples, validation, settings)
-    objective = OBJECTIVES[settings.objective]
     about = describe(settings, fingerprint([*examples, *held]), model_fingerprint(model))
     trained: Trained = (Adapter if settings.method == "lora" else FullWeights)(model, settings)
     parameters = trained.parameters

@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sdft.errors import SdftError
+from sdft.errors import SdftError, nearest
 from sdft.kernels.attention import DocumentAttention
 from sdft.kernels.linear_cross_entropy import linear_cross_entropy
 from sdft.model.llama import Llama
@@ -62,3 +62,10 @@ def cross_entropy(batch: Batch, views: Views) -> Tensor:
 
 
 OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy}
+
+
+def get_objective(name: str) -> Objective:
+    """The objective of this name (SdftError with the nearest when there is none)."""
+    if name not in OBJECTIVES:
+        raise SdftError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {name!r}{nearest(name, OBJECTIVES)}")
+    return OBJECTIVES[name]
