@@ -76,10 +76,10 @@ class Selection:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("limit", 1), ("train_records", 1), ("test_records", 1)):
+        for name in ("limit", "train_records", "test_records"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise SdftError(f"{name} = {value}: expected a whole number of at least {least}")
+            if value is not None and value < 1:
+                raise SdftError(f"{name} = {value}: expected a whole number of at least 1")
 
     def train_size(self, available: int) -> int:
         """The number of training records out of `available`."""
@@ -103,12 +103,14 @@ class Selection:
         """Read `file` of the user's data folder (one line of error says which file was expected where)."""
         if self.data is None:
             raise SdftError(f"task {self.task} reads {file} from a folder of yours: pass --data FOLDER")
-        path = Path(self.data) / file
+        path = self.data / file
+        if not self.data.is_dir():
+            what = "is a file, but a folder was expected" if self.data.exists() else "is not a folder"
+            raise SdftError(f"task {self.task} expects {path}, and {self.data} {what}; pass --data with the folder "
+                            f"that holds {file}")
         if not path.is_file():
-            what = "a file, but a folder was expected" if Path(self.data).is_file() else "not there"
-            what = what if Path(self.data).exists() else "not a folder"
-            raise SdftError(f"task {self.task} expects {path}, and {self.data if what != 'not there' else file} is "
-                            f"{what}; pass --data with the folder that holds {file}")
+            raise SdftError(f"task {self.task} expects {path}, which is not there; pass --data with the folder that "
+                            f"holds {file}")
         return read_records(path, self.columns)
 
     def held_out(self, records: list[Record]) -> tuple[list[Record], list[Record]]:
