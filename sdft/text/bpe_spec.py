@@ -148,20 +148,29 @@ def spec_from_gguf(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
     if len(kinds) != len(tokens) or len(set(tokens)) != len(tokens):
         raise SdftError(f"{where}: its {len(tokens)} tokens are not distinct or not those of its {len(kinds)} token types; "
                         "the file may be damaged")
-    bos = key("bos_token_id", -1)
+    bos = gguf_token(metadata, "bos", where)
     return {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": [vars(AddedToken(id, tokens[id], special=kind == _GGUF_CONTROL)) for id, kind in enumerate(kinds)
                          if kind in (_GGUF_CONTROL, _GGUF_USER_DEFINED)],
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _GGUF_PRE[pre]},
-        "post_processor": bos_template(tokens[bos], bos) if gguf_adds_bos(metadata) else None,
+        "post_processor": bos_template(bos, tokens.index(bos)) if gguf_adds_bos(metadata) else None,
         "decoder": _BYTE_LEVEL | {"use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
                   "ignore_merges": pre == "llama-bpe", "vocab": {token: id for id, token in enumerate(tokens)},
                   "merges": list(key("merges"))},
     }
+
+
+def gguf_token(metadata: Mapping[str, Any], name: str, where: str) -> str | None:
+    """The text of the token that a GGUF's metadata name as "bos", "eos", "unknown" or "padding"."""
+    id, tokens = metadata.get(f"tokenizer.ggml.{name}_token_id"), metadata["tokenizer.ggml.tokens"]
+    if id is not None and not 0 <= id < len(tokens):
+        raise SdftError(f"{where}: tokenizer.ggml.{name}_token_id is {id}, but there are {len(tokens)} tokens; "
+                        "the file may be damaged")
+    return None if id is None else tokens[id]
 
 
 def gguf_adds_bos(metadata: Mapping[str, Any]) -> bool:

@@ -25,7 +25,9 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-DIGIT = r"\p{Digit}"        # the `Digits` pre-tokeniser's class: Rust's char::is_numeric, by a newer Unicode than \p{N}
+# What the `Digits` pre-tokeniser splits by: Rust's char::is_numeric, of a newer Unicode than Oniguruma's \p{N}. The name
+# is ours; no file can hold it, Oniguruma having no such class.
+DIGIT = r"\p{Numeric}"
 
 # Representatives: C1 control characters, which have no case and which folding itself replaces.
 _LETTER, _NUMBER, _RUST_NUMBER, _SPACE, _OTHER = "\x80", "\x81", "\x82", "\x83", "\x84"
@@ -104,15 +106,15 @@ def _translate(pattern: str, where: str) -> str:
             in_class = False
         elif token == "(" and not in_class:
             token = "(?:"                   # `split` must see one group: the whole
-        elif (token[0] == "\\" and token[1:] not in _ESCAPES or not token.isascii() or token in "^$.&" and not in_class
-              or in_class and token in ("[", "&")):
-            raise SdftError(f"{where}: the pre-tokeniser's regular expression {pattern!r} holds {token!r}, which is not "
+        elif (token[0] == "\\" and token[1:] not in _ESCAPES or not token.isascii()
+              or token in ("[&" if in_class else "^$.") or token == "+" and out[-1:] == ["}"]):
+            raise SdftError(f"{where}: the pre-tokeniser's regular expression {pattern} holds {token}, which is not "
                             r"supported (supported: \p{L}, \p{N}, \s, \S and plain syntax)")
         out.append(token)
     try:
         re.compile("".join(out))
     except re.error as error:
-        raise SdftError(f"{where}: the pre-tokeniser's regular expression {pattern!r} is not valid ({error})") from error
+        raise SdftError(f"{where}: the pre-tokeniser's regular expression {pattern} is not valid ({error})") from error
     return "".join(out)
 
 

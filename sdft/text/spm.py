@@ -80,7 +80,7 @@ class SentencePiece(Tokenizer):
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        hidden = self.special.values() if skip_special else ()
+        hidden = self.special_ids if skip_special else ()
         pieces = [self._texts.get(id, "").replace(_SPACE, " ") for id in map(int, ids) if id not in hidden]
         text = ""
         for is_byte, run in groupby(pieces, key=lambda piece: _BYTE.fullmatch(piece) is not None):

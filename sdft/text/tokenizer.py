@@ -49,6 +49,7 @@ class Tokenizer(ABC):
         self.settings = settings
         self.added = {token.id: token for token in added}
         self.special = {token.content: token.id for token in self.added.values() if token.special}
+        self.special_ids = frozenset(self.special.values())
         self.bos_id = self._named("bos_token")
         eos_id = self._named("eos_token")
         if eos_id is None:

@@ -14,7 +14,7 @@ from typing import Any
 from sdft.errors import SdftError
 from sdft.files import read_bytes, read_json, read_text
 from sdft.text.bpe import ByteLevelBPE
-from sdft.text.bpe_spec import gguf_adds_bos, is_byte_level, spec_from_gguf
+from sdft.text.bpe_spec import gguf_adds_bos, gguf_token, is_byte_level, spec_from_gguf
 from sdft.text.spm import SentencePiece
 from sdft.text.tokenizer import Settings, Tokenizer
 
@@ -35,15 +35,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str = "GGUF") -> Tokenizer:
     """Make the tokenizer of a GGUF file's metadata ("tokenizer.ggml.*", "tokenizer.chat_template")."""
     spec = spec_from_gguf(metadata, where)
-    tokens = list(metadata["tokenizer.ggml.tokens"])
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
                               "add_bos_token": gguf_adds_bos(metadata)}
     for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding")):
-        id = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if id is not None:
-            if not 0 <= id < len(tokens):
-                raise SdftError(f"{where}: tokenizer.ggml.{key}_token_id is {id}, but there are {len(tokens)} tokens")
-            config[name] = tokens[id]
+        token = gguf_token(metadata, key, where)
+        if token is not None:
+            config[name] = token
     if "tokenizer.chat_template" in metadata:
         config["chat_template"] = metadata["tokenizer.chat_template"]
     return ByteLevelBPE(spec, Settings(where, config), where)
