@@ -1,0 +1,128 @@
+"""What shape a model has: the fields of Hugging Face's config.json that decide the mathematics, and no others.
+
+Families: Llama 2 and 3, TinyLlama, SmolLM and SmolLM2 ("llama"), Mistral ("mistral"), Qwen2 and Qwen2.5 ("qwen2": a bias
+on q, k, v), Qwen3 ("qwen3": RMSNorm on the heads of q and k). Whatever else config.json asks for is refused by name: a
+model that is computed almost right is worse than none.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sdft.errors import SdftError
+
+FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
+            "qwen3": "Qwen3ForCausalLM"}
+ROPE_TYPES = ("default", "linear", "llama3")
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes and variants of a Llama-family model, under Hugging Face's names."""
+
+    vocab_size: int                                  # V
+    hidden_size: int                                 # D
+    intermediate_size: int                           # F
+    num_hidden_layers: int                           # L
+    num_attention_heads: int                         # H
+    num_key_value_heads: int                         # K; H/K query heads share one key/value head
+    head_dim: int                                    # C
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] = field(default_factory=dict)     # {} or {"rope_type": "linear" | "llama3", …}
+    max_position_embeddings: int = 2048
+    sliding_window: int | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False                     # on q, k, v
+    output_bias: bool = False                        # on o
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    model_type: str = "llama"
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that fit: within a sliding window full attention is exact, so the window bounds them where there is one."""
+        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any], where: str = "config.json") -> LlamaConfig:
+        """Read Hugging Face's config.json (as of transformers 4 or 5), naming `where` in errors.
+
+        Raises SdftError for another architecture, a variant that is not supported, and missing or impossible sizes.
+        """
+        family = values.get("model_type")
+        if family not in FAMILIES:
+            named = family or ", ".join(values.get("architectures") or ["no model_type"])
+            raise SdftError(f"{where}: {named} is not supported; expected one of {', '.join(FAMILIES)}")
+        sizes = {name: _size(values, name, where) for name in SIZES}
+        heads = sizes["num_attention_heads"]
+        kv_heads = values.get("num_key_value_heads") or heads
+        head_dim = values.get("head_dim") or (128 if family == "qwen3" else sizes["hidden_size"] // heads)
+        if heads % kv_heads or head_dim % 2:
+            raise SdftError(f"{where}: expected num_attention_heads to be a multiple of num_key_value_heads and an even "
+                            f"head_dim, got {heads}, {kv_heads} and {head_dim}")
+        theta, scaling = _rope(values, where)
+        _refuse_variants(values, family, where)
+        bias = bool(values.get("attention_bias"))
+        return cls(
+            **sizes, num_key_value_heads=kv_heads, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling,
+            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
+            max_position_embeddings=values.get("max_position_embeddings", 2048),
+            sliding_window=values.get("sliding_window") if family == "mistral" else None,
+            tie_word_embeddings=bool(values.get("tie_word_embeddings")),
+            attention_bias=bias or family == "qwen2", output_bias=bias and family in ("llama", "qwen3"),
+            mlp_bias=bool(values.get("mlp_bias")) and family == "llama", qk_norm=family == "qwen3", model_type=family,
+            bos_token_id=values.get("bos_token_id"), eos_token_id=values.get("eos_token_id"))
+
+    def to_hf(self) -> dict[str, Any]:
+        """The content of a config.json that transformers (4 and 5) and `from_hf` read back to the same model."""
+        values = asdict(self)
+        for ours in ("output_bias", "qk_norm", "sliding_window"):
+            del values[ours]
+        if self.model_type != "llama":
+            del values["mlp_bias"]
+        if self.model_type == "qwen2":
+            del values["attention_bias"]
+        if self.model_type == "mistral":
+            values["sliding_window"] = self.sliding_window
+        values["rope_scaling"] = dict(self.rope_scaling) or None
+        return values | {"architectures": [FAMILIES[self.model_type]], "hidden_act": "silu"}
+
+
+def _size(values: Mapping[str, Any], name: str, where: str) -> int:
+    value = values.get(name)
+    if not isinstance(value, int) or value < 1:
+        raise SdftError(f"{where}: expected {name} to be a positive whole number, got {value!r}")
+    return value
+
+
+def _rope(values: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any]]:
+    """The base and the scaling of the rotary embedding; transformers 5 keeps both in `rope_parameters`."""
+    given = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
+    theta = given.pop("rope_theta", None) or values.get("rope_theta") or 10000.0
+    kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
+    given.pop("type", None)
+    if kind not in ROPE_TYPES:
+        raise SdftError(f"{where}: RoPE scaling {kind!r} is not supported; expected one of {', '.join(ROPE_TYPES)}")
+    if given.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise SdftError(f"{where}: partial_rotary_factor is not supported; expected the whole head to be rotated")
+    needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor",
+                                               "original_max_position_embeddings")}.get(kind, ())
+    missing = [name for name in needed if name not in given]
+    if missing:
+        raise SdftError(f"{where}: RoPE scaling {kind!r} needs {', '.join(missing)}")
+    return float(theta), {} if kind == "default" else {"rope_type": kind, **{name: given[name] for name in needed}}
+
+
+def _refuse_variants(values: Mapping[str, Any], family: str, where: str) -> None:
+    act = values.get("hidden_act", "silu")
+    if act not in ("silu", "swish"):
+        raise SdftError(f"{where}: hidden_act {act!r} is not supported; expected 'silu'")
+    if family in ("qwen2", "qwen3") and values.get("use_sliding_window"):
+        raise SdftError(f"{where}: use_sliding_window is not supported; expected full attention")
+    if "quantization_config" in values:
+        raise SdftError(f"{where}: quantised weights are not supported; expected the model in bf16, fp16 or fp32, or a GGUF")

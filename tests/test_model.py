@@ -1,0 +1,79 @@
+"""The mathematics against transformers: every family, logits and gradients, in fp32."""
+import pytest
+import torch
+from tiny import FAMILIES, copy_of, hf_config, hf_model, tiny_llama
+
+from sdft.errors import SdftError
+from sdft.kernels.attention import DocumentAttention
+from sdft.model.config import LlamaConfig
+
+# Both compute in fp32 but add in another order; logits are of size 1 to 10, so 1e-4 is some tens of roundings.
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_gradients_equal_transformers(family):
+    hf = hf_model(family)
+    model = copy_of(hf)
+    tokens = torch.randint(0, 97, (2, 40), generator=torch.Generator().manual_seed(1))
+    theirs, ours = hf(tokens).logits, model(tokens)
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    pull = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(2))
+    (theirs * pull).mean().backward()
+    (ours * pull).mean().backward()
+    gradients = dict(hf.named_parameters())
+    assert set(dict(model.named_parameters())) == set(gradients)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight.grad, gradients[name].grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_written_configuration_reads_back_here_and_in_transformers(family):
+    from transformers import AutoConfig
+
+    config = LlamaConfig.from_hf(hf_config(family).to_dict())
+    assert LlamaConfig.from_hf(config.to_hf()) == config
+    values = config.to_hf()
+    assert LlamaConfig.from_hf(AutoConfig.for_model(**values).to_dict()) == config
+
+
+def test_packed_documents_do_not_see_each_other():
+    model = tiny_llama()
+    a, b = torch.arange(5, 15), torch.arange(30, 47)
+    positions = torch.cat([torch.arange(10), torch.arange(17)])
+    packed = model.head(model.hidden(torch.cat([a, b]), positions, DocumentAttention([10, 17])))
+    torch.testing.assert_close(packed[:10], model(a[None])[0], atol=1e-5, rtol=1e-5)      # fp32 sums in another order
+    torch.testing.assert_close(packed[10:], model(b[None])[0], atol=1e-5, rtol=1e-5)
+
+
+def test_recomputing_activations_changes_no_gradient():
+    model = tiny_llama()
+    tokens, positions = torch.arange(5, 25), torch.arange(20)
+    gradients = []
+    for checkpoint in (False, True):
+        model.zero_grad()
+        model.hidden(tokens, positions, DocumentAttention([20]), checkpoint=checkpoint).square().sum().backward()
+        gradients.append([weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None])
+    assert all(torch.equal(x, y) for x, y in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"model_type": "gpt_neox"}, "gpt_neox is not supported; expected one of llama, mistral, qwen2, qwen3"),
+    ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE scaling 'yarn' is not supported"),
+    ({"rope_scaling": {"type": "linear"}}, "needs factor"),
+    ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window is not supported"),
+    ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
+    ({"hidden_size": None}, "expected hidden_size to be a positive whole number, got None"),
+    ({"quantization_config": {}}, "quantised weights are not supported"),
+])
+def test_what_is_not_supported_is_refused_by_name(changes, message):
+    from tiny import SIZES
+
+    with pytest.raises(SdftError, match=message):
+        LlamaConfig.from_hf({**SIZES, "model_type": "llama", **changes})
+
+
+def test_a_sliding_window_bounds_the_context():
+    config = LlamaConfig.from_hf(hf_config("mistral").to_dict())
+    assert config.context_length == 64
