@@ -1,0 +1,47 @@
+"""Mix: what share of the records may take the rewrite (arXiv 2402.13669, section 5); the others keep the original answer.
+
+    nominal ratio    the share of records that *may* take it, as asked
+    effective share  the share whose target in fact differs from the original: smaller, as rewrites are rejected, and some
+                     equal the original. It can be very small (in the authors' own OpenFunctions file 236 of 2211), so it
+                     is always reported beside the ratio.
+
+Which records may is decided by rank of a hash of seed and id: it does not depend on their order, and the records of a
+smaller ratio are among those of a larger one.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from sdft.distill.distilled import Distilled
+from sdft.errors import SdftError
+from sdft.text.records import Record
+
+
+def mix(records: Sequence[Record], distilled: Iterable[Distilled], ratio: float = 1.0, seed: int = 0) -> list[Record]:
+    """Return the records with the chosen response in place of the original in `ratio` of them, in their order.
+
+    Raises SdftError for a ratio outside [0, 1], and where a record has no line in `distilled`.
+    """
+    if not 0 <= ratio <= 1:
+        raise SdftError(f"mix ratio = {ratio}: expected a share from 0 (all original) to 1 (every accepted rewrite)")
+    chosen = {row.id: row.response for row in distilled}
+    missing = [record.id for record in records if record.id not in chosen]
+    if missing:
+        raise SdftError(f"{len(missing)} of {len(records)} records are not among the distilled ones (the first is "
+                        f"{missing[0]}): distil again with the same data")
+    ranked = sorted({record.id for record in records}, key=lambda id: _rank(seed, id))
+    may = set(ranked[: round(ratio * len(ranked))])
+    return [replace(record, response=chosen[record.id]) if record.id in may else record for record in records]
+
+
+def effective_share(records: Sequence[Record], mixed: Iterable[Record]) -> float:
+    """The share of records whose target differs from the original answer by more than white space around it."""
+    original = {record.id: record.response.strip() for record in records}
+    changed = sum(record.response.strip() != original[record.id] for record in mixed)
+    return changed / len(records) if records else 0.0
+
+
+def _rank(seed: int, id: str) -> str:
+    return hashlib.sha256(f"{seed}\n{id}".encode()).hexdigest()

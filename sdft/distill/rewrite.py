@@ -1,0 +1,83 @@
+"""Rewrite, step 1 of the method: the seed model sees question and reference answer, and writes an answer of its own.
+
+    ỹ ~ f_θ(y | c_distill, x, y)              arXiv 2402.13669, section 3
+
+f_θ is the seed model, x the instruction, y the reference answer, c_distill a template that shows both ("Using the
+reference answer as a guide, write your own response"). What comes out says what y says in the words that the seed would
+use, so that learning it moves the seed's distribution less. Of a conversation the last turn is rewritten; the earlier
+turns are its history and stay as they are.
+
+    sdft distill --task passages --out runs/mine
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sdft.distill.resume import fitting, resume
+from sdft.errors import SdftError
+from sdft.generate import Request, Sampling, stream
+from sdft.model.fingerprint import fingerprint
+from sdft.progress import progress
+from sdft.text.chat import encode_prompt
+from sdft.text.records import Record
+from sdft.text.templates import Template
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What the seed wrote for one record. The text does not hold the template's forced prefix."""
+
+    id: str
+    text: str
+    tokens: list[int]          # without the stop token
+    finish: str                # "stop": the model ended it; "length": cut at the token limit
+    seed: int                  # of the sampling
+
+
+def rewrite_records(model, tokenizer, records: Sequence[Record], template: Template, sampling: Sampling, journal: Path,
+                    batch_size: int = 32, chat: str | None = None) -> list[Rewrite]:
+    """Let `model` rewrite the answers of `records`; return the rewrites in the records' order.
+
+    Each rewrite is a line of `journal` as soon as it is finished: id, text, tokens, finish, seed, and in `prompt` a hash
+    of the prompt's tokens. A run that was killed goes on after the last line. A record whose prompt fills the model's
+    context is told on stderr and has no rewrite.
+
+    Raises SdftError when the journal was made with another model, template, chat format or sampling, or from another
+    record of the same id, and says which.
+    """
+    made_with = {"model": fingerprint(model), "template": asdict(template), "chat": chat or tokenizer.chat,
+                 "sampling": asdict(sampling)}
+    requests = [Request(record.id, distill_prompt(tokenizer, record, template, chat)) for record in records]
+    requests = fitting(requests, model.config.context_length, "rewrite")
+    lines_file, lines = resume(journal, made_with)
+    prompts = {request.id: digest(request.tokens) for request in requests}
+    for request in requests:
+        if prompts[request.id] != lines.get(request.id, {}).get("prompt", prompts[request.id]):
+            raise SdftError(f"{journal}: record {request.id} was another one when it was rewritten: use the old data to "
+                            "go on, or another folder to start anew")
+    waiting = [request for request in requests if request.id not in lines]
+    with lines_file, progress(total=len(requests), desc="rewrite", unit="record") as bar:
+        bar.update(len(requests) - len(waiting))
+        for output in stream(model, tokenizer, waiting, sampling, batch_size):
+            line = {**asdict(output), "seed": sampling.seed, "prompt": prompts[output.id]}
+            lines_file.append(line)
+            lines[output.id] = line
+            bar.update()
+    return [_rewrite(lines[request.id]) for request in requests]
+
+
+def distill_prompt(tokenizer, record: Record, template: Template, chat: str | None = None) -> list[int]:
+    """c_distill(x, y) as token ids; it ends where the seed begins to write, after the template's forced prefix."""
+    return encode_prompt(tokenizer, template.messages(record, record.response), template.prefix, chat)
+
+
+def digest(tokens: Sequence[int]) -> str:
+    """16 hex digits that tell one list of token ids from another."""
+    return hashlib.sha256(repr(list(tokens)).encode()).hexdigest()[:16]
+
+
+def _rewrite(line: dict) -> Rewrite:
+    return Rewrite(line["id"], line["text"], line["tokens"], line["finish"], line["seed"])
