@@ -30,14 +30,16 @@ from sdft.model.llama import Llama
 class LoRALinear(nn.Linear):
     """A linear layer with an adapter; the weight and bias are the replaced layer's own parameters."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float = 0.0):
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False):
         nn.Module.__init__(self)                                    # not nn.Linear's: it would allocate a weight
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
         fp32 = {"dtype": torch.float32, "device": base.weight.device}
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **fp32))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **fp32))
-        self.scale, self.dropout, self.enabled = scale, dropout, True
+        self.rank, self.alpha, self.rslora, self.dropout = rank, alpha, rslora, dropout
+        self.scale = alpha / (math.sqrt(rank) if rslora else rank)
+        self.enabled = True
         self.unmerged: Tensor | None = None                         # the seed's weight, while `weight` is a merged one
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +74,7 @@ def add_lora(model: Llama, rank: int = 8, alpha: float = 16, targets: Sequence[s
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     for name in names:
-        layer = adapt(model, name, rank, alpha / (math.sqrt(rank) if rslora else rank), dropout)
+        layer = adapt(model, name, rank, alpha, dropout, rslora)
         drawn = torch.empty(layer.lora_A.shape)                     # on the CPU: the same numbers for every device
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         layer.lora_A.data.copy_(drawn)
@@ -93,10 +95,10 @@ def match_targets(model: Llama, targets: Sequence[str]) -> list[str]:
     return [name for name in linear if name in chosen]
 
 
-def adapt(model: Llama, name: str, rank: int, scale: float, dropout: float = 0.0) -> LoRALinear:
+def adapt(model: Llama, name: str, rank: int, alpha: float, dropout: float, rslora: bool) -> LoRALinear:
     """Replace the linear layer `name` by one with an adapter, and return it."""
     parent, _, leaf = name.rpartition(".")
-    layer = LoRALinear(model.get_submodule(name), rank, scale, dropout)
+    layer = LoRALinear(model.get_submodule(name), rank, alpha, dropout, rslora)
     setattr(model.get_submodule(parent), leaf, layer)
     return layer
 

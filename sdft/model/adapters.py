@@ -1,0 +1,99 @@
+"""Adapters on disk, in PEFT's own format: adapter_model.safetensors and adapter_config.json. PEFT loads ours, we load PEFT's."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdft.errors import SdftError
+from sdft.files import read_json, read_tensors, save_tensors, write_json
+from sdft.model.llama import Llama
+from sdft.model.lora import LoRALinear, adapt, lora_layers, match_targets, remove_lora
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+UNSUPPORTED = ("use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices")
+
+
+def save_adapter(model: Llama, folder: Path, base_name: str = "") -> None:
+    """Write the model's adapter to `folder`, each file atomically; the configuration last."""
+    layers = lora_layers(model)
+    if not layers:
+        raise SdftError("the model has no adapter to save: train one, or add it with add_lora")
+    tensors = {f"{PREFIX}{name}.{factor}.weight": getattr(layer, factor)
+               for name, layer in layers.items() for factor in ("lora_A", "lora_B")}
+    save_tensors(Path(folder) / WEIGHTS, tensors, {"format": "pt"})
+    write_json(Path(folder) / CONFIG, _config(model, layers, base_name))
+
+
+def load_adapter(model: Llama, folder: Path) -> None:
+    """Put the adapter in `folder` on the model, in place of one that it may have.
+
+    Raises SdftError when a file is missing or damaged, when the adapter uses what is not supported (named), and when it
+    was made for another model; the model is then as it was.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise SdftError(f"{folder}: expected an adapter with {CONFIG} and {WEIGHTS}, found no {CONFIG}")
+    config, tensors = read_json(folder / CONFIG), read_tensors(folder / WEIGHTS)
+    _check_config(config, folder / CONFIG)
+    factors = _factors(tensors, folder / WEIGHTS)
+    _check_shapes(model, factors, folder)
+    remove_lora(model)
+    model.requires_grad_(False)
+    for name, (A, B) in factors.items():
+        layer = adapt(model, name, rank=A.shape[0], alpha=config["lora_alpha"],
+                      dropout=config.get("lora_dropout") or 0.0, rslora=bool(config.get("use_rslora")))
+        layer.lora_A.data.copy_(A)
+        layer.lora_B.data.copy_(B)
+
+
+def _config(model: Llama, layers: dict[str, LoRALinear], base_name: str) -> dict[str, Any]:
+    layer = next(iter(layers.values()))
+    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+    targets = leaves if match_targets(model, leaves) == list(layers) else list(layers)
+    return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "r": layer.rank,
+            "lora_alpha": layer.alpha, "use_rslora": layer.rslora, "lora_dropout": layer.dropout, "target_modules": targets, "bias": "none", "inference_mode": True}
+
+
+def _check_config(config: dict[str, Any], path: Path) -> None:
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or "lora_alpha" not in config:
+        raise SdftError(f"{path}: expected a PEFT configuration with peft_type LORA and lora_alpha")
+    for name in UNSUPPORTED:
+        if config.get(name):
+            raise SdftError(f"{path}: {name} is not supported; expected a plain LoRA adapter")
+    if config.get("alpha_pattern") or config.get("rank_pattern"):
+        raise SdftError(f"{path}: alpha_pattern and rank_pattern are not supported; expected one rank and alpha for all")
+    if config.get("bias", "none") != "none":
+        raise SdftError(f"{path}: bias = {config['bias']!r} is not supported; expected 'none'")
+
+
+def _factors(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Layer name → (A, B), from PEFT's tensor names."""
+    factors = {}
+    for key in tensors:
+        name = key.removeprefix(PREFIX)
+        if name.endswith(".lora_A.weight"):
+            name = name.removesuffix(".lora_A.weight")
+            partner = f"{key.removesuffix('.lora_A.weight')}.lora_B.weight"
+            if partner not in tensors:
+                raise SdftError(f"{path}: expected {partner} beside {key}, found none")
+            factors[name] = (tensors[key], tensors[partner])
+        elif not name.endswith(".lora_B.weight"):
+            raise SdftError(f"{path}: unexpected tensor {key}; expected the lora_A and lora_B weights of a LoRA adapter")
+    if not factors:
+        raise SdftError(f"{path}: expected the lora_A and lora_B weights of an adapter, found none")
+    return factors
+
+
+def _check_shapes(model: Llama, factors: dict[str, tuple[torch.Tensor, torch.Tensor]], folder: Path) -> None:
+    modules = dict(model.named_modules())
+    for name, (A, B) in factors.items():
+        layer = modules.get(name)
+        if not isinstance(layer, torch.nn.Linear):
+            raise SdftError(f"{folder}: the adapter is for another model: it changes {name}, which this model lacks")
+        wanted, given = tuple(layer.weight.shape), (B.shape[0], A.shape[1])
+        if wanted != given or A.shape[0] != B.shape[1]:
+            raise SdftError(f"{folder}: the adapter is for another model: for {name} it expects a weight of {given}, "
+                            f"this model has {wanted}")

@@ -1,0 +1,120 @@
+"""Loading a Hugging Face folder: config.json, and safetensors in one file or sharded.
+
+Every tensor is read straight into its place in the model, cast on the way, so that the peak is the model and one tensor.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sdft.errors import SdftError
+from sdft.files import read_json
+from sdft.model.config import LlamaConfig
+from sdft.model.llama import Llama
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def load_config(folder: Path) -> LlamaConfig:
+    """Read config.json of a model folder."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise SdftError(f"{folder}: expected a model folder with config.json, found "
+                        f"{'no such file in it' if Path(folder).is_dir() else 'no such folder'}")
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise SdftError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return LlamaConfig.from_hf(values, str(path))
+
+
+def load_model(folder: Path, dtype: str | torch.dtype = "bfloat16", device: str | torch.device = "cpu") -> Llama:
+    """Load the model in `folder` in eval mode, its weights in `dtype`.
+
+    Raises SdftError for a missing or damaged file, an unsupported architecture, and missing, unknown or misshapen tensors.
+    """
+    folder = Path(folder)
+    config, dtype = load_config(folder), as_dtype(dtype)
+    with torch.device("meta"):
+        model = Llama(config)
+    wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    files = weight_files(folder)
+    _check_names(wanted, files, config, folder)
+    weights: dict[str, Tensor] = {}
+    for path in dict.fromkeys(files.values()):
+        with open_tensors(path) as file:
+            for name in file.keys():
+                if name in wanted and files[name] == path:
+                    weights[name] = _read(file, name, wanted[name], path, dtype, device)
+    return fill(model, weights)
+
+
+def fill(model: Llama, weights: dict[str, Tensor]) -> Llama:
+    """Give a model without storage its weights, in eval mode and ready to be trained in full."""
+    for name, weight in weights.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, nn.Parameter(weight))
+    return model.eval()
+
+
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The torch dtype of a name such as "bfloat16" (SdftError for an unknown one)."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise SdftError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """Tensor name → the safetensors file that holds it."""
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict):
+            raise SdftError(f"{folder / INDEX}: expected a weight_map from tensor names to files")
+        missing = sorted({name for name in shards.values() if not (folder / name).is_file()})
+        if missing:
+            raise SdftError(f"{folder}: expected the shard {missing[0]}, found none; copy or download it again")
+        return {name: folder / file for name, file in shards.items()}
+    path = folder / SINGLE
+    if not path.is_file():
+        raise SdftError(f"{folder}: expected {SINGLE} or {INDEX}, found neither (pickled weights are never read)")
+    with open_tensors(path) as file:
+        return dict.fromkeys(file.keys(), path)
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator:
+    """Open a safetensors file to be read tensor by tensor (SdftError when it is truncated or corrupt)."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise SdftError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())}); it may be truncated: "
+                        "copy or download it again") from error
+
+
+def _check_names(wanted: dict[str, tuple[int, ...]], files: dict[str, Path], config: LlamaConfig, folder: Path) -> None:
+    missing = [name for name in wanted if name not in files]
+    if missing:
+        raise SdftError(f"{folder}: {len(missing)} tensors that config.json asks for are missing, first {missing[0]}")
+    extra = [name for name in files if name not in wanted and not name.endswith("rotary_emb.inv_freq")
+             and not (name == "lm_head.weight" and config.tie_word_embeddings)]
+    if extra:
+        raise SdftError(f"{folder}: {len(extra)} tensors have no place in the model of config.json, first {extra[0]}")
+
+
+def _read(file, name: str, shape: tuple[int, ...], path: Path, dtype: torch.dtype, device: str | torch.device) -> Tensor:
+    stored = file.get_tensor(name)
+    if tuple(stored.shape) != shape:
+        raise SdftError(f"{path}: {name} has shape {tuple(stored.shape)}, config.json asks for {shape}")
+    if not stored.is_floating_point():
+        raise SdftError(f"{path}: {name} holds {str(stored.dtype).removeprefix('torch.')}; expected floating-point weights")
+    return torch.empty(shape, dtype=dtype, device=device).copy_(stored)     # a copy: aligned, and no longer tied to the file
