@@ -19,10 +19,12 @@ SAMPLES = 64          # numbers read of every weight
 @torch.no_grad()
 def fingerprint(model: Llama) -> str:
     """16 hex digits of configuration, dtypes and weights; an adapter counts unless it is off or absent."""
-    off = tuple(f"{name}.lora_" for name, layer in lora_layers(model).items() if not layer.enabled)
-    digest = hashlib.sha256(json.dumps(model.config.to_hf(), sort_keys=True, default=str).encode())
+    adapters = lora_layers(model)
+    off = tuple(f"{name}.lora_" for name, layer in adapters.items() if not layer.enabled)
+    scales = {name: layer.scale for name, layer in adapters.items() if layer.enabled}
+    digest = hashlib.sha256(json.dumps([model.config.to_hf(), scales], sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
-        if off and name.startswith(off):
+        if name.startswith(off):
             continue
         flat = weight.detach().flatten()
         sample = flat[:: max(1, len(flat) // SAMPLES)].double().cpu()

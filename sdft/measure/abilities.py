@@ -1,0 +1,92 @@
+"""Abilities: run a suite of test items, keep every answer with its score, and sum the scores up.
+
+    items ─encode→ requests ─stream→ eval/<arm>/<suite>.jsonl ─summarise→ mean and interval, by kind
+                                     (a line as each finishes)  ─against→ paired difference from another arm
+
+    sdft eval --suite instructions --model smollm2-135m --out answers.jsonl
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sdft.distill.resume import fitting, resume
+from sdft.errors import SdftError
+from sdft.generate import Request, Sampling, stream
+from sdft.measure.statistics import bootstrap_mean, paired_difference
+from sdft.model.fingerprint import fingerprint
+from sdft.progress import progress
+from sdft.tasks.base import Item, Suite
+from sdft.text.chat import encode_prompt
+
+
+def evaluate(model, tokenizer, suite: Suite, path: Path, sampling: Sampling = Sampling(), batch_size: int = 32,
+             chat: str | None = None) -> list[dict[str, Any]]:
+    """Answer every item of `suite`, at most suite.max_new_tokens tokens each; return the lines in the items' order.
+
+    A line of the journal `path`: id, kind, prompt (the last user turn), output, tokens (how many), finish, score (None in a
+    suite that keeps outputs only). A run that was killed goes on after the last line. An item that does not fit the
+    model's context is told on stderr, and is an empty answer like any other.
+
+    Raises SdftError when the journal was made with another model, chat format or sampling, or for other items.
+    """
+    sampling = replace(sampling, max_new_tokens=suite.max_new_tokens)
+    items = {item.id: item for item in suite.items}
+    journal, lines = resume(path, {"model": fingerprint(model), "chat": chat or tokenizer.chat,
+                                   "sampling": asdict(sampling)})
+    _refuse_foreign(path, lines, items)
+    requests = [Request(item.id, encode_prompt(tokenizer, item.messages, chat=chat))
+                for item in suite.items if item.id not in lines]
+    kept = fitting(requests, model.config.context_length, suite.name)
+    with journal, progress(total=len(items), desc=suite.name, unit="item") as bar:
+        def keep(id: str, output: str, tokens: int, finish: str) -> None:
+            item = items[id]
+            score = None if suite.score is None else float(suite.score(item, output))
+            lines[id] = {"id": id, "kind": item.kind, "prompt": item.messages[-1]["content"], "output": output,
+                         "tokens": tokens, "finish": finish, "score": score}
+            journal.append(lines[id])
+            bar.update()
+
+        bar.update(len(items) - len(requests))
+        for id in {request.id for request in requests} - {request.id for request in kept}:
+            keep(id, "", 0, "length")
+        for output in stream(model, tokenizer, kept, sampling, batch_size):
+            keep(output.id, output.text, len(output.tokens), output.finish)
+    return [lines[item.id] for item in suite.items]
+
+
+def _refuse_foreign(path: Path, lines: dict[str, dict], items: dict[str, Item]) -> None:
+    for id, line in lines.items():
+        if id not in items or line["prompt"] != items[id].messages[-1]["content"]:
+            raise SdftError(f"{path}: item {id} {'has another prompt' if id in items else 'is not'} in this suite; the file "
+                            "belongs to other test items: use those, or another folder to start anew")
+
+
+def summarise(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
+    """Sum up the lines of a scored suite: mean with its 95 % interval, n, tokens_mean, and the mean of every kind."""
+    mean, low, high = bootstrap_mean([row["score"] for row in rows], seed)
+    kinds = sorted({row["kind"] for row in rows} - {""})
+    by_kind = {kind: fmean(row["score"] for row in rows if row["kind"] == kind) for kind in kinds}
+    return {"mean": mean, "low": low, "high": high, "n": len(rows),
+            "tokens_mean": fmean(row["tokens"] for row in rows), "by_kind": by_kind}
+
+
+def against(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, float]:
+    """The mean of score − other score, item by item, with its 95 % interval: difference, low, high."""
+    first, second = joined(rows, others)
+    difference, low, high = paired_difference([row["score"] for row in first], [row["score"] for row in second], seed)
+    return {"difference": difference, "low": low, "high": high}
+
+
+def joined(rows: Sequence[dict[str, Any]],
+           others: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of both, in one order of ids (SdftError where the two do not hold the same ids)."""
+    by_id = {row["id"]: row for row in others}
+    alone = {row["id"] for row in rows} ^ by_id.keys()
+    if alone:
+        raise SdftError(f"expected answers to the same items, but {len(alone)} stand on one side only (one is {min(alone)}); "
+                        "evaluate both on one suite")
+    return list(rows), [by_id[row["id"]] for row in rows]
