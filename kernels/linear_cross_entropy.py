@@ -6,8 +6,8 @@ For a row h with label y and weight w, z = h·Wᵀ and p = softmax(z):
 
 The loss is a sum that ends the graph, so its gradient is known but for one scalar. It is computed at once, in the
 forward pass, for a few rows at a time; z becomes p becomes dz becomes dh, and the (rows, V) arrays are used again for
-the next rows (Wijmans et al. 2024, arXiv 2411.09009, and Liger, arXiv 2410.10989, do so on GPUs). The backward multiplies
-dh by the scalar that arrives. The head is frozen under LoRA: dW is computed only where W asks for it, in fp32.
+the next rows (Wijmans et al. 2024, arXiv 2411.09009, and Liger, arXiv 2410.10989, do so on GPUs). The backward
+multiplies dh by the scalar that arrives. The head is frozen under LoRA: dW is computed only where W asks for it, in fp32.
 
 The logits are rounded to x's dtype, as the head alone would give them; softmax and loss are taken in fp32.
 """
@@ -21,7 +21,8 @@ IGNORE = -100          # the label of a row that is no target
 ROWS = 256             # rows at a time: 256 × 49152 logits are 25 MB in bf16
 
 
-def linear_cross_entropy_plain(x: Tensor, weight: Tensor, labels: Tensor, token_weights: Tensor | None = None) -> Tensor:
+def linear_cross_entropy_plain(x: Tensor, weight: Tensor, labels: Tensor,
+                               token_weights: Tensor | None = None) -> Tensor:
     """Return Σ wᵢ · −log softmax(x·Wᵀ)ᵢ[labelᵢ] over the rows whose label is not -100: an fp32 scalar.
 
     x (n, D), weight (V, D), labels (n,), token_weights (n,) or None for all ones.
@@ -46,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         need_x, need_weight = ctx.needs_input_grad[:2]
         dx = torch.empty_like(x) if need_x else None
         dW = torch.zeros_like(weight, dtype=wide) if need_weight else None
-        logits = x.new_empty(min(ROWS, len(x)), len(weight))                    # (rows, V) in x's dtype, used for all rows
+        logits = x.new_empty(min(ROWS, len(x)), len(weight))                    # (rows, V), used again for all
         probabilities = torch.empty_like(logits, dtype=wide)                    # (rows, V)
         loss = x.new_zeros((), dtype=wide)
         for start in range(0, len(x), ROWS):

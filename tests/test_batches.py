@@ -62,5 +62,6 @@ def test_held_out_records_are_not_trained_on():
 
 
 def test_the_fingerprint_sees_every_token_mask_and_id():
-    other = [Example("b", [20, 22, 2], B.mask), Example("b", B.tokens, [False, False, True]), Example("x", B.tokens, B.mask)]
+    other = [Example("b", [20, 22, 2], B.mask), Example("b", B.tokens, [False, False, True]),
+             Example("x", B.tokens, B.mask)]
     assert len({fingerprint([A, b]) for b in (B, *other)} | {fingerprint([B, A])}) == 5

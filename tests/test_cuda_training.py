@@ -1,4 +1,4 @@
-"""A training step on device "cuda" without a GPU: under FakeTensorMode a host sync and a tensor on a wrong device raise.
+"""A training step on device "cuda" without a GPU: under FakeTensorMode a host sync and a wrong device raise.
 
 This shows that the code is written for a GPU, not how fast it is. A build of PyTorch without CUDA lacks two things that
 the mode relies on: a device guard, which the CPU's stands in for here, and autograd's engine for that device, in whose

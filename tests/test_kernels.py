@@ -31,7 +31,8 @@ CASES = {
     "lora_linear": (lora_linear, lora_linear_plain, [(N, 8), (6, 8), (6,), (2, 8), (6, 2)], lambda dtype: (1.5,)),
     "linear_cross_entropy": (linear_cross_entropy, linear_cross_entropy_plain, [(N, 8), (12, 8)],
                              lambda dtype: (LABELS, torch.linspace(0.5, 2, N))),
-    "attention": (causal_attention, causal_attention_plain, [(N, 4, 6), (N, 2, 6), (N, 2, 6)], lambda dtype: (LENGTHS,)),
+    "attention": (causal_attention, causal_attention_plain, [(N, 4, 6), (N, 2, 6), (N, 2, 6)],
+                  lambda dtype: (LENGTHS,)),
 }
 
 
@@ -99,7 +100,8 @@ def test_lora_linear_keeps_leading_dimensions_and_fp32_factors():
     A, B = (f.detach().float().requires_grad_() for f in (A, B))
     output = lora_linear(x, weight.detach(), None, A, B, 2.0)
     assert output.shape == (2, 3, 6) and output.dtype == torch.bfloat16
-    torch.testing.assert_close(output, lora_linear_plain(x, weight, None, A, B, 2.0), rtol=2**-6, atol=2**-6)  # 2 roundings
+    plain = lora_linear_plain(x, weight, None, A, B, 2.0)
+    torch.testing.assert_close(output, plain, rtol=2**-6, atol=2**-6)      # two roundings of bf16's 2⁻⁸ each, doubled
     output.float().sum().backward()
     assert A.grad.dtype == B.grad.dtype == torch.float32 and weight.grad is None
 

@@ -30,8 +30,8 @@ def slow(batch, views):
     return cross_entropy(batch, views)
 
 OBJECTIVES["slow"] = slow
-settings = TrainSettings(objective="slow", method=sys.argv[1], lr=1e-2, batch_size=4, micro_tokens=40, rank=2, dropout=0.2,
-                         save_every=4)
+settings = TrainSettings(objective="slow", method=sys.argv[1], lr=1e-2, batch_size=4, micro_tokens=40, rank=2,
+                         dropout=0.2, save_every=4)
 train(tiny_model(torch.bfloat16), examples(28), settings, Path(sys.argv[2]), validation=examples(3, seed=5))
 """
 

@@ -48,7 +48,8 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_whole_step():
     for record in records:                                              # one by one, over all logits, by plain torch
         logits = model(torch.tensor([record.tokens]))[0, :-1]
         learned = torch.tensor(record.mask[1:])
-        total += torch.nn.functional.cross_entropy(logits[learned], torch.tensor(record.tokens[1:])[learned], reduction="sum")
+        targets = torch.tensor(record.tokens[1:])[learned]
+        total += torch.nn.functional.cross_entropy(logits[learned], targets, reduction="sum")
         count += int(learned.sum())
     direct = torch.autograd.grad(total / count, factors)
     for limit in (1, 30, 10_000):                                       # 5 packs, some, 1
@@ -77,7 +78,8 @@ def test_no_gradient_below_the_first_adapted_layer():
     add_lora(model, rank=2, targets=("model.layers.1.self_attn.q_proj",))
     wants = {}
     for name in ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.o_proj"):
-        model.get_submodule(name).register_forward_hook(lambda _m, _i, out, name=name: wants.update({name: out.requires_grad}))
+        model.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: wants.update({name: output.requires_grad}))
     gradient(model, pack_within(examples(2), 100), cross_entropy)
     assert list(wants.values()) == [False, True]
 
@@ -88,7 +90,7 @@ def test_twenty_steps_equal_peft_with_torchs_adamw(tmp_path):
     records = examples(16)
     ours = tiny_model()
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**HF_CONFIG))
-    theirs.load_state_dict(ours.state_dict(), strict=False)             # strict=False: the tied head has no name of its own
+    theirs.load_state_dict(ours.state_dict(), strict=False)     # the tied head has no name of its own in ours
     theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"]))
     probe = tiny_model()
     add_lora(probe, rank=2, alpha=4, seed=settings.seed)                # the same start
@@ -118,7 +120,8 @@ def test_twenty_steps_equal_peft_with_torchs_adamw(tmp_path):
     assert [line["loss"] for line in log_lines(tmp_path)] == pytest.approx(losses, abs=1e-4)
     for name, layer in lora_layers(ours).items():
         for factor in ("lora_A", "lora_B"):
-            torch.testing.assert_close(getattr(layer, factor), getattr(layers[name], factor)["default"].weight, rtol=0, atol=1e-4)
+            expected = getattr(layers[name], factor)["default"].weight
+            torch.testing.assert_close(getattr(layer, factor), expected, rtol=0, atol=1e-4)     # asked for: 1e-4
 
 
 def test_learning_rate_rises_then_falls_by_a_cosine():
@@ -219,7 +222,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, monkey
     assert [line["step"] for line in log_lines(tmp_path / "a")] == [1, 2, 3]
     train(tiny_model(), examples(12), settings, tmp_path / "a")
     train(tiny_model(), examples(12), replace(settings, objective="interrupting"), tmp_path / "b")
-    assert (tmp_path / "a/adapter_model.safetensors").read_bytes() == (tmp_path / "b/adapter_model.safetensors").read_bytes()
+    broken, whole = (tmp_path / name / "adapter_model.safetensors" for name in "ab")
+    assert broken.read_bytes() == whole.read_bytes()
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path, monkeypatch):
@@ -232,7 +236,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path,
     order = [step_batches(records, step, 1, 100, settings.seed)[0].ids[0] for step in range(12)]
     bad = order.index("record-5")
     assert bad > 1
-    with pytest.raises(SdftError, match=rf"step {bad + 1}: .* records record-5; the state after step {bad} is kept") as caught:
+    message = rf"step {bad + 1}: .* records record-5; the state after step {bad} is kept"
+    with pytest.raises(SdftError, match=message) as caught:
         train(tiny_model(), records, settings, tmp_path)
     assert "\n" not in str(caught.value)
     assert len(log_lines(tmp_path)) == bad

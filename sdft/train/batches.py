@@ -91,8 +91,8 @@ def trainable(examples: Sequence[Example], longest: int) -> tuple[list[Example],
     left_out = {reason: count for reason, count in left_out.items() if count}
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "there were none"
-        raise SdftError(f"no record to train on: expected at least one that fits and has a response, got {len(examples)} "
-                        f"({reasons}); raise max_length or give other records")
+        raise SdftError(f"no record to train on: expected at least one that fits and has a response, got "
+                        f"{len(examples)} ({reasons}); raise max_length or give other records")
     return kept, left_out
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sdft.errors import SdftError
 from sdft.files import Journal
+from sdft.model.fingerprint import fingerprint as model_fingerprint
 from sdft.model.llama import Llama
 from sdft.progress import progress
 from sdft.text.chat import Example
@@ -33,7 +34,7 @@ from sdft.train.objectives import Objective, Views, cross_entropy, get_objective
 from sdft.train.optimiser import adamw, learning_rate, set_learning_rate
 from sdft.train.settings import TrainSettings
 from sdft.train.signals import StopRequest
-from sdft.train.state import NAME, describe, load_state, model_fingerprint, open_log, save_state
+from sdft.train.state import NAME, describe, load_state, open_log, save_state
 from sdft.train.weights import Adapter, FullWeights, Trained
 
 
@@ -53,8 +54,8 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
           validation: Sequence[Example] = (), base_name: str = "") -> dict:
     """Train `model` in place and leave the trained adapter in it; return a summary of the run.
 
-    Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method lora)
-    or model.safetensors with config.json (method full). When a state of the same run is there, goes on from it, and the
+    Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method
+    lora) or model.safetensors with config.json (method full). When a state of the same run is there, goes on from it, and the
     result is bit for bit that of a run without interruption (same machine, same number of threads).
 
     Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
@@ -92,7 +93,8 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             optimiser.zero_grad()
             trained.publish()
 
-            line = _line(step + 1, (step + 1) / per_epoch, loss, lr, norm, trained, batches, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            line = _line(step + 1, (step + 1) / per_epoch, loss, lr, norm, trained, batches, seconds)
             if held and (step + 1) % per_epoch == 0:
                 line["validation_loss"] = evaluate(model, held, settings.micro_tokens)
             log.append(line)
@@ -101,8 +103,8 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             bar.set_postfix_str(f"loss {loss:.3f}")
             bar.update()
             if stop.asked and step + 1 < total:
-                raise SdftError(f"stopped after step {step + 1} of {total}, which is saved in {folder / NAME}: run the same "
-                                "command again to go on")
+                raise SdftError(f"stopped after step {step + 1} of {total}, which is saved in {folder / NAME}: run the "
+                                "same command again to go on")
     model.eval()
     trained.save(folder, base_name)
     return _summary(log, len(examples), settings.epochs, left_out)
@@ -146,8 +148,8 @@ def _line(step: int, epoch: float, loss: float, lr: float, norm: float, trained:
 
 def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch], folder: Path) -> SdftError:
     ids = ", ".join(name for batch in batches for name in batch.ids)
-    return SdftError(f"step {step + 1}: expected a finite loss, got loss {loss} with gradient norm {norm} on the records "
-                     f"{ids}; the state after step {step} is kept in {folder / NAME}: look at these records, or start "
+    return SdftError(f"step {step + 1}: expected a finite loss, got loss {loss} with gradient norm {norm} on the "
+                     f"records {ids}; the state after step {step} is kept in {folder / NAME}: look at these records, or start "
                      "anew in another folder with a lower lr")
 
 

@@ -39,8 +39,8 @@ class Views:
     def seed(self) -> Tensor:
         """Of the seed model, without a gradient. Raises SdftError for a model without an adapter to turn off."""
         if not lora_layers(self.model):
-            raise SdftError("this objective compares with the seed, which is the model with its adapter off: train with "
-                            "method = lora")
+            raise SdftError("this objective compares with the seed, which is the model with its adapter off: train "
+                            "with method = lora")
         with torch.no_grad(), adapter_off(self.model):
             return Views(self.model, self.batch).trained
 

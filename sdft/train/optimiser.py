@@ -40,7 +40,8 @@ def moments(optimiser: torch.optim.AdamW, parameters: Mapping[str, Tensor]) -> d
             for key, value in optimiser.state.get(parameter, {}).items()}
 
 
-def restore_moments(optimiser: torch.optim.AdamW, parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+def restore_moments(optimiser: torch.optim.AdamW, parameters: Mapping[str, Tensor],
+                    saved: Mapping[str, Tensor]) -> None:
     """Give the optimiser the state that `moments` returned."""
     for name, parameter in parameters.items():
         optimiser.state[parameter] = {key: saved[f"{key}.{name}"].to(parameter.device)

@@ -29,7 +29,7 @@ class TrainSettings:
     lr: float = _knob(5e-4, "peak learning rate")
     epochs: int = _knob(2, "passes over the training records")
     batch_size: int = _knob(8, "records per optimiser step")
-    micro_tokens: int = _knob(1024, "a step runs in packs of at most this many tokens, one record at the least; less "
+    micro_tokens: int = _knob(2048, "a step runs in packs of at most this many tokens, one record at the least; less "
                                     "memory for less, the same gradient")
     warmup: int = _knob(0, "steps in which the learning rate rises from 0")
     schedule: str = _knob("cosine", "cosine: falls to 0 at the end; constant")
@@ -51,7 +51,8 @@ class TrainSettings:
         for name, known in (("method", METHODS), ("schedule", SCHEDULES)):
             value = getattr(self, name)
             if value not in known:
-                raise SdftError(f"{name}: expected one of {', '.join(known)}, got {value!r}{nearest(str(value), known)}")
+                raise SdftError(f"{name}: expected one of {', '.join(known)}, got {value!r}"
+                                f"{nearest(str(value), known)}")
         for name in ("epochs", "batch_size", "micro_tokens", "save_every", "rank"):
             self._check(name, lambda value: value >= 1, "at least 1")
         self._check("max_length", lambda value: value >= 2, "at least 2")

@@ -1,14 +1,13 @@
 """The saved state of a training run: enough to go on as if nothing had happened, bit for bit.
 
-`state.safetensors` holds the trained tensors and AdamW's moments; its header holds the number of steps done, the settings,
-and fingerprints of the data and the seed model. Nothing else needs saving: the order of the records follows from the seed
-and the epoch, and the dropout of a step from the seed and the step (`sdft.train.loop`), so the step *is* the position in
-the data and in the random numbers. The file is replaced atomically: whenever the process dies, an older or a newer
-complete state is there.
+`state.safetensors` holds the trained tensors and AdamW's moments; its header holds the number of steps done, the
+settings, and fingerprints of the data and the seed model. Nothing else needs saving: the order of the records follows
+from the seed and the epoch, and the dropout of a step from the seed and the step (`sdft.train.loop`), so the step *is*
+the position in the data and in the random numbers. The file is replaced atomically: whenever the process dies, an older
+or a newer complete state is there.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from sdft.errors import SdftError
 from sdft.files import Journal, read_tensors, save_tensors, write_text
-from sdft.model.llama import Llama
 from sdft.train.optimiser import moments, restore_moments
 from sdft.train.settings import TrainSettings
 
@@ -32,16 +30,6 @@ def describe(settings: TrainSettings, data: str, model: str) -> dict[str, str]:
     """What a state must agree on before it can be continued: each setting, the data and the model, as JSON text."""
     fixed = {name: json.dumps(value) for name, value in asdict(settings).items() if name not in FREE}
     return {**fixed, "data": data, "model": model}
-
-
-def model_fingerprint(model: Llama) -> str:
-    """A hash of the configuration and of a few numbers from both ends of every weight."""
-    digest = hashlib.sha256(json.dumps(model.config.to_hf(), sort_keys=True, default=str).encode())
-    for name, weight in model.named_parameters():
-        flat = weight.detach().flatten()
-        ends = torch.cat((flat[:32], flat[-32:])).double().cpu()
-        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode() + ends.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def save_state(folder: Path, step: int, about: Mapping[str, str], parameters: Mapping[str, Tensor],
@@ -67,8 +55,8 @@ def load_state(folder: Path, about: Mapping[str, str], parameters: Mapping[str, 
     differ = [f"{key} was {_short(saved.get(key))}, is {_short(value)}" for key, value in about.items()
               if saved.get(key) != value]
     if differ:
-        raise SdftError(f"{path} belongs to a run with other settings: {'; '.join(differ)}. Use the old settings to go on, "
-                        "or another folder to start anew")
+        raise SdftError(f"{path} belongs to a run with other settings: {'; '.join(differ)}. Use the old settings to go "
+                        "on, or another folder to start anew")
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"weight.{name}"])
     step = int(saved["step"])
@@ -78,8 +66,7 @@ def load_state(folder: Path, about: Mapping[str, str], parameters: Mapping[str, 
 
 
 def _short(value: str | None) -> str:
-    """A value for a message: the first digits of a fingerprint, a setting in full."""
-    return "absent" if value is None else value[:8] + "…" if len(value) == 64 else value
+    return "absent" if value is None else value if len(value) <= 60 else value[:8] + "…"
 
 
 def open_log(path: Path, step: int) -> Journal:

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdft.files import save_tensors, write_json
 from sdft.model.adapters import save_adapter
 from sdft.model.llama import Llama
 from sdft.model.lora import add_lora, lora_layers
+from sdft.model.saving import save_checkpoint
 from sdft.train.settings import TrainSettings
 
 
@@ -80,8 +80,7 @@ class FullWeights:
 
     def save(self, folder: Path, base_name: str) -> None:
         """Write model.safetensors in the model's dtype, and config.json."""
-        save_tensors(folder / "model.safetensors", dict(self.model.named_parameters()), {"format": "pt"})
-        write_json(folder / "config.json", self.model.config.to_hf())
+        save_checkpoint(self.model, None, folder)
 
 
 def _hand_to(master: Tensor):
