@@ -51,8 +51,9 @@ def evaluate(model, tokenizer, suite: Suite, path: Path, sampling: Sampling = Sa
             bar.update()
 
         bar.update(len(items) - len(requests))
-        for id in {request.id for request in requests} - {request.id for request in kept}:
-            keep(id, "", 0, "length")
+        for request in requests:
+            if request not in kept:
+                keep(request.id, "", 0, "length")
         for output in stream(model, tokenizer, kept, sampling, batch_size):
             keep(output.id, output.text, len(output.tokens), output.finish)
     return [lines[item.id] for item in suite.items]

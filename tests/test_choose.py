@@ -1,0 +1,117 @@
+"""Which rewrites are kept: the paper's own checks, and what its system let through."""
+from __future__ import annotations
+
+import pytest
+
+from sdft.distill import Distilled, Limits, Rewrite, choose, read_distilled, write_distilled
+from sdft.distill.choose import repeated_share, words
+from sdft.errors import SdftError
+from sdft.text.records import Record
+
+RECORD = Record("a", "What is the capital of Norway?", "Oslo")
+
+
+def rewrite(text: str, finish: str = "stop") -> Rewrite:
+    return Rewrite("a", text, [], finish, 0)
+
+
+def accept(record: Record, text: str) -> str | None:
+    return None
+
+
+def reason(text: str, finish: str = "stop", record: Record = RECORD, check=accept) -> str:
+    row, = choose([record], [rewrite(text, finish)], check)
+    assert (row.source == "rewrite") == (row.reason == "")
+    assert row.response == (text.strip() if row.source == "rewrite" else record.response)
+    return row.reason
+
+
+def test_an_accepted_rewrite_takes_the_place_of_the_original():
+    row, = choose([RECORD], [rewrite(" The capital is Oslo.\n")], accept)
+    assert row == Distilled("a", RECORD.instruction, "Oslo", "The capital is Oslo.", "rewrite", "")
+
+
+@pytest.mark.parametrize("text", [
+    "As the Reference Answer says, it is Oslo.", "Here is YOUR RESPONSE: Oslo", "My response: Oslo.",
+    "Write your own response. It is Oslo.", "It is Oslo. Now it's your turn!", "Your turn: Oslo",
+])
+def test_the_papers_ban_list_in_any_case_anywhere(text):
+    assert reason(text).startswith("tell-tale words")
+
+
+@pytest.mark.parametrize("text", ["Oslo. Your turn", "your turn: it is Oslo", "I will reference the answer: Oslo"])
+def test_what_the_papers_ban_list_does_not_hold_passes(text):
+    assert reason(text) == ""
+
+
+def test_the_tasks_check_decides_with_its_own_reason_on_the_text_and_the_record():
+    def check(record: Record, text: str) -> str | None:
+        return None if record.response in text else "wrong answer"
+
+    assert reason("It is Oslo.", check=check) == ""
+    assert reason("It is Bergen.", check=check) == "wrong answer"
+
+
+def test_what_is_unfinished_empty_or_missing_is_not_trained_on():
+    assert reason("The capital of Norway is", finish="length") == "unfinished"
+    assert reason(" \n") == "empty"
+    row, = choose([RECORD], [], accept)
+    assert (row.response, row.source, row.reason) == ("Oslo", "original", "no rewrite")
+
+
+def test_an_endless_repetition_is_rejected_and_ordinary_prose_is_not():
+    assert reason("Oslo is the capital. " * 12) == "repeats itself"
+    assert reason("奥斯陆是挪威的首都" * 12) == "repeats itself"
+    prose = ("The capital of Norway is Oslo. It lies at the head of a fjord in the south-east of the country, and it is also "
+             "the largest city of the country. The capital was moved there from Bergen around the year 1300.")
+    assert reason(prose) == ""
+    song = Record("a", "Sing.", "Row, row, row your boat. " * 8)
+    assert reason(song.response, record=song) == ""
+
+
+def test_repetition_is_one_minus_distinct_over_all_4_grams():
+    assert repeated_share("a b c d e f g".split()) == 0
+    assert repeated_share("a b c d a b c d".split()) == pytest.approx(1 - 4 / 5)
+    assert repeated_share(["a"] * 10) == pytest.approx(1 - 1 / 7)
+    assert repeated_share(["a", "b"]) == 0
+
+
+def test_far_too_long_means_both_against_the_reference_and_in_itself():
+    long = " ".join(f"word{i}" for i in range(301))
+    assert reason(long) == "far too long"
+    assert reason(" ".join(f"word{i}" for i in range(300))) == ""
+    essay = Record("a", "Write.", " ".join(f"other{i}" for i in range(100)))
+    assert reason(long, record=essay) == ""
+    assert choose([RECORD], [rewrite(long)], accept, Limits(words=1000))[0].reason == ""
+
+
+def test_words_counts_marks_and_ideographs_one_by_one():
+    assert words("It's Oslo, 奥斯陆!") == ["It", "'", "s", "Oslo", ",", "奥", "斯", "陆", "!"]
+
+
+def test_rows_are_joined_by_id_not_by_position():
+    both = [Record("a", "?", "one"), Record("b", "?", "two")]
+    rows = choose(both, [Rewrite("b", "It is two.", [], "stop", 0), Rewrite("a", "It is one.", [], "stop", 0)], accept)
+    assert [(row.id, row.response) for row in rows] == [("a", "It is one."), ("b", "It is two.")]
+
+
+def test_impossible_limits_are_refused():
+    with pytest.raises(SdftError, match="repetition in"):
+        Limits(repetition=0)
+
+
+def test_distilled_rows_survive_the_file(tmp_path):
+    rows = [Distilled("a", "x\u2028y", "Oslo", "It is “Oslo”.\nYes.", "rewrite", ""),
+            Distilled("b", "x", "y", "y", "original", "empty")]
+    write_distilled(tmp_path / "distilled.jsonl", rows)
+    assert read_distilled(tmp_path / "distilled.jsonl") == rows
+
+
+def test_a_damaged_distilled_file_is_told_with_its_line(tmp_path):
+    path = tmp_path / "distilled.jsonl"
+    write_distilled(path, [Distilled("a", "x", "y", "y", "original", "empty")])
+    path.write_text(path.read_text() + '{"id": "b"}\n')
+    with pytest.raises(SdftError, match="line 2: expected the texts id, instruction"):
+        read_distilled(path)
+    with pytest.raises(SdftError, match="no such file; make it with"):
+        read_distilled(tmp_path / "none.jsonl")

@@ -1,0 +1,71 @@
+"""What share of the records takes the rewrite, and what the audit says about it."""
+from __future__ import annotations
+
+import pytest
+
+from sdft.distill import Distilled, Rewrite, audit, effective_share, mix
+from sdft.errors import SdftError
+from sdft.text.records import Record
+
+RECORDS = [Record(f"r{i}", f"question {i}", f"{i}") for i in range(40)]
+ROWS = [Distilled(record.id, record.instruction, record.response, f"It is {record.response}.", "rewrite", "")
+        for record in RECORDS]
+
+
+def rewritten(mixed: list[Record]) -> set[str]:
+    return {record.id for record in mixed if record.response.startswith("It is")}
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0, 0), (0.25, 10), (0.5, 20), (1, 40)])
+def test_the_nominal_ratio_is_met_exactly(ratio, count):
+    mixed = mix(RECORDS, ROWS, ratio)
+    assert [record.id for record in mixed] == [record.id for record in RECORDS]
+    assert len(rewritten(mixed)) == count
+    assert effective_share(RECORDS, mixed) == count / 40
+
+
+def test_who_takes_it_follows_from_seed_and_id_alone():
+    quarter, half = rewritten(mix(RECORDS, ROWS, 0.25, seed=3)), rewritten(mix(RECORDS, ROWS, 0.5, seed=3))
+    assert quarter < half
+    assert rewritten(mix(RECORDS[::-1], ROWS, 0.5, seed=3)) == half
+    assert rewritten(mix(RECORDS, ROWS, 0.5, seed=4)) != half
+
+
+def test_only_the_response_changes():
+    record = Record("a", "x", "y", system="s", history=(("u", "v"),), extra={"kind": "k"})
+    mixed, = mix([record], [Distilled("a", "x", "y", "z", "rewrite", "")])
+    assert mixed == Record("a", "x", "z", system="s", history=(("u", "v"),), extra={"kind": "k"})
+
+
+def test_the_effective_share_counts_only_targets_that_differ():
+    rows = [*ROWS[:10], *(Distilled(r.id, r.instruction, r.response, r.response + "\n", "rewrite", "") for r in RECORDS[10:])]
+    assert effective_share(RECORDS, mix(RECORDS, rows)) == 0.25
+
+
+def test_a_ratio_out_of_range_and_missing_rows_are_refused():
+    with pytest.raises(SdftError, match="mix ratio = 1.5"):
+        mix(RECORDS, ROWS, 1.5)
+    with pytest.raises(SdftError, match="10 of 40 records are not among the distilled ones .the first is r30."):
+        mix(RECORDS, ROWS[:30])
+
+
+class Words:
+    """Counts words as tokens."""
+
+    def encode(self, text: str) -> list[int]:
+        return [0] * len(text.split())
+
+
+def test_the_audit_counts_and_shows():
+    rows = [*ROWS[:35], *(Distilled(r.id, r.instruction, r.response, r.response, "original", "unfinished")
+                          for r in RECORDS[35:39]), Distilled("r39", "question 39", "39", "39", "original", "empty")]
+    rewrites = [Rewrite(record.id, f"It is {record.response}.", [], "stop", 0) for record in RECORDS]
+    found = audit(RECORDS, rewrites, rows, mix(RECORDS, rows), 1.0, Words())
+    assert (found["records"], found["accepted"], found["rejected"]) == (40, 35, 5)
+    assert found["reasons"] == {"unfinished": 4, "empty": 1}
+    assert (found["nominal_ratio"], found["effective_share"]) == (1.0, 35 / 40)
+    assert (found["tokens_original"], found["tokens_distilled"]) == (40, 35 * 3 + 5)
+    assert found["rouge_l"] == pytest.approx(0.5)                # 1 of 1 words found, 1 of 3 asked for: F1 = 2·1·⅓/(1+⅓)
+    assert [row["reason"] for row in found["examples"]["rejected"]] == ["unfinished"] * 3 + ["empty"]
+    assert found["examples"]["accepted"][0] == {"id": "r0", "instruction": "question 0", "reference": "0",
+                                                "rewrite": "It is 0.", "reason": ""}

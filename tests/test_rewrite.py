@@ -1,0 +1,179 @@
+"""Rewriting into a journal: nothing done twice, nothing lost, nothing mixed up with another run."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_chat import byte_tokenizer, records, tiny_chat_model
+
+import sdft.distill.rewrite as module
+from sdft.distill import rewrite_records
+from sdft.distill.rewrite import distill_prompt
+from sdft.errors import SdftError
+from sdft.generate import Sampling
+from sdft.model.fingerprint import fingerprint
+from sdft.model.lora import add_lora, adapter_off
+from sdft.text.records import Record
+from sdft.text.templates import get_template
+
+SAMPLED = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
+USING = get_template("using")
+
+
+def run(folder: Path, chosen=None, model=None, sampling=SAMPLED, template=USING, batch_size=4, chat=None):
+    return rewrite_records(model or tiny_chat_model(), byte_tokenizer(), records(12) if chosen is None else chosen, template,
+                           sampling, folder / "rewrites.jsonl", batch_size, chat)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "rewrites.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """The ids for which anything was generated."""
+    ids: list[str] = []
+    stream = module.stream
+
+    def spy(model, tokenizer, requests, *rest):
+        requests = list(requests)
+        ids.extend(request.id for request in requests)
+        return stream(model, tokenizer, requests, *rest)
+
+    monkeypatch.setattr(module, "stream", spy)
+    return ids
+
+
+def test_the_seed_sees_question_and_reference_answer_and_begins_with_the_prefix():
+    tokenizer, record = byte_tokenizer(), Record("a", "What is 2 + 2?", "It is 4.")
+    for name in ("using", "gsm8k_distill"):
+        text = tokenizer.decode(distill_prompt(tokenizer, record, get_template(name)), skip_special=False)
+        assert text.index("What is 2 + 2?") < text.index("It is 4.")
+        assert text.endswith(get_template(name).prefix.rstrip() or "assistant\n")
+
+
+def test_of_a_conversation_the_last_turn_is_rewritten_and_the_earlier_ones_are_history():
+    tokenizer = byte_tokenizer()
+    record = Record("a", "And Sweden?", "Stockholm", history=(("Capital of Norway?", "Oslo"),))
+    text = tokenizer.decode(distill_prompt(tokenizer, record, USING), skip_special=False)
+    first, last = text.index("Capital of Norway?"), text.index("Below are an instruction")
+    assert first < text.index("Oslo") < last < text.index("And Sweden?") < text.index("Stockholm")
+
+
+def test_rewrites_come_in_the_records_order_and_stand_in_the_journal(tmp_path):
+    rewrites = run(tmp_path)
+    assert [rewrite.id for rewrite in rewrites] == [f"r{i}" for i in range(12)]
+    by_id = {line["id"]: line for line in lines(tmp_path)}
+    for rewrite in rewrites:
+        line = by_id[rewrite.id]
+        assert (line["text"], line["tokens"], line["finish"], line["seed"]) == (
+            rewrite.text, rewrite.tokens, rewrite.finish, 5)
+        assert byte_tokenizer().decode(rewrite.tokens) == rewrite.text
+    assert len({tuple(rewrite.tokens) for rewrite in rewrites}) == 12
+
+
+def test_a_journal_is_gone_on_with_and_nothing_is_done_again(tmp_path, asked):
+    whole = run(tmp_path / "whole")
+    run(tmp_path / "parts", records(5))
+    torn = tmp_path / "parts" / "rewrites.jsonl"
+    with open(torn, "a") as file:
+        file.write('{"id": "r7", "te')                             # what a kill in the middle of a line leaves
+    before = torn.read_text().splitlines()[:5]
+    del asked[:]
+    assert run(tmp_path / "parts") == whole
+    assert sorted(asked) == sorted(f"r{i}" for i in range(5, 12))
+    assert torn.read_text().splitlines()[:5] == before and len(lines(tmp_path / "parts")) == 12
+    del asked[:]
+    assert run(tmp_path / "parts", batch_size=3) == whole and not asked
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[2])
+from test_rewrite import SAMPLED, records, replace, run
+torch.set_num_threads(1)
+run(Path(sys.argv[1]), records(40), sampling=replace(SAMPLED, max_new_tokens=60), batch_size=2)
+"""
+
+
+def test_a_killed_run_goes_on_without_losing_or_redoing_a_record(tmp_path, asked):
+    killed = tmp_path / "killed"
+    journal = killed / "rewrites.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(killed), str(Path(__file__).parent)],
+                               stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 6:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stderr.close()
+    whole_lines = journal.read_bytes()[: journal.read_bytes().rfind(b"\n") + 1]
+    done = [json.loads(line)["id"] for line in whole_lines.splitlines()]
+    assert 6 <= len(done) < 40                                     # it was killed in the middle
+
+    rewrites = run(killed, records(40), sampling=replace(SAMPLED, max_new_tokens=60))
+    assert journal.read_bytes().startswith(whole_lines)
+    assert sorted(asked + done) == sorted(f"r{i}" for i in range(40))
+    assert sorted(line["id"] for line in lines(killed)) == sorted(f"r{i}" for i in range(40))
+    uninterrupted = run(tmp_path / "whole", records(40), sampling=replace(SAMPLED, max_new_tokens=60))
+    assert rewrites == uninterrupted
+
+
+def test_a_record_too_long_for_the_context_is_told_and_the_others_are_rewritten(tmp_path, capsys):
+    long = Record("long", "word " * 200, "yes")
+    rewrites = run(tmp_path, [*records(3), long])
+    assert [rewrite.id for rewrite in rewrites] == ["r0", "r1", "r2"]
+    assert "rewrite: left out 1 of 4, whose prompts fill the model's context of 512 tokens (long)" in capsys.readouterr().err
+
+
+def test_a_journal_of_another_model_template_or_sampling_is_refused_and_kept(tmp_path):
+    run(tmp_path)
+    before = (tmp_path / "rewrites.jsonl").read_bytes()
+    refusals = {
+        r"sampling.temperature was 1.0, is 0.5": {"sampling": replace(SAMPLED, temperature=0.5)},
+        r"sampling.seed was 5, is 6": {"sampling": replace(SAMPLED, seed=6)},
+        r"template.name was using, is refer": {"template": get_template("refer")},
+        r"model was \w{16}, is \w{16}": {"model": tiny_chat_model(seed=1)},
+        r"chat was \w+, is zephyr": {"chat": "zephyr"},
+    }
+    for message, changed in refusals.items():
+        with pytest.raises(SdftError, match=message):
+            run(tmp_path, **changed)
+    assert (tmp_path / "rewrites.jsonl").read_bytes() == before
+
+
+def test_a_journal_of_other_records_is_refused(tmp_path):
+    run(tmp_path)
+    changed = [replace(records(1)[0], response="another answer")]
+    with pytest.raises(SdftError, match="record r0 was another one when it was rewritten"):
+        run(tmp_path, changed)
+
+
+def test_a_journal_without_its_settings_is_not_trusted(tmp_path):
+    run(tmp_path)
+    (tmp_path / "rewrites.settings.json").unlink()
+    with pytest.raises(SdftError, match="expected rewrites.settings.json beside it"):
+        run(tmp_path)
+
+
+def test_the_fingerprint_tells_models_and_adapters_apart():
+    model = tiny_chat_model()
+    bare = fingerprint(model)
+    assert fingerprint(tiny_chat_model()) == bare != fingerprint(tiny_chat_model(seed=1))
+    add_lora(model, targets=("q_proj",))
+    adapted = fingerprint(model)
+    assert adapted != bare
+    with adapter_off(model):
+        assert fingerprint(model) == bare
+    next(iter(model.model.layers)).self_attn.q_proj.lora_B.data += 1
+    assert fingerprint(model) not in (bare, adapted)
