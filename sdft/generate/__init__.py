@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sdft.generate.engine import Engine, Output, Request
 from sdft.generate.sampling import Sampling
+from sdft.text.chat import encode_prompt
 
 __all__ = ["Output", "Request", "Sampling", "generate", "stream", "stream_tokens"]
 
@@ -47,7 +48,5 @@ def stream_tokens(model, tokenizer, tokens: list[int], sampling: Sampling = Samp
 def _encode(tokenizer, prompt: str | list[dict[str, str]] | list[int]) -> list[int]:
     if not isinstance(prompt, str) and (not prompt or isinstance(prompt[0], int)):
         return list(prompt)
-    from sdft.text.chat import encode_prompt
-
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return encode_prompt(tokenizer, messages)

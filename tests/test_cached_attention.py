@@ -1,0 +1,50 @@
+"""The cache's attention against a loop over single tokens."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sdft.kernels.cached_attention import cache_bias, cached_attention, cached_attention_plain
+
+
+def parts(B: int = 3, t: int = 1, H: int = 6, K: int = 2, C: int = 8, T: int = 12, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    q, keys, values = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+                       for shape in ((B, t, H, C), (B, K, C, T), (B, K, T, C)))
+    positions = torch.tensor([[0], [5], [T - t]])[:B] + torch.arange(t)
+    return q, keys, values, positions
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (4, 1)])
+def test_equals_plain_form(tokens: int, heads: tuple[int, int]) -> None:
+    q, keys, values, positions = parts(t=tokens, H=heads[0], K=heads[1])
+    bias = cache_bias(positions, keys.shape[-1], heads[1], heads[0] // heads[1], q.dtype)
+    fast = cached_attention(q, keys, values, bias)
+    # fp64: only the order of additions differs.
+    torch.testing.assert_close(fast, cached_attention_plain(q, keys, values, positions), rtol=0, atol=1e-13)
+
+
+def test_slots_behind_a_row_change_nothing() -> None:
+    q, keys, values, positions = parts()
+    bias = cache_bias(positions, keys.shape[-1], 2, 3, q.dtype)
+    before = cached_attention(q, keys, values, bias)
+    keys[1, :, :, 6:], values[1, :, 6:] = 1e3, 1e3                  # row 1 stands at position 5
+    assert torch.equal(cached_attention(q, keys, values, bias), before)
+
+
+def test_reads_a_part_of_a_longer_cache() -> None:
+    q, keys, values, positions = parts(T=20)
+    positions = positions.clamp_max(9)
+    bias = cache_bias(positions, 10, 2, 3, q.dtype)
+    part = cached_attention(q, keys[..., :10], values[:, :, :10], bias)
+    torch.testing.assert_close(part, cached_attention_plain(q, keys, values, positions), rtol=0, atol=1e-13)
+
+
+def test_bf16_no_worse_than_plain_against_fp64() -> None:
+    q, keys, values, positions = parts(t=3, T=64, C=16, dtype=torch.bfloat16)
+    exact = cached_attention_plain(q.double(), keys.double(), values.double(), positions)
+    fast = cached_attention(q, keys, values, cache_bias(positions, 64, 2, 3, q.dtype))
+    plain = cached_attention_plain(q, keys, values, positions)
+    # Both round scores, weights and outputs to 8 bits; the factor allows for luck in single roundings.
+    assert (fast.double() - exact).abs().max() <= 1.5 * (plain.double() - exact).abs().max()
