@@ -1,0 +1,102 @@
+"""Running a suite: every answer on disk, gone on with after an interruption, summed up with intervals."""
+from __future__ import annotations
+
+import json
+
+import pytest
+from tiny_chat import byte_tokenizer, tiny_chat_model
+
+import sdft.measure.abilities as module
+from sdft.errors import SdftError
+from sdft.generate import Sampling
+from sdft.measure.abilities import against, evaluate, summarise
+from sdft.tasks.base import Item, Suite
+
+ITEMS = [Item(f"i{n}", [{"role": "user", "content": f"Say {n}."}], str(n), kind="even" if n % 2 == 0 else "odd")
+         for n in range(8)]
+
+
+def length_score(item: Item, output: str) -> float:
+    return float(len(output) % 2)
+
+
+SUITE = Suite("small", ITEMS, length_score, "accuracy", max_new_tokens=10)
+SAMPLED = Sampling(max_new_tokens=999, temperature=1.0, seed=2)
+
+
+def run(path, suite=SUITE, model=None, sampling=SAMPLED, batch_size=4):
+    return evaluate(model or tiny_chat_model(), byte_tokenizer(), suite, path, sampling, batch_size)
+
+
+def test_a_line_holds_all_that_is_known_of_an_item(tmp_path):
+    rows = run(tmp_path / "eval" / "small.jsonl")
+    assert [row["id"] for row in rows] == [item.id for item in ITEMS]
+    for row, item in zip(rows, ITEMS, strict=True):
+        assert list(row) == ["id", "kind", "prompt", "output", "tokens", "finish", "score"]
+        assert (row["kind"], row["prompt"]) == (item.kind, item.messages[-1]["content"])
+        assert row["score"] == length_score(item, row["output"])
+        assert row["tokens"] <= 10 and (row["finish"] == "stop" or row["tokens"] == 10)       # the suite's own limit
+    on_disk = [json.loads(line) for line in (tmp_path / "eval" / "small.jsonl").read_text().splitlines()]
+    assert sorted(on_disk, key=lambda row: row["id"]) == rows
+
+
+def test_an_interrupted_evaluation_is_gone_on_with(tmp_path, monkeypatch):
+    path = tmp_path / "small.jsonl"
+    whole = run(tmp_path / "whole.jsonl")
+    stream = module.stream
+
+    def breaks(*arguments):
+        for count, output in enumerate(stream(*arguments)):
+            if count == 3:
+                raise KeyboardInterrupt
+            yield output
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "stream", breaks)
+        run(path)
+    done = path.read_bytes()
+    assert done.count(b"\n") == 3
+    assert run(path) == whole
+    assert path.read_bytes().startswith(done) and path.read_bytes().count(b"\n") == 8
+
+
+def test_a_journal_of_other_items_or_another_model_is_refused(tmp_path):
+    path = tmp_path / "small.jsonl"
+    run(path)
+    before = path.read_bytes()
+    with pytest.raises(SdftError, match="item i4 is not in this suite"):
+        run(path, Suite("small", ITEMS[:4], length_score, "accuracy", 10))
+    other = [Item("i0", [{"role": "user", "content": "Sing."}]), *ITEMS[1:]]
+    with pytest.raises(SdftError, match="item i0 has another prompt in this suite"):
+        run(path, Suite("small", other, length_score, "accuracy", 10))
+    with pytest.raises(SdftError, match="sampling.max_new_tokens was 10, is 11"):
+        run(path, Suite("small", ITEMS, length_score, "accuracy", 11))
+    with pytest.raises(SdftError, match="model was"):
+        run(path, model=tiny_chat_model(seed=1))
+    assert path.read_bytes() == before
+
+
+def test_an_item_too_long_for_the_context_is_told_and_counts_as_an_empty_answer(tmp_path, capsys):
+    long = Item("long", [{"role": "user", "content": "word " * 200}])
+    rows = run(tmp_path / "small.jsonl", Suite("small", [long, *ITEMS], length_score, "accuracy", 10))
+    assert (rows[0]["id"], rows[0]["output"], rows[0]["tokens"], rows[0]["score"]) == ("long", "", 0, 0.0)
+    assert "small: left out 1 of 9" in capsys.readouterr().err
+    assert len(run(tmp_path / "small.jsonl", Suite("small", [long, *ITEMS], length_score, "accuracy", 10))) == 9
+    assert capsys.readouterr().err.count("left out") == 0
+
+
+def test_a_suite_without_a_score_keeps_the_outputs(tmp_path):
+    rows = run(tmp_path / "small.jsonl", Suite("small", ITEMS, None, "", 10))
+    assert all(row["score"] is None for row in rows)
+
+
+def test_scores_are_summed_up_and_compared_by_id():
+    rows = [{"id": str(i), "kind": "ab"[i % 2], "tokens": i, "score": float(i < 6)} for i in range(8)]
+    found = summarise(rows)
+    assert (found["mean"], found["n"], found["tokens_mean"]) == (0.75, 8, 3.5)
+    assert found["by_kind"] == {"a": 0.75, "b": 0.75} and found["low"] < 0.75 < found["high"]
+    seed = [{**row, "score": 0.0} for row in reversed(rows)]
+    assert against(rows, seed)["difference"] == 0.75
+    assert against(rows, rows[::-1]) == {"difference": 0.0, "low": 0.0, "high": 0.0}
+    with pytest.raises(SdftError, match="one side only"):
+        against(rows, seed[1:])

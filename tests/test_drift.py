@@ -1,0 +1,95 @@
+"""Drift on the seed's own answers against a plain computation over the whole vocabulary; texts beside it."""
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny_chat import byte_tokenizer, tiny_chat_model
+
+import sdft.measure.drift as module
+from sdft.errors import SdftError
+from sdft.measure.drift import drift, seed_answers, token_drift
+from sdft.measure.texts import compare_texts
+from sdft.model.lora import add_lora, adapter_off, lora_layers
+from sdft.tasks.base import Item, Suite
+
+SUITE = Suite("general", [Item(f"g{i}", [{"role": "user", "content": f"Tell me about {i}."}]) for i in range(4)], None, "", 20)
+ROWS = [{"id": f"g{i}", "output": text, "finish": finish, "tokens": len(text)}
+        for i, (text, finish) in enumerate([("Gladly.", "stop"), ("It is a num", "length"), ("", "stop"), ("No.", "stop")])]
+
+
+def adapted(size: float = 0.3):
+    model = tiny_chat_model()
+    add_lora(model, rank=2)
+    generator = torch.Generator().manual_seed(1)
+    for layer in lora_layers(model).values():
+        layer.lora_B.data = torch.randn(layer.lora_B.shape, generator=generator) * size
+    return model
+
+
+def plain(model, seed, example):
+    """KL(seed ‖ model) and agreement at every target, from two forwards over the whole text, in fp64."""
+    tokens = torch.tensor([example.tokens])
+    after, before = model(tokens)[0].double().log_softmax(-1), seed(tokens)[0].double().log_softmax(-1)
+    rows = [i - 1 for i in range(1, len(example.tokens)) if example.mask[i]]
+    kl = (before.exp() * (before - after)).sum(-1)[rows]
+    return kl, (before.argmax(-1) == after.argmax(-1))[rows].double()
+
+
+def test_the_answers_hold_what_the_seed_chose_and_its_end_only_where_it_ended():
+    examples = seed_answers(byte_tokenizer(), SUITE, ROWS)
+    learned = {example.id: [token for token, own in zip(example.tokens, example.mask) if own] for example in examples}
+    end = byte_tokenizer().eos_id
+    assert learned == {"g0": [*b"Gladly.", end], "g1": [*b"It is a num"], "g3": [*b"No.", end]}
+
+
+@pytest.mark.parametrize("rows", [128, 3])
+@torch.no_grad()
+def test_drift_is_the_mean_kl_over_the_tokens_of_all_answers(monkeypatch, rows):
+    monkeypatch.setattr(module, "ROWS", rows)
+    model, seed, examples = adapted(), tiny_chat_model(), seed_answers(byte_tokenizer(), SUITE, ROWS)
+    parts = [plain(model, seed, example) for example in examples]
+    for row, (kl, same) in zip(token_drift(model, examples), parts, strict=True):
+        assert row["kl"] == pytest.approx(kl.mean().item(), rel=1e-4)         # fp32 against fp64
+        assert row["top1"] == same.mean().item() and row["tokens"] == len(kl)
+    kl, same = (torch.cat(part) for part in zip(*parts))
+    found = drift(model, examples)
+    assert found["kl"] == pytest.approx(kl.mean().item(), rel=1e-4) and found["kl"] > 0.01
+    assert found["top1"] == pytest.approx(same.mean().item())
+    assert (found["tokens"], found["n"]) == (len(kl), 3)
+    assert found["kl_low"] < found["kl"] < found["kl_high"]
+
+
+def test_the_direction_is_from_the_seed():
+    before, after = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    p, q = before.softmax(-1), after.softmax(-1)
+    kl, same = module.compare(before, after)
+    assert kl.item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-5)
+    assert kl.item() != pytest.approx((q * (q / p).log()).sum().item(), rel=0.05)
+    assert same.tolist() == [False]
+
+
+def test_an_adapter_that_changes_nothing_has_no_drift_and_is_on_again_afterwards():
+    model, examples = adapted(size=0), seed_answers(byte_tokenizer(), SUITE, ROWS)
+    found = drift(model, examples)
+    assert found["kl"] == 0 and found["top1"] == 1
+    assert all(layer.enabled for layer in lora_layers(model).values())
+
+
+def test_full_fine_tuning_is_compared_with_a_second_model():
+    model, examples = adapted(), seed_answers(byte_tokenizer(), SUITE, ROWS)
+    with adapter_off(model):
+        seed = copy.deepcopy(model)
+    assert drift(model, examples, seed)["kl"] == pytest.approx(drift(model, examples)["kl"], rel=1e-5)
+    with pytest.raises(SdftError, match="adapter off; load an adapter"):
+        drift(tiny_chat_model(), examples)
+
+
+def test_texts_are_compared_by_id():
+    mine = [{"id": "b", "output": "the cat sat", "tokens": 3}, {"id": "a", "output": "", "tokens": 0}]
+    seed = [{"id": "a", "output": "", "tokens": 0}, {"id": "b", "output": "the cat sat on the mat", "tokens": 6}]
+    found = compare_texts(mine, seed)
+    assert found == {"length_mean": 1.5, "lengths": [3, 0], "rouge_l": pytest.approx((2 / 3 + 1) / 2)}
+    with pytest.raises(SdftError, match="stand on one side only"):
+        compare_texts(mine, seed[:1])
