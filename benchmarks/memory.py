@@ -1,0 +1,94 @@
+"""Peak memory of a training process against transformers + peft, by sequence length, with and without the fused head.
+
+    python benchmarks/memory.py                                    # 8 records of 128, 256 and 512 tokens each
+    python benchmarks/memory.py --task gsm8k --data FOLDER         # and the largest step of 128 such records
+
+Each figure is the largest resident set (VmHWM) of a process of its own that loads the model and makes two optimiser steps;
+the imports and the weights are part of it. Half of the tokens of the synthetic records are learned.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from training import BATCH, MODEL, Ours, Peer, workload
+
+import sdft
+from sdft.kernels.linear_cross_entropy import linear_cross_entropy_plain
+from sdft.text.chat import Example
+from sdft.train import TrainSettings
+
+KINDS = {"sdft": "packs of at most 2048 tokens", "whole step": "all tokens of a step in one pack",
+         "plain head": "the same, without the fused head", "checkpoint": "the same as whole step, with checkpointing",
+         "transformers + peft": "padded batch"}
+WHOLE = 1_000_000
+
+
+def plain_head(batch, views):
+    """Cross-entropy over all rows' logits at once."""
+    return linear_cross_entropy_plain(views.trained, views.head, views.labels)
+
+
+def synthetic(length: int) -> list[Example]:
+    """A step of BATCH records of `length` tokens."""
+    generator = random.Random(length)
+    half = length // 2
+    return [Example(str(row), [generator.randrange(1000, 40000) for _ in range(length)],
+                    [False] * half + [True] * (length - half)) for row in range(BATCH)]
+
+
+def child(kind: str, step: str, task: str, data: Path | None) -> None:
+    """Make two steps and print the peak in bytes."""
+    if kind == "transformers + peft" and step.isdigit():
+        side, examples = Peer(TrainSettings()), synthetic(int(step))
+    else:
+        model, tokenizer = sdft.load(MODEL, dtype="bfloat16")
+        examples = synthetic(int(step)) if step.isdigit() else \
+            max(workload(tokenizer, task, data, 128), key=lambda e: sum(len(x.tokens) for x in e))
+        if kind == "transformers + peft":
+            del model
+            side = Peer(TrainSettings())
+        else:
+            settings = TrainSettings(micro_tokens=TrainSettings.micro_tokens if kind == "sdft" else WHOLE,
+                                     checkpoint=kind == "checkpoint")
+            side = Ours(model, settings, *([plain_head] if kind == "plain head" else []))
+    for _ in range(2):
+        side.step(examples)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="passages")
+    parser.add_argument("--data", type=Path, help="folder with the task's files")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 256, 512])
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(*args.child, args.task, args.data)
+        return
+
+    steps = [args.task, *map(str, args.lengths)]
+    peaks: dict[str, dict[str, int]] = {}
+    print(f"peak GB of a process, {BATCH} records a step\n{'':22}" + "".join(f"{step:>12}" for step in steps))
+    for kind in KINDS:
+        peaks[kind] = {}
+        for step in steps:
+            command = [sys.executable, __file__, "--child", kind, step, "--task", args.task]
+            command += ["--data", str(args.data)] if args.data else []
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            peaks[kind][step] = int(done.stdout.split()[-1])
+        print(f"{kind:22}" + "".join(f"{peaks[kind][step] / 1e9:>12.2f}" for step in steps) + f"   {KINDS[kind]}")
+    ratios = {step: round(peaks["transformers + peft"][step] / peaks["sdft"][step], 2) for step in steps}
+    print(f"{'ratio':22}" + "".join(f"{ratios[step]:>12.2f}" for step in steps))
+    print(json.dumps({"benchmark": "memory", "threads": torch.get_num_threads(), "peak_bytes": peaks, "ratios": ratios}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Training speed against transformers + peft, on the same batches in the same process, step about.
+
+    python benchmarks/training.py                                  # the built-in passages
+    python benchmarks/training.py --task gsm8k --data FOLDER       # FOLDER holds gsm8k_train.json
+
+Both train a rank-8 adapter on q_proj and v_proj of a bf16 base with AdamW, 8 records a step. Each step is run by both, one
+right after the other, the order alternating, so that what else the machine does hits both; the ratio is the median over
+the steps. Tokens are those of the records, without padding. The share of the matrix-product peak counts the products that
+a step cannot do without: every frozen matrix forward and once backward, the head on the target rows, causal attention.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import sdft
+from sdft.model.fetch import resolve
+from sdft.model.llama import Llama
+from sdft.tasks import load_task
+from sdft.text.chat import Example, encode_example
+from sdft.text.templates import get_template
+from sdft.train import TrainSettings
+from sdft.train.batches import pack_within
+from sdft.train.loop import gradient
+from sdft.train.objectives import Objective, cross_entropy
+from sdft.train.optimiser import adamw
+from sdft.train.weights import Adapter
+
+MODEL = "smollm2-135m"
+BATCH = 8
+CLIP = 1.0
+
+
+class Ours:
+    """sdft's own step, as in `sdft.train.loop`."""
+
+    def __init__(self, model: Llama, settings: TrainSettings, objective: Objective = cross_entropy):
+        self.model, self.settings, self.objective = model, settings, objective
+        self.parameters = Adapter(model, settings).parameters
+        self.optimiser = adamw(self.parameters, settings)
+        model.train()
+
+    def step(self, examples: Sequence[Example]) -> float:
+        """One optimiser step on `examples`; returns the loss per target token."""
+        batches = pack_within(examples, self.settings.micro_tokens)
+        loss = gradient(self.model, batches, self.objective, self.settings.checkpoint)
+        torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return loss.item()
+
+
+class Peer:
+    """transformers' model with peft's LoRA: a padded batch, the model's own loss, torch's AdamW."""
+
+    def __init__(self, settings: TrainSettings):
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(resolve(MODEL), dtype=torch.bfloat16)
+        self.model = get_peft_model(base, LoraConfig(r=settings.rank, lora_alpha=settings.alpha, task_type="CAUSAL_LM",
+                                                     target_modules=list(settings.targets)))
+        self.model.train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+    def step(self, examples: Sequence[Example]) -> float:
+        """One optimiser step on `examples`; returns the loss per target token."""
+        shape = len(examples), max(len(example.tokens) for example in examples)
+        tokens, attention, labels = torch.zeros(shape).long(), torch.zeros(shape).long(), torch.full(shape, -100)
+        for row, example in enumerate(examples):
+            length = len(example.tokens)
+            tokens[row, :length] = torch.tensor(example.tokens)
+            attention[row, :length] = 1
+            labels[row, :length] = torch.where(torch.tensor(example.mask), tokens[row, :length], -100)
+        loss = self.model(input_ids=tokens, attention_mask=attention, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return loss.item()
+
+
+def workload(tokenizer, task_name: str, data: Path | None, records: int) -> list[list[Example]]:
+    """The steps: the task's first records with its own training template and answers, BATCH at a time."""
+    task = load_task(task_name, data=data, train_records=records)
+    template = get_template(task.train_template)
+    examples = [encode_example(tokenizer, [*template.messages(record), {"role": "assistant", "content": record.response}],
+                               record.id) for record in task.train[:records]]
+    return [examples[start : start + BATCH] for start in range(0, len(examples), BATCH)]
+
+
+def needed_flops(model: Llama, examples: Sequence[Example]) -> float:
+    """Floating-point operations of the matrix products of a step, forward and backward, base frozen."""
+    config = model.config
+    width = config.num_attention_heads * config.head_dim
+    frozen = sum(weight.numel() for name, weight in model.named_parameters()
+                 if weight.dim() == 2 and "layers." in name and "lora" not in name)
+    tokens = sum(len(example.tokens) for example in examples)
+    targets = sum(sum(example.mask[1:]) for example in examples)
+    pairs = sum(len(example.tokens) ** 2 / 2 for example in examples)               # a query and a key it sees
+    attention = 6 * 2 * pairs * width * config.num_hidden_layers                    # 2 products forward, 4 backward
+    return 4 * frozen * tokens + 4 * config.vocab_size * config.hidden_size * targets + attention
+
+
+def matmul_peak(size: int = 3072) -> float:
+    """Best of five bf16 products of two square matrices, in FLOP/s."""
+    a, b = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="passages")
+    parser.add_argument("--data", type=Path, help="folder with the task's files")
+    parser.add_argument("--records", type=int, default=128)
+    parser.add_argument("--micro-tokens", type=int, default=TrainSettings.micro_tokens)
+    parser.add_argument("--checkpoint", action="store_true")
+    args = parser.parse_args()
+
+    settings = TrainSettings(micro_tokens=args.micro_tokens, checkpoint=args.checkpoint)
+    model, tokenizer = sdft.load(MODEL, dtype="bfloat16")
+    steps = workload(tokenizer, args.task, args.data, args.records)
+    sides = {"sdft": Ours(model, settings), "transformers + peft": Peer(settings)}
+    for side in sides.values():
+        side.step(steps[0])                                                         # warm up
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    losses: dict[str, list[float]] = {name: [] for name in sides}
+    peak = matmul_peak()
+    for number, examples in enumerate(steps):
+        for name in list(sides)[:: 1 if number % 2 else -1]:
+            started = time.perf_counter()
+            losses[name].append(sides[name].step(examples))
+            seconds[name].append(time.perf_counter() - started)
+    peak = max(peak, matmul_peak())
+
+    tokens = [sum(len(example.tokens) for example in examples) for examples in steps]
+    flops = [needed_flops(model, examples) for examples in steps]
+    result = {"benchmark": "training", "task": args.task, "records": sum(map(len, steps)), "tokens": sum(tokens),
+              "threads": torch.get_num_threads(), "micro_tokens": args.micro_tokens, "checkpoint": args.checkpoint,
+              "bf16_peak_gflops": round(peak / 1e9)}
+    print(f"{args.task}: {result['records']} records, {sum(tokens)} tokens, {len(steps)} steps of {BATCH}; "
+          f"bf16 products reach {peak / 1e9:.0f} GFLOP/s\n")
+    print(f"{'':24}{'tokens/s':>10}{'share of peak':>15}{'mean loss':>11}")
+    for name in sides:
+        speed = statistics.median(n / s for n, s in zip(tokens, seconds[name]))
+        share = statistics.median(f / s for f, s in zip(flops, seconds[name])) / peak
+        print(f"{name:24}{speed:>10.0f}{share:>14.0%}{statistics.mean(losses[name]):>11.3f}")
+        result[name] = {"tokens_per_second": round(speed, 1), "share_of_peak": round(share, 3)}
+    ratio = statistics.median(theirs / ours for ours, theirs in zip(*(seconds[name] for name in sides)))
+    print(f"\nratio (median over steps): {ratio:.2f}")
+    print(json.dumps(result | {"ratio": round(ratio, 3)}))
+
+
+if __name__ == "__main__":
+    main()
