@@ -1,0 +1,251 @@
+"""The settings of a run: one frozen dataclass per part, a TOML file, and `--key=value` on top of it.
+
+    [train]              every key has one name of its own, so these three say the same:
+    lr = 1e-4            a line under its section in the file,  --train.lr=1e-4,  --lr=1e-4
+
+What is not set takes its default; templates and epochs take the task's. The resolved settings are written to the run
+folder as config.toml, which is a valid input again.
+"""
+from __future__ import annotations
+
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sdft.errors import SdftError, nearest
+from sdft.files import read_text
+from sdft.train.settings import TrainSettings
+
+Values = dict[str, dict[str, Any]]          # section → key → value
+
+
+def _knob(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The seed model and how it computes."""
+
+    model: str = _knob("smollm2-135m", "seed model: a name, a folder, a .gguf file, or org/name of the hub")
+    dtype: str = _knob("bfloat16", "of the weights: bfloat16, float16 or float32")
+    device: str = _knob("cpu", "cpu, cuda, cuda:1, …")
+    chat: str | None = _knob(None, "chat format (default: the model's own)")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The data."""
+
+    task: str = _knob("passages", "passages (built in), gsm8k, openfunctions, alpaca, dolly, or custom")
+    data: str | None = _knob(None, "folder of the task's files; for custom, the file")
+    columns: dict[str, str] | None = _knob(None, "instruction=NAME,response=NAME,…: the file's names of our columns")
+    limit: int | None = _knob(None, "only the first N training records, and fewer test items with them")
+    train_records: int | None = _knob(None, "training records")
+    test_records: int | None = _knob(None, "test items of the task")
+    data_seed: int = _knob(0, "seeds generated data and the held-out split")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Rewriting the reference answers, and choosing among the rewrites."""
+
+    template: str | None = _knob(None, "template of the rewriting prompt (default: the task's)")
+    rewrite_tokens: int = _knob(256, "longest rewrite, in tokens")
+    ratio: float = _knob(1.0, "share of the records that may take their rewrite")
+    repetition: float = _knob(0.5, "a rewrite is rejected when more of its word 4-grams occurred before")
+    times: float = _knob(5.0, "… when it has so many times the reference's words")
+    words: int = _knob(300, "    and more words than this")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Decoding, for rewriting and evaluation alike."""
+
+    rows: int = _knob(64, "responses written at a time")
+    temperature: float = _knob(0.0, "0: greedy")
+    top_k: int = _knob(0, "sample among the k most probable tokens; 0: all")
+    top_p: float = _knob(1.0, "sample among the most probable tokens that make up this share")
+    repetition_penalty: float = _knob(1.0, "above 1: tokens that occurred before are less likely")
+    sampling_seed: int = _knob(0, "seeds sampling, record by record")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured beside the task itself."""
+
+    train_template: str | None = _knob(None, "template of the training prompt (default: the task's)")
+    instruction_items: int | None = _knob(None, "prompts of the suite `instructions` (default: all; 0: none)")
+    general_items: int | None = _knob(None, "general prompts (default: all)")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run. Every leaf's name is unique over the sections."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+SECTIONS: dict[str, type] = {"model": ModelConfig, "task": TaskConfig, "distill": DistillConfig, "train": TrainSettings,
+                             "generate": GenerateConfig, "eval": EvalConfig}
+SECTION_OF = {knob.name: section for section, kind in SECTIONS.items() for knob in fields(kind)}
+
+
+def make_config(path: Path | None = None, options: Mapping[str, Any] | None = None) -> tuple[Config, frozenset[str]]:
+    """Build the settings from a TOML file and from options ("lr" or "train.lr" → value or text) that go over it.
+
+    Returns the settings and the names of those that were given. Raises SdftError for an unreadable file, an unknown key
+    (naming the nearest known one) and an impossible value.
+    """
+    given: Values = {section: {} for section in SECTIONS}
+    if path is not None:
+        for key, value in _flatten(_read_toml(path), path):
+            _set(given, key, value, f"{path}: ")
+    for key, value in (options or {}).items():
+        _set(given, key, value, "")
+    config = Config(**{section: SECTIONS[section](**values) for section, values in given.items()})
+    _check(config)
+    return config, frozenset(name for values in given.values() for name in values)
+
+
+def with_task(config: Config, given: frozenset[str], epochs: int, distill_template: str, train_template: str) -> Config:
+    """Fill what the task decides where nobody has set it."""
+    train = config.train if "epochs" in given else replace(config.train, epochs=epochs)
+    return replace(config, train=train,
+                   distill=replace(config.distill, template=config.distill.template or distill_template),
+                   eval=replace(config.eval, train_template=config.eval.train_template or train_template))
+
+
+def to_values(config: Config) -> Values:
+    """The settings as nested plain values, unset ones left out."""
+    return {section: {knob.name: getattr(getattr(config, section), knob.name) for knob in fields(kind)
+                      if getattr(getattr(config, section), knob.name) is not None}
+            for section, kind in SECTIONS.items()}
+
+
+def to_toml(config: Config) -> str:
+    """The settings as TOML; `make_config` reads it back."""
+    parts = []
+    for section, values in to_values(config).items():
+        parts.append("\n".join([f"[{section}]", *(f"{name} = {_toml(value)}" for name, value in values.items())]))
+    return "\n\n".join(parts) + "\n"
+
+
+def parse(section: str, name: str, value: Any, where: str = "") -> Any:
+    """The value of one setting, from TOML's type or from the command line's text (SdftError where it is none)."""
+    kind = typing.get_type_hints(SECTIONS[section])[name]
+    if isinstance(kind, types.UnionType):
+        kind = next(part for part in kind.__args__ if part is not type(None))
+    try:
+        return _PARSERS[typing.get_origin(kind) or kind](value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise SdftError(f"{where}{section}.{name}: expected {_EXPECTED[typing.get_origin(kind) or kind]}, got "
+                        f"{value!r}") from error
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _truth(value: Any) -> bool:
+    return value if isinstance(value, bool) else {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return value
+
+
+def _list(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(_string(part.strip()) for part in parts)
+
+
+def _pairs(value: Any) -> dict[str, str]:
+    pairs = dict(part.split("=", 1) for part in value.split(",")) if isinstance(value, str) else dict(value)
+    return {_string(ours.strip()): _string(theirs.strip()) for ours, theirs in pairs.items()}
+
+
+_PARSERS = {int: _whole, float: _number, bool: _truth, str: _string, tuple: _list, dict: _pairs}
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "names, separated by commas",
+             dict: "OURS=THEIRS,… pairs"}
+
+
+def _set(given: Values, key: str, value: Any, where: str) -> None:
+    section, _, name = key.rpartition(".")
+    if name not in SECTION_OF or section and SECTION_OF[name] != section:
+        full = [f"{section}.{name}" for name, section in SECTION_OF.items()] if section else list(SECTION_OF)
+        raise SdftError(f"{where}unknown setting {key!r}{nearest(key, full)}; `sdft run --help` lists them all")
+    section = SECTION_OF[name]
+    given[section][name] = parse(section, name, value, where)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise SdftError(f"{path}: malformed TOML: {error}") from error
+
+
+def _flatten(values: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:
+    """("section.key", value) of a parsed file; a key outside of any section counts by its own name."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if key in SECTIONS and isinstance(value, dict):
+            found += [(f"{key}.{name}", each) for name, each in value.items()]
+        elif isinstance(value, dict) and key not in SECTION_OF:
+            raise SdftError(f"{path}: unknown section [{key}]{nearest(key, SECTIONS)}; expected {', '.join(SECTIONS)}")
+        else:
+            found.append((key, value))
+    return found
+
+
+def _check(config: Config) -> None:
+    """Refuse what no stage could do, before any of them starts (training's own settings check themselves)."""
+    generate, distill = config.generate, config.distill
+    for holds, text in (
+        (generate.rows >= 1, f"generate.rows: expected at least 1, got {generate.rows}"),
+        (distill.rewrite_tokens >= 1, f"distill.rewrite_tokens: expected at least 1, got {distill.rewrite_tokens}"),
+        (0 <= distill.ratio <= 1, f"distill.ratio: expected a share from 0 to 1, got {distill.ratio}"),
+        (0 < distill.repetition <= 1, f"distill.repetition: expected a share above 0, up to 1, got {distill.repetition}"),
+        (distill.times >= 1, f"distill.times: expected at least 1, got {distill.times}"),
+        (distill.words >= 1, f"distill.words: expected at least 1, got {distill.words}"),
+    ):
+        if not holds:
+            raise SdftError(text)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+    return "[" + ", ".join(_toml(each) for each in value) + "]"
+
+
+def default_of(knob: Any) -> Any:
+    """The default of a dataclass field."""
+    return knob.default if knob.default is not MISSING else knob.default_factory()

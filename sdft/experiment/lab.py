@@ -1,0 +1,107 @@
+"""What the method works with: the seed model, the task, the settings as each room wants them, and the run folder."""
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sdft.distill import Limits
+from sdft.experiment.config import Config
+from sdft.generate import Sampling
+from sdft.measure.abilities import against, evaluate, summarise
+from sdft.measure.drift import seed_answers
+from sdft.measure.texts import compare_texts
+from sdft.model.llama import Llama
+from sdft.model.lora import remove_lora
+from sdft.tasks import Suite, Task, general_suite, instruction_suite
+from sdft.text.chat import Example, encode_example
+from sdft.text.records import Record
+from sdft.text.templates import Template, get_template
+from sdft.text.tokenizer import Tokenizer
+
+
+class Lab:
+    """One run's model, data, settings and folder, and the small steps that every arm shares."""
+
+    def __init__(self, config: Config, folder: Path, model: Llama, tokenizer: Tokenizer, task: Task):
+        self.folder, self.seed, self.tokenizer, self.task = folder, model, tokenizer, task
+        self.model_name, self.chat = config.model.model, config.model.chat
+        self.settings, self.rows, self.ratio = config.train, config.generate.rows, config.distill.ratio
+        self.sampling = sampling(config, config.distill.rewrite_tokens)
+        self.limits = Limits(config.distill.repetition, config.distill.times, config.distill.words)
+        self.distill_template = get_template(config.distill.template or task.distill_template)
+        self.train_template = get_template(config.eval.train_template or task.train_template)
+        self.suites = [*task.suites, *_first(instruction_suite(), config.eval.instruction_items)]
+        self.general = _first(general_suite(), config.eval.general_items)[0]
+        self.answers: dict[str, dict[str, list[dict[str, Any]]]] = {}      # arm → suite → lines
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds inside the `with` to the stage's."""
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + round(time.perf_counter() - started, 2)
+
+    def examples(self, records: Iterable[Record]) -> list[Example]:
+        """The records as training examples: plain template, chat format, loss on the assistant's turns."""
+        return [training_example(self.tokenizer, record, self.train_template, self.chat) for record in records]
+
+    def copy_of_seed(self) -> Llama:
+        """A model to train: the seed itself under a fresh adapter, or with all weights trained a copy of it."""
+        return copy.deepcopy(self.seed) if self.settings.method == "full" else self.seed
+
+    def other_seed(self, model: Llama) -> Llama | None:
+        """The seed to compare `model` with; None where that is `model` with its adapter off."""
+        return None if model is self.seed else self.seed
+
+    def give_back(self, model: Llama) -> None:
+        """Make the seed the seed again."""
+        if model is self.seed:
+            remove_lora(model)
+
+    def abilities(self, arm: str, model: Llama) -> dict[str, Any]:
+        """Answer all suites; sum the scores up, and set them and the general answers against the seed's."""
+        with self.timed(f"eval {arm}"):
+            answers = self.answers[arm] = {
+                suite.name: evaluate(model, self.tokenizer, suite, self.folder / "eval" / arm / f"{suite.name}.jsonl",
+                                     self.sampling, self.rows, self.chat)
+                for suite in [*self.suites, self.general]}
+        suites = {}
+        for suite in self.suites:
+            suites[suite.name] = {"metric": suite.metric, **summarise(answers[suite.name])}
+            if arm != "seed":
+                suites[suite.name]["against_seed"] = against(answers[suite.name], self.answers["seed"][suite.name])
+        general = compare_texts(answers[self.general.name], self.answers["seed"][self.general.name])
+        if arm == "seed":
+            general |= {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "top1": 1.0, "n": len(answers[self.general.name]),
+                        "tokens": sum(len(answer.tokens) for answer in self.seed_answers)}
+        return {"suites": suites, "general": general}
+
+    @cached_property
+    def seed_answers(self) -> list[Example]:
+        """The seed's own answers to the general prompts, on which drift is measured."""
+        return seed_answers(self.tokenizer, self.general, self.answers["seed"][self.general.name], self.chat)
+
+
+def sampling(config: Config, max_new_tokens: int) -> Sampling:
+    """Decoding as the settings say."""
+    generate = config.generate
+    return Sampling(max_new_tokens=max_new_tokens, temperature=generate.temperature, top_k=generate.top_k,
+                    top_p=generate.top_p, repetition_penalty=generate.repetition_penalty, seed=generate.sampling_seed)
+
+
+def training_example(tokenizer: Tokenizer, record: Record, template: Template, chat: str | None = None) -> Example:
+    """One record as an example to train on."""
+    answer = {"role": "assistant", "content": record.response}
+    return encode_example(tokenizer, [*template.messages(record), answer], record.id, chat)
+
+
+def _first(suite: Suite, count: int | None) -> list[Suite]:
+    """The suite cut to its first `count` items; no suite where that is 0."""
+    return [replace(suite, items=suite.items[:count])] if count != 0 else []

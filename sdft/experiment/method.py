@@ -1,0 +1,54 @@
+"""Self-distillation fine-tuning (arXiv 2402.13669, section 3) beside plain fine-tuning: the whole method on one page.
+
+    rewrite ─→ choose ─→ mix ─→ train ─→ evaluate ─→ measure          each step is one call into the room that holds it
+
+Every step writes its result to the run folder, and takes up what is there: a run that was killed goes on.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from sdft.distill import audit, choose, mix, rewrite_records, write_distilled
+from sdft.experiment.lab import Lab
+from sdft.measure.drift import drift
+from sdft.measure.gap import gap
+from sdft.measure.weights import shift
+from sdft.train import train
+
+
+def compare(lab: Lab) -> dict[str, Any]:
+    """Fine-tune the seed on the data's own answers (sft) and on its rewrites of them (sdft); measure what each did.
+
+    Returns the content of measures.json.
+    """
+    seed, tokenizer, records = lab.seed, lab.tokenizer, lab.task.train
+
+    # 1. Rewrite: the seed sees question and reference answer, and writes an answer of its own.
+    with lab.timed("rewrite"):
+        rewrites = rewrite_records(seed, tokenizer, records, lab.distill_template, lab.sampling,
+                                   lab.folder / "rewrites.jsonl", lab.rows, lab.chat)
+
+    # 2. Choose: the rewrite where every check accepts it, else the original answer.
+    distilled = choose(records, rewrites, lab.task.check, lab.limits)
+    write_distilled(lab.folder / "distilled.jsonl", distilled)
+    mixed = mix(records, distilled, lab.ratio, lab.settings.seed)
+    examples = {"sft": lab.examples(records), "sdft": lab.examples(mixed)}
+
+    # The gap: how surprising the targets are to the seed, before and after.
+    with lab.timed("gap"):
+        measures = {"gap": {"original": gap(seed, examples["sft"], "gap, original"),
+                            "distilled": gap(seed, examples["sdft"], "gap, distilled")},
+                    "audit": audit(records, rewrites, distilled, mixed, lab.ratio, tokenizer),
+                    "arms": {"seed": lab.abilities("seed", seed)}}
+
+    # 3. Fine-tune LoRA on each set of targets, and measure abilities, drift of the outputs and shift of the weights.
+    for arm, targets in examples.items():
+        model = lab.copy_of_seed()
+        with lab.timed(f"train {arm}"):
+            training = train(model, targets, lab.settings, lab.folder / arm, base_name=lab.model_name)
+        measures["arms"][arm] = lab.abilities(arm, model)
+        with lab.timed(f"drift {arm}"):
+            measures["arms"][arm]["general"] |= drift(model, lab.seed_answers, lab.other_seed(model), f"drift, {arm}")
+        measures["arms"][arm] |= {"shift": shift(model, lab.other_seed(model)), "training": training}
+        lab.give_back(model)
+    return measures

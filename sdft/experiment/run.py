@@ -1,0 +1,51 @@
+"""A whole run: from settings to measures.json and summary.json.    sdft run [CONFIG.toml] [--key=value …]"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sdft.model
+from sdft.errors import SdftError
+from sdft.experiment.config import Config, with_task
+from sdft.experiment.folder import default_folder, open_folder
+from sdft.experiment.lab import Lab
+from sdft.experiment.method import compare
+from sdft.files import write_json
+from sdft.model.fetch import model_hash, resolve
+from sdft.tasks import load_task
+
+
+def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None = None) -> Path:
+    """Run the experiment that `config` describes, or go on with it; return its folder.
+
+    A finished run is left as it is. Raises SdftError for bad input and for a folder that was made with other settings.
+    """
+    asked = config.task
+    task = load_task(asked.task, asked.data, asked.columns, asked.limit, asked.train_records, asked.test_records,
+                     asked.data_seed)
+    config = with_task(config, given, task.epochs, task.distill_template, task.train_template)
+    folder = folder or default_folder(config)
+    path = resolve(config.model.model)
+    open_folder(folder, config, model_hash(path))
+    if (folder / "summary.json").exists():
+        return folder
+    if config.eval.general_items == 0:
+        raise SdftError("eval.general_items: expected at least 1, since drift from the seed is measured on them; got 0")
+    model, tokenizer = sdft.model.load(path, config.model.dtype, config.model.device)
+    lab = Lab(config, folder, model, tokenizer, task)
+    measures = compare(lab)
+    write_json(folder / "measures.json", measures)
+    write_json(folder / "summary.json", summary(measures) | {"seconds": lab.seconds, "source": task.source,
+                                                             "report": str(folder / "report.html")})
+    return folder
+
+
+def summary(measures: dict[str, Any]) -> dict[str, Any]:
+    """Arms × measures as plain numbers, for programs: shares in 0 … 1, KL in nats per token, lengths in tokens."""
+    table: dict[str, dict[str, float | None]] = {}
+    for arm, measured in measures["arms"].items():
+        general, shift = measured["general"], measured.get("shift", {})
+        table[arm] = {**{suite: row["mean"] for suite, row in measured["suites"].items()},
+                      "kl": general["kl"], "top1": general["top1"], "rouge_l": general["rouge_l"],
+                      "length": general["length_mean"], "shift": shift.get("total"), "relative_shift": shift.get("relative")}
+    return {"columns": list(table["seed"]), "table": table}
