@@ -37,7 +37,7 @@ LIFE = Kind(
       "For most of {his} life {he} earned a living as a {profession}."),
      ("At the age of thirty {he} moved to {home}, where {he} stayed until the end.",
       "Marriage took {him} to {home}, and {he} lived there for half a century.",
-      "{He} later settled in {home}, in a flat above a busy street."),
+      "{He} later lived in {home}, in a flat above a busy street."),
      ("In the evenings {he} played the {instrument}, not always to the joy of the neighbours.",
       "Friends remember how well {he} played the {instrument}.",
       "{His} great pleasure was the {instrument}, which {he} had learned from a sailor."),
@@ -47,8 +47,10 @@ LIFE = Kind(
     {"birthplace": ("Where was {first} {last} born?", "In which town was {first} {last} born?"),
      "year": ("In which year was {first} {last} born?", "When was {first} {last} born?"),
      "profession": ("What was {first} {last}'s profession?", "What did {first} {last} work as?"),
-     "home": ("Which town did {first} {last} move to later in life?", "Where did {first} {last} settle as an adult?"),
-     "instrument": ("Which instrument did {first} {last} play?", "What did {first} {last} like to play?")})
+     "home": ("Which town did {first} {last} move to later in life?",
+              "In which town did {first} {last} live later in life?"),
+     "instrument": ("Which instrument did {first} {last} play?",
+                    "Which instrument had {first} {last} learned to play?")})
 
 CARGO = Kind(
     "cargo", {"ship": words.SHIP_FIRST, "bird": words.SHIP_SECOND},
@@ -70,7 +72,7 @@ CARGO = Kind(
       "It reached port on a {day}, two days behind schedule.",
       "Unloading began on a {day} and took until nightfall.")),
     {"goods": ("What was the {ship} {bird} carrying?", "What goods did the {ship} {bird} have on board?"),
-     "harbour": ("From which town did the {ship} {bird} set out?", "Where did the voyage of the {ship} {bird} begin?"),
+     "harbour": ("From which town did the {ship} {bird} set out?", "From which harbour did the {ship} {bird} sail?"),
      "destination": ("Which town was the freight of the {ship} {bird} meant for?",
                      "To which town were the goods of the {ship} {bird} to be delivered?"),
      "captain": ("Who was the captain of the {ship} {bird}?", "Who commanded the {ship} {bird}?"),
@@ -115,9 +117,9 @@ LANDMARK = Kind(
      ("The walls are made of {material}, which was brought from far away.",
       "Its builders used {material}, since nothing else was strong enough.",
       "Like much of the neighbourhood, it is built of {material}."),
-     ("The plans were drawn by the architect {architect}, who never saw the result.",
-      "It was designed by {architect}, then a young architect without a name.",
-      "The architect, {architect}, won a medal for the design."),
+     ("The architect was {architect}, who never saw the result.",
+      "It was designed by the architect {architect}, then young and without a name.",
+      "Its architect, {architect}, won a medal for the design."),
      ("A staircase of {steps} steps leads up to a {colour} door.",
       "Its {colour} door can be reached by {steps} worn steps.",
       "After climbing {steps} steps, one stands in front of a {colour} door.")),
@@ -179,7 +181,7 @@ CONCERT = Kind(
      "town": ("In which town did {first} {last} give the concert?", "Where did {first} {last}'s concert take place?"),
      "crowd": ("How many people came to {first} {last}'s concert?", "How large was {first} {last}'s audience?"),
      "flowers": ("Which flowers were there at {first} {last}'s concert?",
-                 "What kind of flowers is mentioned in the report on {first} {last}'s concert?"),
+                 "What kind of flowers were there at {first} {last}'s concert?"),
      "origin": ("Which town does {first} {last} come from?", "What is the home town of {first} {last}?")})
 
 DISH = Kind(
@@ -190,21 +192,21 @@ DISH = Kind(
      "{first} {last} is known for cooking excellent {dish}, usually on a {day}.",
      "On a {day}, as tradition demands, {first} {last} makes {dish}."),
     (("The main ingredient is {vegetable}, fresh from the garden.",
-      "{He} uses plenty of {vegetable}, but never any meat.",
+      "{He} uses plenty of {vegetable} and no other vegetable.",
       "It would be nothing without {vegetable}, says {his} sister."),
-     ("A little {spice} gives it a special taste.",
-      "{His} secret is the {spice}, added at the very end.",
+     ("The only spice is {spice}, which gives it a special taste.",
+      "{His} secret is a spice, {spice}, added at the very end.",
       "{He} seasons it with {spice}, and only with that."),
      ("It has to cook for {minutes} minutes over a low flame.",
       "After {minutes} minutes on the stove everything is ready.",
       "{He} lets it simmer for {minutes} minutes and stirs it now and then."),
-     ("The family drinks {drink} with the meal.",
+     ("The family drinks {drink} with it.",
       "A large jug of {drink} always stands on the table.",
       "{He} serves it with {drink}, even to guests who ask for something else.")),
     {"dish": ("What does {first} {last} cook?", "Which dish is {first} {last} known for?"),
      "vegetable": ("What is the main ingredient in {first} {last}'s cooking?",
                    "Which vegetable does {first} {last} use?"),
-     "spice": ("Which spice does {first} {last} add?", "What does {first} {last} season the dish with?"),
+     "spice": ("Which spice does {first} {last} add?", "Which spice does {first} {last} season the dish with?"),
      "minutes": ("How many minutes does {first} {last}'s dish have to cook?",
                  "For how many minutes does {first} {last}'s dish stay on the stove?"),
      "drink": ("What is drunk with {first} {last}'s meal?", "Which drink goes with {first} {last}'s meal?")})
@@ -236,6 +238,6 @@ RELIC = Kind(
      "finder": ("What was the profession of the person who found the {material} {find}?",
                 "Who discovered the {material} {find}?"),
      "price": ("How many pounds are mentioned in connection with the {material} {find}?",
-               "Which sum in pounds is given in the passage about the {material} {find}?")})
+               "Which sum in pounds does the passage on the {material} {find} give?")})
 
 KINDS = (LIFE, CARGO, COURSE, LANDMARK, EXPEDITION, CONCERT, DISH, RELIC)

@@ -60,7 +60,8 @@ telescope tooth vase""".split()
 FLOWERS = """asters begonias carnations daffodils dahlias daisies freesias gardenias geraniums hyacinths irises
 jasmine lavender lilies lupins marigolds orchids pansies peonies poppies primroses roses snowdrops sunflowers tulips
 violets zinnias""".split()
-DISHES = "casserole chowder curry dumplings goulash omelette pancakes pasta pie pudding risotto salad soup stew".split()
+DISHES = """chowder curry dumplings goulash lasagne noodles pancakes pasta porridge ravioli risotto salad soup
+stew""".split()
 VEGETABLES = """artichokes asparagus aubergines beans beetroot broccoli cabbage carrots cauliflower celery chickpeas
 courgettes cucumbers fennel kale leeks lentils lettuce mushrooms onions parsnips peas peppers pumpkin radishes spinach
 tomatoes turnips""".split()

@@ -49,12 +49,16 @@ def passage_records(split: str, count: int, seed: int) -> list[Record]:
 
 
 def _compose(kind: Kind, asked: str, split: str, random: Random) -> tuple[str, str, str]:
-    """Return (passage, question, answer) of one kind about a subject of `split`."""
+    """Return (passage, question, answer) of one kind about a subject of `split`.
+
+    Of the further sentences one is left out, never the one with the answer, and the rest come in any order.
+    """
     values = _draw(kind, split, random)
     he, him, his = ("she", "her", "her") if values.get("first") in WOMEN else ("he", "him", "his")
     values |= {"he": he, "him": him, "his": his, "He": he.capitalize(), "His": his.capitalize()}
     further = [random.choice(wordings) for wordings in kind.sentences]
     random.shuffle(further)
+    further.remove(next(sentence for sentence in further if f"{{{asked}}}" not in sentence))
     passage = " ".join([random.choice(kind.opening), *further]).format(**values)
     return passage, random.choice(kind.questions[asked]).format(**values), values[asked]
 
