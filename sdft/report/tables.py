@@ -1,6 +1,7 @@
 """The tables of the report and its conclusions in words, both made from the numbers of measures.json alone."""
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,24 @@ def kinds_table(run: Run, suite: str) -> Table:
     kinds = list(measured[run.arms[0]])
     return Table(["kind", *run.arms], [[kind, *(_number(measured[arm].get(kind), 0, scale=100) for arm in run.arms)]
                                        for kind in kinds])
+
+
+def as_text(table: Table) -> str:
+    """The table for a terminal: columns aligned, the head in as many lines as it needs."""
+    head = [_fold(cell) for cell in table.head]
+    height = max(len(cell) for cell in head)
+    lines = [[cell[line - height + len(cell)] if line >= height - len(cell) else "" for cell in head]
+             for line in range(height)]
+    lines += [["─" * max(map(len, column)) for column in zip(*lines, *table.rows, strict=True)], *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = "\n".join("  ".join(cell.ljust(width) if index == 0 else cell.rjust(width)
+                               for index, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+                     for line in lines)
+    return f"{text}\n{table.note}".rstrip()
+
+
+def _fold(text: str, width: int = 13) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False) or [""]
 
 
 def findings(run: Run) -> list[str]:

@@ -1,0 +1,77 @@
+"""The commands, one function each: it adds its arguments to a parser, and returns what runs them.
+
+Settings are made from the dataclasses of `sdft.experiment.config`: each field is an option of its name, and also of its
+section and name (--lr, --train.lr).
+"""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdft.errors import SdftError
+from sdft.experiment.config import SECTIONS, Config, default_of, make_config
+
+if TYPE_CHECKING:
+    from sdft.model.llama import Llama
+    from sdft.text.tokenizer import Tokenizer
+
+
+def add_settings(parser: argparse.ArgumentParser, sections: Mapping[str, tuple[str, ...]]) -> None:
+    """Offer the settings of `sections`: section → names of its fields, () for all of them."""
+    for section, names in sections.items():
+        group = parser.add_argument_group(f"[{section}]")
+        for knob in fields(SECTIONS[section]):
+            if names and knob.name not in names:
+                continue
+            default = default_of(knob)
+            shown = ",".join(default) if isinstance(default, tuple) else str(default).lower() if isinstance(default, bool) else default
+            text = knob.metadata["help"] + ("" if default is None else f" (default: {shown})")
+            optional = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
+            group.add_argument(f"--{knob.name}", f"--{section}.{knob.name}", dest=f"{section}.{knob.name}", metavar="VALUE",
+                               default=argparse.SUPPRESS, help=text.replace("%", "%%"), **optional)
+
+
+def settings(options: argparse.Namespace, path: str | None = None) -> tuple[Config, frozenset[str]]:
+    """The settings among the parsed options, over those of the TOML file `path`; and the names of those given."""
+    given = {key: value for key, value in vars(options).items() if "." in key}
+    return make_config(Path(path) if path else None, given)
+
+
+def load_with_adapter(config: Config, adapter: str | None) -> tuple[Llama, Tokenizer]:
+    """The model of the settings, with the adapter of a folder on it where one is named."""
+    import sdft.model
+    from sdft.model.adapters import load_adapter
+
+    model, tokenizer = sdft.model.load(config.model.model, config.model.dtype, config.model.device)
+    if adapter:
+        load_adapter(model, Path(adapter))
+    return model, tokenizer
+
+
+def task_of(config: Config) -> Any:
+    """The task of the settings; a file of records is the task `custom`."""
+    from sdft.tasks import load_task
+
+    asked = config.task
+    name = "custom" if asked.data and Path(asked.data).is_file() else asked.task
+    return load_task(name, asked.data, asked.columns, asked.limit, asked.train_records, asked.test_records, asked.data_seed)
+
+
+def records_of(config: Config) -> list:
+    """The records of --data (a file), or those that the task trains on."""
+    from sdft.text.records import read_records
+
+    data = config.task.data
+    if data and (Path(data).is_file() or Path(data).suffix in (".json", ".jsonl", ".csv", ".gz")):
+        return read_records(data, config.task.columns, config.task.limit)
+    return task_of(config).train
+
+
+def existing(path: str, what: str) -> Path:
+    """`path` as a Path (SdftError when nothing is there)."""
+    if not Path(path).exists():
+        raise SdftError(f"{path}: expected {what}, found nothing there")
+    return Path(path)

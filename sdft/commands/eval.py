@@ -1,0 +1,43 @@
+"""`sdft eval`: run suites on the seed or on an adapter."""
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from sdft.commands import add_settings, load_with_adapter, settings, task_of
+from sdft.errors import SdftError, nearest
+
+
+def eval(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    """Write every answer with its score to <out>/<suite>.jsonl; print one JSON line a suite."""
+    parser.add_argument("--adapter", metavar="DIR", help="adapter to put on the model")
+    parser.add_argument("--suite", action="append", metavar="NAME",
+                        help="a suite of the task, instructions, or general; can be given again (default: the task's)")
+    parser.add_argument("--out", default="eval", metavar="DIR", help="folder for the answers (default: eval)")
+    add_settings(parser, {"model": (), "task": (), "generate": ()})
+
+    def execute(options: argparse.Namespace) -> None:
+        config, _ = settings(options)
+        from sdft.experiment.lab import sampling
+        from sdft.measure.abilities import evaluate, summarise
+        from sdft.tasks import general_suite, instruction_suite
+
+        known = {suite.name: suite for suite in (instruction_suite(), general_suite())}
+        if not options.suite or not set(options.suite) <= known.keys():
+            task = task_of(config)
+            known |= {suite.name: suite for suite in task.suites}
+        chosen = options.suite or [suite.name for suite in task.suites]
+        for name in chosen:
+            if name not in known:
+                raise SdftError(f"--suite: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+        model, tokenizer = load_with_adapter(config, options.adapter)
+        for name in chosen:
+            path = Path(options.out) / f"{name}.jsonl"
+            rows = evaluate(model, tokenizer, known[name], path, sampling(config, known[name].max_new_tokens),
+                            config.generate.rows, config.model.chat)
+            scores = {"metric": known[name].metric, **summarise(rows)} if known[name].score else {"n": len(rows)}
+            print(json.dumps({"suite": name, **scores, "answers": str(path)}, ensure_ascii=False))
+
+    return execute

@@ -1,0 +1,62 @@
+"""`sdft measure`: shift, gap and drift, alone."""
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sdft.commands import add_settings, load_with_adapter, records_of, settings
+from sdft.errors import SdftError
+from sdft.experiment.config import Config
+
+
+def measure(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    """Print one measure as JSON."""
+    parser.add_argument("what", choices=("shift", "gap", "drift"), help="shift: of the weights by an adapter; gap: NLL of the "
+                        "targets in --data under the model; drift: of the outputs from the seed's, under an adapter")
+    parser.add_argument("--adapter", metavar="DIR", help="adapter to measure")
+    parser.add_argument("--out", default="eval", metavar="DIR", help="drift: folder of the seed's answers (default: eval)")
+    add_settings(parser, {"model": (), "task": (), "generate": (), "eval": ("train_template", "general_items")})
+
+    def execute(options: argparse.Namespace) -> None:
+        config, _ = settings(options)
+        if options.what != "gap" and not options.adapter:
+            raise SdftError(f"measure {options.what} needs an adapter to set against the seed; name one with --adapter DIR")
+        result = {"shift": _shift, "gap": _gap, "drift": _drift}[options.what](config, options)
+        print(json.dumps(result, ensure_ascii=False))
+
+    return execute
+
+
+def _shift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    from sdft.measure.weights import shift
+
+    return shift(load_with_adapter(config, options.adapter)[0])
+
+
+def _gap(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    from sdft.experiment.lab import training_example
+    from sdft.measure.gap import gap
+    from sdft.text.templates import get_template
+
+    template = get_template(config.eval.train_template or "plain")
+    records = records_of(config)
+    model, tokenizer = load_with_adapter(config, options.adapter)
+    return gap(model, [training_example(tokenizer, record, template, config.model.chat) for record in records])
+
+
+def _drift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    from sdft.experiment.lab import first, sampling
+    from sdft.measure.abilities import evaluate
+    from sdft.measure.drift import drift, seed_answers
+    from sdft.model.lora import adapter_off
+    from sdft.tasks import general_suite
+
+    suite = first(general_suite(), config.eval.general_items)[0]
+    model, tokenizer = load_with_adapter(config, options.adapter)
+    with adapter_off(model):
+        rows = evaluate(model, tokenizer, suite, Path(options.out) / "general.jsonl", sampling(config, suite.max_new_tokens),
+                        config.generate.rows, config.model.chat)
+    return drift(model, seed_answers(tokenizer, suite, rows, config.model.chat))

@@ -1,0 +1,42 @@
+"""`sdft fetch` and `sdft merge`."""
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from sdft.commands import add_settings, load_with_adapter, settings
+
+Execute = Callable[[argparse.Namespace], None]
+
+
+def fetch(parser: argparse.ArgumentParser) -> Execute:
+    """Print the folder of the fetched model."""
+    parser.add_argument("name", metavar="NAME", help="smollm2-135m, or org/name of the hub")
+
+    def execute(options: argparse.Namespace) -> None:
+        from sdft.model.fetch import fetch as fetch_model
+
+        print(fetch_model(options.name))
+
+    return execute
+
+
+def merge(parser: argparse.ArgumentParser) -> Execute:
+    """Save the merged model; print what rounding did to the change, as JSON."""
+    parser.add_argument("adapter", metavar="ADAPTER", help="folder of the adapter")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the checkpoint")
+    add_settings(parser, {"model": ("model", "dtype")})
+
+    def execute(options: argparse.Namespace) -> None:
+        config, _ = settings(options)
+        from sdft.model.lora import merge as merge_adapter
+        from sdft.model.saving import save_checkpoint
+
+        model, tokenizer = load_with_adapter(config, options.adapter)
+        report = merge_adapter(model)
+        save_checkpoint(model, tokenizer, Path(options.out))
+        print(json.dumps(report | {"dtype": config.model.dtype, "checkpoint": options.out}))
+
+    return execute

@@ -1,0 +1,45 @@
+"""`sdft run` and `sdft report`."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from sdft.commands import add_settings, existing, settings
+
+Execute = Callable[[argparse.Namespace], None]
+
+
+def run(parser: argparse.ArgumentParser) -> Execute:
+    """The whole experiment, and its report."""
+    parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings; options go over them")
+    parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/TASK-MODEL)")
+    add_settings(parser, {section: () for section in ("model", "task", "distill", "train", "generate", "eval")})
+
+    def execute(options: argparse.Namespace) -> None:
+        from sdft.report.figures import require_matplotlib
+
+        require_matplotlib()          # told before the long work, not after it
+        config, given = settings(options, options.config)
+        from sdft.experiment.run import run as run_experiment
+
+        _show(run_experiment(config, given, Path(options.out) if options.out else None))
+
+    return execute
+
+
+def report(parser: argparse.ArgumentParser) -> Execute:
+    """The report of a finished run, once more."""
+    parser.add_argument("folder", metavar="DIR", help="run folder")
+    return lambda options: _show(existing(options.folder, "a run folder"))
+
+
+def _show(folder: Path) -> None:
+    """Write the report; print the table and where the page is."""
+    from sdft.report import write_report
+    from sdft.report.run import read_run
+    from sdft.report.tables import as_text, result_table
+
+    page = write_report(folder)
+    print(as_text(result_table(read_run(folder))))
+    print(f"\nreport: {page}")

@@ -1,0 +1,112 @@
+"""`sdft generate` and `sdft chat`."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+
+from sdft.commands import add_settings, load_with_adapter, settings
+from sdft.errors import SdftError
+
+Execute = Callable[[argparse.Namespace], None]
+
+
+def generate(parser: argparse.ArgumentParser) -> Execute:
+    """Print the answers, in the order of the prompts."""
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="user turns; none, or -: one on each line of stdin")
+    parser.add_argument("--json", action="store_true", help="one JSON line an answer: id, text, tokens, finish")
+    _common(parser)
+
+    def execute(options: argparse.Namespace) -> None:
+        config, prompts = settings(options)[0], options.prompts
+        if prompts in ([], ["-"]):
+            if sys.stdin.isatty():
+                print("one prompt a line; end with Ctrl-D", file=sys.stderr)
+            prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+        if not prompts:
+            raise SdftError("expected at least one prompt, as an argument or on stdin; got none")
+        from sdft.experiment.lab import sampling
+        from sdft.generate import Request, stream
+        from sdft.text.chat import encode_prompt
+
+        model, tokenizer = load_with_adapter(config, options.adapter)
+        requests = [Request(str(index), encode_prompt(tokenizer, [{"role": "user", "content": prompt}], chat=config.model.chat))
+                    for index, prompt in enumerate(prompts)]
+        answers = stream(model, tokenizer, requests, sampling(config, options.max_new_tokens), config.generate.rows)
+        for answer in _in_order(answers):
+            if options.json:
+                print(json.dumps(asdict(answer), ensure_ascii=False), flush=True)
+            else:
+                print(answer.text, end="\n\n" if len(prompts) > 1 else "\n", flush=True)
+
+    return execute
+
+
+def chat(parser: argparse.ArgumentParser) -> Execute:
+    """Talk; every answer is printed as it is written. Ctrl-C stops an answer, Ctrl-D ends the talk."""
+    parser.add_argument("--system", metavar="TEXT", help="system text")
+    _common(parser)
+
+    def execute(options: argparse.Namespace) -> None:
+        config, _ = settings(options)
+        from sdft.experiment.lab import sampling
+
+        model, tokenizer = load_with_adapter(config, options.adapter)
+        messages = [{"role": "system", "content": options.system}] if options.system else []
+        print("/new begins anew, Ctrl-C stops an answer, Ctrl-D ends", file=sys.stderr)
+        for text in _turns():
+            if text == "/new":
+                messages = messages[:1] if options.system else []
+                continue
+            messages.append({"role": "user", "content": text})
+            answer = _answer(model, tokenizer, messages, sampling(config, options.max_new_tokens), config.model.chat)
+            messages.append({"role": "assistant", "content": answer})
+
+    return execute
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter", metavar="DIR", help="adapter to put on the model")
+    parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    add_settings(parser, {"model": (), "generate": ()})
+
+
+def _in_order(answers: Iterable) -> Iterator:
+    """Hold answers back until those before them are there."""
+    waiting, following = {}, 0
+    for answer in answers:
+        waiting[int(answer.id)] = answer
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def _turns() -> Iterator[str]:
+    while True:
+        try:
+            text = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if text:
+            yield text
+
+
+def _answer(model, tokenizer, messages: list[dict[str, str]], sampling, chat_format: str | None) -> str:
+    """Print an answer as it is written, and return it."""
+    from sdft.generate import stream_tokens
+    from sdft.text.chat import encode_prompt
+
+    tokens, shown = [], ""
+    with suppress(KeyboardInterrupt):                 # the answer so far stands
+        for token in stream_tokens(model, tokenizer, encode_prompt(tokenizer, messages, chat=chat_format), sampling):
+            tokens.append(token)
+            text = tokenizer.decode(tokens)
+            if not text.endswith("\ufffd"):          # a character that is not complete yet
+                print(text[len(shown) :], end="", flush=True)
+                shown = text
+    text = tokenizer.decode(tokens)
+    print(text[len(shown) :])
+    return text
