@@ -98,7 +98,7 @@ def match_targets(model: Llama, targets: Sequence[str]) -> list[str]:
 def adapt(model: Llama, name: str, rank: int, alpha: float, dropout: float, rslora: bool) -> LoRALinear:
     """Replace the linear layer `name` by one with an adapter, and return it."""
     parent, _, leaf = name.rpartition(".")
-    layer = LoRALinear(model.get_submodule(name), rank, alpha, dropout, rslora)
+    layer = LoRALinear(model.get_submodule(name), rank, alpha, dropout, rslora).train(model.training)
     setattr(model.get_submodule(parent), leaf, layer)
     return layer
 

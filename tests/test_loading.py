@@ -1,0 +1,107 @@
+"""Model folders: one file or shards, what transformers wrote and what transformers reads, and everything that can be wrong."""
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import FAMILIES, copy_of, hf_model, tiny_llama
+
+from sdft.errors import SdftError
+from sdft.model.loading import load_model
+from sdft.model.lora import add_lora, lora_layers, merge
+from sdft.model.saving import save_checkpoint
+
+TOKENS = torch.arange(3, 23)[None]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_of_transformers_loads(tmp_path, family):
+    hf = hf_model(family)
+    hf.save_pretrained(str(tmp_path))
+    model = load_model(tmp_path, "float32")
+    assert torch.equal(model(TOKENS), copy_of(hf)(TOKENS))
+    half = load_model(tmp_path, "bfloat16")
+    assert half.dtype == torch.bfloat16 and all(weight.dtype == torch.bfloat16 for weight in half.parameters())
+
+
+def test_a_sharded_folder_loads(tmp_path):
+    hf = hf_model("llama2")
+    hf.save_pretrained(str(tmp_path), max_shard_size="20kB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert torch.equal(load_model(tmp_path, "float32")(TOKENS), copy_of(hf)(TOKENS))
+    next(iter(sorted(tmp_path.glob("*.safetensors")))).unlink()
+    with pytest.raises(SdftError, match="expected the shard model-00001"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_loads_what_we_save(tmp_path, family):
+    from transformers import AutoModelForCausalLM
+
+    hf = hf_model(family)
+    model = copy_of(hf)
+    save_checkpoint(model, None, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path), dtype=torch.float32, attn_implementation="eager").eval()
+    torch.testing.assert_close(theirs(TOKENS).logits, hf(TOKENS).logits, atol=0, rtol=0)
+
+
+def test_a_merged_adapter_is_saved_and_an_unmerged_one_refused(tmp_path):
+    model = tiny_llama()
+    add_lora(model, rank=4)
+    for layer in lora_layers(model).values():
+        layer.lora_B.data.fill_(0.05)
+    with pytest.raises(SdftError, match="merge"):
+        save_checkpoint(model, None, tmp_path)
+    merge(model)
+    save_checkpoint(model, None, tmp_path)
+    assert torch.equal(load_model(tmp_path, "float32")(TOKENS), model(TOKENS))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_checkpoint(tiny_llama(), None, tmp_path)
+    return tmp_path
+
+
+def _change_tensors(folder, change):
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(str(path)).items()}   # the file is memory-mapped
+    change(tensors)
+    save_file(tensors, str(path))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda t: t.pop("model.norm.weight"), "1 tensors that config.json asks for are missing, first model.norm.weight"),
+    (lambda t: t.update({"model.extra": torch.zeros(1)}), "1 tensors have no place in the model of config.json, first model.extra"),
+    (lambda t: t.update({"model.norm.weight": torch.zeros(7)}), r"model.norm.weight has shape \(7,\), config.json asks for \(32,\)"),
+    (lambda t: t.update({"model.norm.weight": torch.zeros(32, dtype=torch.int8)}), "holds int8; expected floating-point"),
+])
+def test_wrong_tensors_are_named(folder, change, message):
+    _change_tensors(folder, change)
+    with pytest.raises(SdftError, match=message):
+        load_model(folder)
+
+
+def test_damaged_folders_are_one_line(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    for damaged in (data[:100], data[:-10], b""):
+        (folder / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(SdftError, match="not a readable safetensors file"):
+            load_model(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SdftError, match=r"expected model.safetensors or .* found neither"):
+        load_model(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(SdftError, match=r"config.json, line 1: malformed JSON"):
+        load_model(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(SdftError, match="mamba is not supported"):
+        load_model(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(SdftError, match="expected a model folder with config.json"):
+        load_model(folder)
+
+
+def test_an_unknown_dtype_is_one_line(folder):
+    with pytest.raises(SdftError, match="dtype: expected one of bfloat16, float16, float32, got 'int4'"):
+        load_model(folder, "int4")
