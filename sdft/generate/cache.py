@@ -3,71 +3,149 @@
 Each row of the cache is one response under way, right-padded: a token's slot is its position, so a row needs no
 knowledge of its neighbours, and a finished row's slots are simply written over by the next prompt.
 
-    row    0 │ p r o m p t r e s p · · · · │     `prefill` writes a prompt's keys and values and attends inside the prompt;
-    row    1 │ p r o m r e s p o n s e · · │     `decode` writes one (or some) tokens a row and attends to the row's slots.
-    row    2 │ p r o m p t s r · · · · · · │     Only the first `slots` columns that some row uses are ever read.
+    row    0 │ p r e f i x p r o m p t r e s p · · · · │     The prefix that all prompts share is computed once, in row 0,
+    row    1 │ p r e f i x p r o m r e s p o n s e · · │     and copied to every row before anything else.
+    row    2 │ p r e f i x p r o m p t s r · · · · · · │     `PrefillAttention` writes and reads the rest of whole prompts,
+                                                             `DecodeAttention` what each row adds in one step.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sdft.kernels.attention import DocumentAttention
-from sdft.kernels.cached_attention import cache_bias, cached_attention
+from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_attention
+
+BLOCK = 32             # attention reads whole blocks of so many slots: products of few sizes, which oneDNN plans once each
+GROUP = 32             # rows that lie and are read together, as far as the longest of them reaches
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A group of neighbouring rows whose arrays are as long as its longest response may become."""
+
+    first: int                     # the group's first row
+    keys: list[Tensor]             # of every layer: (rows, K, C, slots)
+    values: list[Tensor]           # (rows, K, slots, C)
+
+    def __len__(self) -> int:
+        return len(self.keys[0])
 
 
 class KVCache:
-    """Keys (rows, K, C, slots) and values (rows, K, slots, C) of every layer, allocated once."""
+    """Keys and values of every layer and row, allocated once, in groups of rows.
 
-    def __init__(self, config, rows: int, slots: int, dtype: torch.dtype, device: torch.device):
-        K, C = config.num_key_value_heads, config.head_dim
-        layers = range(config.num_hidden_layers)
-        self.group = config.num_attention_heads // K
-        # Zeros: a masked slot's weight is 0, and 0 times an uninitialised NaN would be NaN.
-        self.keys = [torch.zeros(rows, K, C, slots, dtype=dtype, device=device) for _ in layers]
-        self.values = [torch.zeros(rows, K, slots, C, dtype=dtype, device=device) for _ in layers]
+    capacities: the slots that each row needs, in descending order: rows of like length then share a group, and one very
+    long prompt makes its own group long, not all of them.
+    """
 
-    def move(self, source: int, target: int, length: int) -> None:
+    def __init__(self, config, capacities: Sequence[int], dtype: torch.dtype, device: torch.device):
+        K, C, L = config.num_key_value_heads, config.head_dim, config.num_hidden_layers
+        self.query_group = config.num_attention_heads // K
+        self.groups = []
+        for first in range(0, len(capacities), GROUP):
+            n, slots = len(capacities[first : first + GROUP]), blocks(capacities[first])
+            # Zeros: a masked slot's weight is 0, and 0 times an uninitialised NaN would be NaN.
+            keys = [torch.zeros(n, K, C, slots, dtype=dtype, device=device) for _ in range(L)]
+            values = [torch.zeros(n, K, slots, C, dtype=dtype, device=device) for _ in range(L)]
+            self.groups.append(Rows(first, keys, values))
+
+    def row(self, place: int, layer: int) -> tuple[Tensor, Tensor]:
+        """One row's keys (K, C, slots) and values (K, slots, C)."""
+        group = self.groups[place // GROUP]
+        return group.keys[layer][place - group.first], group.values[layer][place - group.first]
+
+    def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` slots of row `source` to row `target`."""
-        for keys, values in zip(self.keys, self.values, strict=True):
-            keys[target, :, :, :length] = keys[source, :, :, :length]
-            values[target, :, :length] = values[source, :, :length]
+        for layer in range(len(self.groups[0].keys)):
+            for old, new, dim in zip(self.row(source, layer), self.row(target, layer), (2, 1), strict=True):
+                new.narrow(dim, 0, length).copy_(old.narrow(dim, 0, length))
+
+    def spread(self, length: int) -> None:
+        """Copy the first `length` slots of row 0 to every row."""
+        for layer in range(len(self.groups[0].keys)):
+            keys, values = self.row(0, layer)
+            for group in self.groups:
+                group.keys[layer][..., :length] = keys[..., :length]
+                group.values[layer][:, :, :length] = values[:, :length]
 
 
 class PrefillAttention:
-    """An `attend` for whole prompts, packed: writes document i's keys and values to row rows[i] of the cache."""
+    """An `attend` for prompts, packed: document i goes to row rows[i], behind the `prefix` slots that stand there already."""
 
-    def __init__(self, cache: KVCache, rows: Sequence[int], lengths: Sequence[int]):
-        self.cache, self.rows, self.lengths = cache, list(rows), list(lengths)
-        self.documents = DocumentAttention(self.lengths)
+    def __init__(self, cache: KVCache, rows: Sequence[int], lengths: Sequence[int], prefix: int = 0):
+        self.cache, self.rows, self.lengths, self.prefix = cache, list(rows), list(lengths), prefix
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        parts = zip(self.rows, self.lengths, k.split(self.lengths), v.split(self.lengths), strict=True)
-        for row, length, k_doc, v_doc in parts:
-            keys[row, :, :, :length] = k_doc.permute(1, 2, 0)                   # (T, K, C) → (K, C, T)
-            values[row, :, :length] = v_doc.transpose(0, 1)                     # (T, K, C) → (K, T, C)
-        return self.documents(layer, q, k, v)
+        o, start = torch.empty_like(q), 0
+        for row, length in zip(self.rows, self.lengths, strict=True):
+            keys, values = self.cache.row(row, layer)
+            document, end = slice(start, start + length), self.prefix + length
+            keys[:, :, self.prefix : end] = k[document].permute(1, 2, 0)                        # (T, K, C) → (K, C, T)
+            values[:, self.prefix : end] = v[document].transpose(0, 1)                          # (T, K, C) → (K, T, C)
+            o[document] = prompt_attention(q[document], keys[..., :end], values[:, :end])
+            start += length
+        return o
 
 
 class DecodeAttention:
-    """An `attend` for one token a row: the token of row b stands at positions[b] and sees slots 0…positions[b].
+    """An `attend` for the newest tokens of rows 0…n-1: counts[b] tokens of row b, packed, the last of them at ends[b] - 1.
 
-    Only the first `slots` columns are read; every position lies below. Built once a step: all layers share the mask.
+    With `counts` None every row has one token, and `ends` only bounds what is read. What all layers share, the masks above
+    all, is made here, once a step. With drafts, a group's tokens are spread out to (rows, t) with
+    t its largest count, and gathered again:
+
+        row 0: a b c      →  a b c
+        row 1: d             d · ·
+        row 2: e f           e f ·
     """
 
-    def __init__(self, cache: KVCache, positions: Tensor, slots: int):
-        self.cache, self.positions, self.slots = cache, positions, slots
-        self.rows = torch.arange(len(positions), device=positions.device)
-        heads, dtype = cache.keys[0].shape[1], cache.keys[0].dtype
-        self.bias = cache_bias(positions.unsqueeze(1), slots, heads, cache.group, dtype)
+    def __init__(self, cache: KVCache, positions: Tensor, ends: Sequence[int], counts: Sequence[int] | None = None):
+        self.cache, self.parts, start = cache, [], 0
+        for group in cache.groups[: (len(ends) + GROUP - 1) // GROUP]:
+            own = slice(group.first, group.first + len(group))
+            n, taken = len(ends[own]), None if counts is None else counts[own]
+            end = start + (n if taken is None else sum(taken))
+            self.parts.append(GroupStep(group, slice(start, end), positions[start:end], max(ends[own]), n, taken,
+                                        cache.query_group))
+            start = end
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        n = len(self.rows)
-        keys, values = self.cache.keys[layer][:n], self.cache.values[layer][:n]
-        keys[self.rows, :, :, self.positions] = k                               # (B, K, C)
+        o = [part(layer, q[part.tokens], k[part.tokens], v[part.tokens]) for part in self.parts]
+        return o[0] if len(o) == 1 else torch.cat(o)                                            # (N, H, C)
+
+
+class GroupStep:
+    """One group's share of a step: n rows, their packed tokens `tokens`, their positions, and what is read."""
+
+    def __init__(self, group: Rows, tokens: slice, positions: Tensor, end: int, n: int, counts: Sequence[int] | None,
+                 query_group: int):
+        device, (_, heads, _, _) = positions.device, group.keys[0].shape
+        self.group, self.tokens, self.positions, self.slots, self.n = group, tokens, positions, blocks(end), n
+        self.rows = torch.arange(n, device=device)                                              # of each token: (N,)
+        self.t, self.cells, at = 1, None, positions
+        if counts is not None and max(counts) > 1:
+            self.t = max(counts)
+            self.rows = self.rows.repeat_interleave(torch.tensor(counts, device=device))
+            offsets = torch.cat([torch.arange(count) for count in counts]).to(device)
+            self.cells = self.rows * self.t + offsets                                           # (N,) among n·t
+            at = positions.new_zeros(n * self.t).index_copy_(0, self.cells, positions)
+        self.bias = cache_bias(at.view(n, self.t), self.slots, heads, query_group, group.keys[0].dtype)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = self.group.keys[layer], self.group.values[layer]
+        keys[self.rows, :, :, self.positions] = k                                               # (N, K, C)
         values[self.rows, :, self.positions] = v
-        o = cached_attention(q.unsqueeze(1), keys[..., : self.slots], values[:, :, : self.slots], self.bias)
-        return o.squeeze(1)                                                     # (B, 1, H, C) → (B, H, C)
+        if self.cells is not None:
+            q = q.new_zeros(self.n * self.t, *q.shape[1:]).index_copy_(0, self.cells, q)        # (N, H, C) → (n·t, H, C)
+        q = q.reshape(self.n, self.t, *q.shape[1:])                                             # (n, t, H, C)
+        o = cached_attention(q, keys[: self.n, ..., : self.slots], values[: self.n, :, : self.slots], self.bias)
+        o = o.flatten(0, 1)                                                                     # (n·t, H, C)
+        return o if self.cells is None else o[self.cells]
+
+
+def blocks(length: int) -> int:
+    """Round `length` up to whole blocks of slots."""
+    return (length + BLOCK - 1) // BLOCK * BLOCK

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from sdft.errors import SdftError
 from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
+from sdft.generate.packed import packed
 from sdft.generate.sampling import Sampling, choose, record_uniforms
 
 PREFILL_TOKENS = 2048          # prompts are prefilled together up to about so many tokens
-BLOCK = 32                     # attention reads the cache in whole blocks of so many slots
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,27 @@ class Row:
         """Tokens of the prompt and of what is written so far."""
         return len(self.request.tokens) + len(self.written)
 
+    @property
+    def capacity(self) -> int:
+        """The slots that it may come to need."""
+        return len(self.request.tokens) + self.limit
+
 
 class Engine:
     """Answers requests in the rows of one cache; `run` yields each Output as it finishes."""
 
     def __init__(self, model, tokenizer, requests: Sequence[Request], sampling: Sampling, batch_size: int = 32):
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.compute = packed(model)                                        # the same function, laid out for decoding
         self.stop_ids = set(tokenizer.stop_ids)
-        # Longest first: prompts of like length share a group and a batch, and no long one is left to run alone at the end.
-        rows = sorted((self._row(request) for request in requests), key=lambda row: -row.length)
+        # Longest first: rows of like length lie together, whatever follows fits where one has finished, and no long one is
+        # left to run alone at the end.
+        rows = sorted((self._row(request) for request in requests), key=lambda row: -row.capacity)
         self.waiting = deque(rows)
         self.batch_size = B = min(batch_size, len(rows))
+        self.prefix = shared_prefix([row.request.tokens for row in rows])
         self.rows: list[Row | None] = []                                    # by place in the cache; None: free
-        slots = blocks(max((row.length + row.limit for row in rows), default=0))
-        self.cache = KVCache(model.config, B, slots, model.dtype, model.device)
+        self.cache = KVCache(model.config, [row.capacity for row in rows[:B]], model.dtype, model.device)
         integers = {"dtype": torch.long, "device": model.device}
         self.tokens = torch.zeros(B, **integers)                            # each row's newest token,
         self.positions = torch.zeros(B, **integers)                         # where it stands,
@@ -95,6 +102,7 @@ class Engine:
     @torch.inference_mode()
     def run(self) -> Iterator[Output]:
         """Answer everything that waits."""
+        self.share()
         while self.waiting or self.rows:
             self.admit()
             yield from self.retire()
@@ -108,6 +116,7 @@ class Engine:
     @torch.inference_mode()
     def run_tokens(self) -> Iterator[int]:
         """Answer the first prompt, token by token."""
+        self.share()
         self.admit()
         row, sent = self.rows[0], 0
         while True:
@@ -132,10 +141,9 @@ class Engine:
 
     def _prefill(self, places: list[int]) -> None:
         rows, device = [self.rows[place] for place in places], self.model.device
-        lengths = [row.length for row in rows]
-        tokens = torch.tensor([token for row in rows for token in row.request.tokens], device=device)       # (N,)
-        positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
-        x = self.model.hidden(tokens, positions, PrefillAttention(self.cache, places, lengths))             # (N, D)
+        lengths = [row.length - self.prefix for row in rows]
+        tokens = [token for row in rows for token in row.request.tokens[self.prefix :]]
+        x = self._forward(tokens, places, lengths, self.prefix)                                             # (N, D)
         for place, row in zip(places, rows, strict=True):
             if not self.sampling.greedy:
                 uniforms = record_uniforms(self.sampling.seed, row.request.id, row.limit)
@@ -143,25 +151,41 @@ class Engine:
             if self.seen is not None:
                 self.seen[place].zero_()[torch.tensor(row.request.tokens, device=device)] = True
         index, ends = torch.tensor(places, device=device), torch.tensor(lengths, device=device)
-        self.positions[index], self.counts[index] = ends - 1, 0
+        self.positions[index], self.counts[index] = self.prefix + ends - 1, 0
         self._note(places, self._choose(index, x[ends.cumsum(0) - 1]))
+
+    def _forward(self, tokens: list[int], places: Sequence[int], lengths: list[int], prefix: int) -> Tensor:
+        """The last hidden states (N, D) of packed documents that begin behind `prefix` slots of their places."""
+        device = self.model.device
+        positions = torch.cat([torch.arange(prefix, prefix + length) for length in lengths]).to(device)     # (N,)
+        attend = PrefillAttention(self.cache, places, lengths, prefix)
+        return self.compute.hidden(torch.tensor(tokens, device=device), positions, attend)
+
+    def share(self) -> None:
+        """Compute the prefix of all prompts once, and put it into every row, where it stays."""
+        if self.prefix:
+            self._forward(self.waiting[0].request.tokens[: self.prefix], [0], [self.prefix], 0)
+            self.cache.spread(self.prefix)
 
     def advance(self) -> None:
         """One step of every row."""
-        places = range(len(self.rows))
-        self._note(places, self.step(len(places), blocks(max(row.length for row in self.rows))))
+        self._note(range(len(self.rows)), self.step([row.length for row in self.rows]))
 
-    def step(self, n: int, slots: int) -> Tensor:
-        """Write one more token in each of the first n rows, reading `slots` slots: ids (n,). Never waits for the device."""
-        attend = DecodeAttention(self.cache, self.positions[:n], slots)
-        x = self.model.hidden(self.tokens[:n], self.positions[:n], attend)                                  # (n, D)
+    def step(self, ends: list[int]) -> Tensor:
+        """Write one more token in each of the first n rows, row b ending before slot ends[b]: ids (n,).
+
+        Reads and writes static buffers alone and never waits for the device, as a captured CUDA graph needs it.
+        """
+        n = len(ends)
+        attend = DecodeAttention(self.cache, self.positions[:n], ends)
+        x = self.compute.hidden(self.tokens[:n], self.positions[:n], attend)                                  # (n, D)
         return self._choose(torch.arange(n, device=x.device), x)
 
     def _choose(self, index: Tensor, x: Tensor) -> Tensor:
         """Choose the next token of the rows `index` (n,) from x (n, D), and make it each row's newest."""
         uniforms = self.uniforms[index, self.counts[index]]                                                 # (n,)
         seen = None if self.seen is None else self.seen[index]                                              # (n, V)
-        tokens = choose(self.model.head(x), self.sampling, uniforms, seen)                                  # (n,)
+        tokens = choose(self.compute.head(x), self.sampling, uniforms, seen)                                  # (n,)
         if self.seen is not None:
             self.seen[index, tokens] = True
         self.tokens[index] = tokens
@@ -195,12 +219,19 @@ class Engine:
             if place < len(self.rows) and self.rows[place] is None:
                 last = len(self.rows) - 1
                 self.rows[place] = row = self.rows.pop()
-                self.cache.move(last, place, row.length)
+                self.cache.copy(last, place, row.length)
                 for buffer in (self.tokens, self.positions, self.counts, self.uniforms, self.seen):
                     if buffer is not None:
                         buffer[place] = buffer[last]
 
 
-def blocks(length: int) -> int:
-    """Round `length` up to whole blocks of slots."""
-    return (length + BLOCK - 1) // BLOCK * BLOCK
+
+def shared_prefix(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all of several prompts begin with; each keeps at least one token of its own. One prompt shares nothing."""
+    if len(prompts) < 2:
+        return 0
+    least, greatest = min(prompts), max(prompts)                            # what these two share, all between them share
+    length = 0
+    while length < min(map(len, prompts)) - 1 and least[length] == greatest[length]:
+        length += 1
+    return length
