@@ -22,6 +22,7 @@ from sdft.errors import SdftError
 from sdft.model.llama import Llama
 from sdft.model.lora import lora_layers
 
+_AT_ONCE = 1 << 22          # values taken to fp64 at a time: 32 MB
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
@@ -32,9 +33,7 @@ def shift(model: Llama, seed: Llama | None = None) -> dict[str, Any]:
     same modules; modules: name, layer (None outside the layers), kind ("q_proj"), norm, relative, base (‖W₀‖_F); layers
     and kinds: norm and relative of their modules together.
     """
-    modules = _of_weights(model, seed) if seed is not None else _of_adapter(model)
-    return {"total": _root(module["norm"] for module in modules), "relative": _together(modules)["relative"],
-            "modules": modules, "layers": _grouped(modules, "layer"), "kinds": _grouped(modules, "kind")}
+    return summed_up(_of_weights(model, seed) if seed is not None else _of_adapter(model))
 
 
 def factor_norm(A: Tensor, B: Tensor, scale: float) -> float:
@@ -48,8 +47,8 @@ def _of_adapter(model: Llama) -> list[dict[str, Any]]:
     layers = lora_layers(model)
     if not layers:
         raise SdftError("the model has no adapter to measure the shift of; load one, or give the seed model to compare with")
-    return [_module(name, factor_norm(layer.lora_A, layer.lora_B, layer.scale),
-                    layer.weight if layer.unmerged is None else layer.unmerged)
+    return [module_shift(name, factor_norm(layer.lora_A, layer.lora_B, layer.scale),
+                         _norm(layer.weight if layer.unmerged is None else layer.unmerged))
             for name, layer in layers.items()]
 
 
@@ -57,15 +56,37 @@ def _of_weights(model: Llama, seed: Llama) -> list[dict[str, Any]]:
     tuned, before = (dict(each.named_parameters()) for each in (model, seed))
     if {name: weight.shape for name, weight in tuned.items()} != {name: weight.shape for name, weight in before.items()}:
         raise SdftError("expected two models of the same weights to compare, but their names or shapes differ")
-    return [_module(name.removesuffix(".weight"), (tuned[name].detach().double() - weight.detach().double()).norm().item(),
-                    weight) for name, weight in before.items()]
+    return [module_shift(name, *distance(before[name], weight)[:2]) for name, weight in tuned.items()]
 
 
-def _module(name: str, norm: float, weight: Tensor) -> dict[str, Any]:
-    layer = _LAYER.search(name)
-    base = weight.detach().double().norm().item()
+@torch.no_grad()
+def distance(before: Tensor, after: Tensor) -> tuple[float, float, float]:
+    """‖after − before‖_F, ‖before‖_F, and the share of values that differ; in fp64, some at a time."""
+    moved = base = changed = 0.0
+    for old, new in zip(before.flatten().split(_AT_ONCE), after.flatten().split(_AT_ONCE), strict=True):
+        old, new = old.double(), new.double()
+        moved += (new - old).square().sum().item()
+        base += old.square().sum().item()
+        changed += (new != old).sum().item()
+    return math.sqrt(moved), math.sqrt(base), changed / max(1, before.numel())
+
+
+def _norm(weight: Tensor) -> float:
+    return distance(weight, weight)[1]
+
+
+def module_shift(name: str, norm: float, base: float) -> dict[str, Any]:
+    """The row of one module, whose weights of norm `base` moved by `norm`."""
+    name, layer = name.removesuffix(".weight"), _LAYER.search(name)
     return {"name": name, "layer": int(layer[1]) if layer else None, "kind": name.rpartition(".")[2], "norm": norm,
             "relative": norm / base if base else 0.0, "base": base}
+
+
+def summed_up(modules: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rows of all modules with what they make together: see `shift`."""
+    total = _together(modules)
+    return {"total": total["norm"], "relative": total["relative"], "modules": modules,
+            "layers": _grouped(sorted(modules, key=lambda row: -1 if row["layer"] is None else row["layer"]), "layer"), "kinds": _grouped(modules, "kind")}
 
 
 def _grouped(modules: Iterable[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:

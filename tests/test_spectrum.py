@@ -1,0 +1,71 @@
+"""Spectra from factors and of whole matrices against direct decompositions and cases known by construction."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sdft.measure.spectrum import (Factors, compare_spectra, effective_rank, factor_cosine, factor_spectrum,
+                                   principal_cosines, stable_rank)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def factors(seed: int, rank: int = 4) -> Factors:
+    return Factors(draw(rank, 12, seed=seed), draw(9, rank, seed=seed + 100), 2.0)
+
+
+def delta(each: Factors) -> torch.Tensor:
+    return each.scale * each.B @ each.A
+
+
+def test_the_spectrum_of_the_factors_is_that_of_their_product():
+    for rank in (1, 4, 11):                                          # 11 > 9: more factors than ΔW has dimensions
+        spectrum = factor_spectrum(factors(1, rank))
+        direct = torch.linalg.svdvals(delta(factors(1, rank)))[:rank]
+        torch.testing.assert_close(spectrum, direct)
+
+
+def test_the_cosine_of_the_factors_is_that_of_their_products():
+    first, second = factors(1), factors(2, rank=3)
+    direct = torch.nn.functional.cosine_similarity(delta(first).flatten(), delta(second).flatten(), dim=0)
+    assert factor_cosine(first, second) == pytest.approx(direct.item())
+    assert factor_cosine(first, first) == pytest.approx(1)
+    assert factor_cosine(first, first._replace(scale=-1.0)) == pytest.approx(-1)
+    assert factor_cosine(first, first._replace(B=torch.zeros(9, 4))) == 0
+
+
+def test_ranks_of_known_spectra():
+    assert stable_rank(torch.tensor([2.0, 2.0, 2.0])) == pytest.approx(3)
+    assert effective_rank(torch.tensor([2.0, 2.0, 2.0])) == pytest.approx(3)
+    assert stable_rank(torch.tensor([2.0, 1.0, 0.0])) == pytest.approx(1.25)
+    assert effective_rank(torch.tensor([3.0, 1.0, 0.0])) == pytest.approx(4 / 27**0.25)      # ¾ and ¼: 4 · 3^(−¾)
+    assert stable_rank(torch.zeros(3)) == effective_rank(torch.zeros(3)) == 0
+
+
+def test_principal_cosines_of_planes_at_a_known_angle():
+    angle = torch.tensor(0.3)
+    first = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    second = torch.tensor([[1.0, 0.0], [0.0, angle.cos()], [0.0, angle.sin()]]) * 5
+    assert principal_cosines(first, second).tolist() == pytest.approx([1, angle.cos().item()], abs=1e-6)
+
+
+def test_nothing_changed_means_no_shift_and_no_intruder():
+    found = compare_spectra(weight := draw(20, 16), weight)
+    assert found["spectral_shift"] == 0 and found["intruders"] == 0
+    assert found["left_cosine"] == pytest.approx(1) and found["right_cosine"] == pytest.approx(1)
+
+
+def test_a_strong_new_direction_is_an_intruder_and_scaling_is_none():
+    U, V = torch.linalg.qr(draw(64, 64)).Q, torch.linalg.qr(draw(64, 64, seed=1)).Q
+    before = U @ torch.diag(torch.linspace(2, 1, 64, dtype=torch.float64)) @ V.t()
+    assert compare_spectra(before, before * 1.5) == pytest.approx(
+        {"spectral_shift": 0.5, "left_cosine": 1, "right_cosine": 1, "intruders": 0})
+    # Equal parts of all old directions: a cosine of 1/8 with each.
+    new = (U.sum(1, keepdim=True) / 8) @ (V.sum(1, keepdim=True) / 8).t()
+    found = compare_spectra(before, before + 20 * new)
+    assert found["intruders"] == 1
+    direct = torch.linalg.svdvals(before + 20 * new) - torch.linalg.svdvals(before)
+    assert found["spectral_shift"] == pytest.approx((direct.norm() / torch.linalg.svdvals(before).norm()).item())
+    assert found["left_cosine"] < 0.95
