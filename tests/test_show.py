@@ -1,0 +1,40 @@
+"""`sdft prompt` shows every token, and which are learned, with and without colour."""
+import re
+
+import pytest
+
+from sdft.text.chat import encode_example
+from sdft.text.show import show
+from sdft.text.tokenizer_files import load_tokenizer
+
+MESSAGES = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because of 3."}]
+
+
+@pytest.fixture
+def parts(smollm2):
+    tokenizer = load_tokenizer(smollm2)
+    return tokenizer, encode_example(tokenizer, MESSAGES, "r")
+
+
+def test_plain_text_brackets_what_is_learned(parts):
+    text = show(*parts)
+    assert "⟦Because│ of│ │3│.│<|im_end|>⟧" in text
+    assert f"{len(parts[1].tokens)} tokens, 6 of them learned" in text and "\x1b" not in text
+
+
+def test_colour_marks_the_same_tokens_and_obeys_no_color(parts, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    text = show(*parts, colour=True)
+    learned = re.findall(r"\x1b\[1;32m(.*?)\x1b\[0m", text, flags=re.S)
+    assert "".join(learned[:6]) == "Because of 3.<|im_end|>"
+    assert re.sub(r"\x1b\[[\d;]*m", "", text).startswith("<|im_start|>system\nYou are a helpful")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert show(*parts, colour=True) == show(*parts)
+
+
+def test_one_token_a_line(parts):
+    tokenizer, example = parts
+    *rows, count = show(tokenizer, example, lines=True).split("\n")
+    assert len(rows) == len(example.tokens)
+    assert [int(row.split()[1]) for row in rows] == example.tokens
+    assert [row.split()[2] == "learn" for row in rows] == example.mask
