@@ -1,0 +1,124 @@
+"""The commands as a user types them: help, results on stdout, exit status, and one line for a failure."""
+import json
+import subprocess
+import sys
+
+import pytest
+from small_run import save_tiny_model
+
+from sdft.cli import COMMANDS, main
+from sdft.model.adapters import save_adapter
+from sdft.model.lora import add_lora, lora_layers
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def adapter(model, tmp_path_factory):
+    from sdft.model.loading import load_model
+
+    folder, tuned = tmp_path_factory.mktemp("adapter"), load_model(model, "float32")
+    add_lora(tuned, rank=2)
+    for layer in lora_layers(tuned).values():
+        layer.lora_B.data.fill_(0.05)
+    save_adapter(tuned, folder, "tiny")
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"Say {i}.", "completion": f"{i} it is"}) + "\n" for i in range(6)))
+    return path
+
+
+def _sdft(*arguments, **options):
+    return subprocess.run([sys.executable, "-m", "sdft", *arguments], capture_output=True, text=True, **options)
+
+
+def test_help_needs_no_torch_and_lists_every_command():
+    code = "import sys, sdft.cli; sdft.cli.main(['--help']); sdft.cli.main(['run', '--help'])"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS)
+    assert not [line for line in done.stderr.splitlines() if line.split("|")[-1].strip() in ("torch", "numpy", "tqdm")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "example:  sdft " + name in out and "-h, --help" in out
+
+
+def test_wrong_usage_exits_2_and_a_failure_1_in_one_line(capsys):
+    assert main(["trian"]) == 2 and "did you mean train?" in capsys.readouterr().err
+    assert main([]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["merge"])
+    assert stop.value.code == 2
+    capsys.readouterr()
+    assert main(["run", "--learning-rate=1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sdft: unknown setting --learning_rate") and error.count("\n") == 1
+
+
+def test_generate_answers_in_order_from_arguments_and_stdin(model):
+    arguments = ("generate", "--model", str(model), "--dtype=float32", "--max-new-tokens=5", "--json")
+    done = _sdft(*arguments, "one", "two, which is longer")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0 and [row["id"] for row in rows] == ["0", "1"]
+    assert all(len(row["tokens"]) <= 5 for row in rows)
+    piped = _sdft(*arguments, input="one\ntwo, which is longer\n")
+    assert piped.stdout == done.stdout
+    assert _sdft(*arguments, input="").stderr.count("\n") == 1
+
+
+def test_the_stages_alone(model, adapter, data, tmp_path, capsys):
+    """distill, train on what it wrote, eval, measure, merge: each reads files and writes files."""
+    common = ["--model", str(model), "--dtype=float32"]
+    columns = ["--columns", "instruction=prompt,response=completion"]
+
+    def result(*arguments):
+        assert main(list(arguments)) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    out = tmp_path / "out"
+    counts = result("distill", *common, "--data", str(data), *columns, "--rewrite_tokens=4", "--out", str(out))
+    assert counts["records"] == counts["accepted"] + counts["rejected"] > 0
+    trained = result("train", *common, "--data", str(out / "distilled.jsonl"), "--epochs=1", "--out", str(out / "sdft"))
+    assert trained["steps"] == 1 and (out / "sdft" / "adapter_model.safetensors").is_file()
+    scores = result("eval", *common, "--adapter", str(out / "sdft"), "--data", str(data), *columns, "--out", str(out / "eval"))
+    assert scores["metric"] == "rouge-l" and (out / "eval" / "custom.jsonl").is_file()
+    assert result("measure", "shift", *common, "--adapter", str(adapter))["total"] > 0
+    gap = result("measure", "gap", *common, "--data", str(data), *columns)
+    assert len(gap["records"]) == 6 and gap["nll"] > 0
+    drift = result("measure", "drift", *common, "--adapter", str(adapter), "--general_items=1", "--out", str(out / "drift"))
+    assert drift["kl"] > 0 and drift["n"] == 1
+    merged = result("merge", str(adapter), *common, "--out", str(tmp_path / "merged"))
+    assert merged["relative"] < 1e-6 and (tmp_path / "merged" / "tokenizer.json").is_file()
+    assert main(["generate", "--model", str(tmp_path / "merged"), "--max_new_tokens=2", "x"]) == 0
+
+
+def test_prompt_shows_a_record_of_a_file(model, data, capsys):
+    assert main(["prompt", "--model", str(model), "--data", str(data), "--template=alpaca"]) == 0
+    out = capsys.readouterr().out
+    assert "⟦" in out and "tokens" in out
+    assert main(["prompt", "--model", str(model), "--data", str(data), "--id=none"]) == 1
+    assert "no record is called 'none'" in capsys.readouterr().err
+
+
+def test_chat_keeps_the_conversation(model):
+    done = _sdft("chat", "--model", str(model), "--dtype=float32", "--max_new_tokens=3", input="hello\nagain\n/new\nhello\n")
+    lines = done.stdout.split("\n")
+    assert done.returncode == 0 and len(lines) >= 3
+
+
+def test_a_reader_that_goes_away_is_no_failure(model):
+    command = f"{sys.executable} -m sdft generate --model {model} --max_new_tokens=2 a b c d | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr

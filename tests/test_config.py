@@ -1,0 +1,79 @@
+"""Settings: a file, options over it, and everything that can be wrong with either."""
+from dataclasses import fields
+
+import pytest
+
+from sdft.errors import SdftError
+from sdft.experiment.config import SECTIONS, Config, make_config, to_toml, with_task
+
+
+def test_every_leaf_has_a_name_of_its_own_and_a_help():
+    names = [knob.name for kind in SECTIONS.values() for knob in fields(kind)]
+    assert len(names) == len(set(names)) and not set(names) & set(SECTIONS) - {"model", "task"}
+    assert all(knob.metadata["help"] for kind in SECTIONS.values() for knob in fields(kind))
+
+
+def test_the_same_setting_in_three_ways(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("[train]\nlr = 1e-3\n")
+    for config, given in (make_config(path), make_config(None, {"lr": "1e-3"}), make_config(None, {"train.lr": "0.001"})):
+        assert config.train.lr == 1e-3 and given == {"lr"}
+
+
+def test_options_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('limit = 8\n[train]\nlr = 1\nrank = 4\ntargets = ["o_proj"]\n[task]\ncolumns = {instruction = "q"}\n')
+    config, given = make_config(path, {"rank": "2", "rslora": "true", "targets": "q_proj, k_proj"})
+    assert (config.train.lr, config.train.rank, config.train.alpha, config.train.rslora) == (1.0, 2, 16.0, True)
+    assert config.train.targets == ("q_proj", "k_proj") and config.task.limit == 8
+    assert config.task.columns == {"instruction": "q"}
+    assert given == {"lr", "rank", "rslora", "targets", "limit", "columns"}
+
+
+def test_resolved_settings_read_back_the_same(tmp_path):
+    config, _ = make_config(None, {"columns": "instruction=q,response=a", "model": 'odd "name"', "lr": "3e-5", "limit": "2"})
+    (tmp_path / "c.toml").write_text(to_toml(config))
+    assert make_config(tmp_path / "c.toml")[0] == config
+    (tmp_path / "d.toml").write_text(to_toml(Config()))
+    assert make_config(tmp_path / "d.toml")[0] == Config()
+
+
+def test_the_task_decides_what_nobody_set():
+    config, given = make_config(None, {"epochs": "3"})
+    resolved = with_task(config, given, 5, "refer", "alpaca")
+    assert (resolved.train.epochs, resolved.distill.template, resolved.eval.train_template) == (3, "refer", "alpaca")
+    config, given = make_config(None, {"template": "using"})
+    resolved = with_task(config, given, 5, "refer", "alpaca")
+    assert (resolved.train.epochs, resolved.distill.template) == (5, "using")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"lrr": "1"}, r"unknown setting 'lrr' \(did you mean lr\?\)"),
+    ({"model.lr": "1"}, r"unknown setting 'model.lr' \(did you mean"),
+    ({"lr": "fast"}, "train.lr: expected a number, got 'fast'"),
+    ({"epochs": "1.5"}, "train.epochs: expected a whole number, got '1.5'"),
+    ({"rslora": "maybe"}, "train.rslora: expected true or false"),
+    ({"epochs": "0"}, "epochs: expected at least 1, got 0"),
+    ({"lr": "nan"}, "lr: expected a positive number"),
+    ({"method": "prefix"}, "method: expected one of lora, full"),
+    ({"ratio": "1.5"}, "distill.ratio: expected a share from 0 to 1, got 1.5"),
+    ({"rows": "0"}, "generate.rows: expected at least 1"),
+    ({"columns": "question"}, "task.columns: expected OURS=THEIRS"),
+    ({"model": ""}, "model.model: expected a text"),
+])
+def test_wrong_options_are_one_line(options, message):
+    with pytest.raises(SdftError, match=message):
+        make_config(None, options)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("[train\n", "malformed TOML"), ("[trian]\nlr = 1\n", r"unknown section \[trian\] \(did you mean train\?\)"),
+    ("[train]\nlearning_rate = 1\n", "c.toml: unknown setting 'train.learning_rate'"),
+    ("[train]\nrank = true\n", "c.toml: train.rank: expected a whole number, got True"),
+    ('[train]\nrank = "8.5"\n', "train.rank: expected a whole number"),
+])
+def test_wrong_files_are_one_line(tmp_path, text, message):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with pytest.raises(SdftError, match=message):
+        make_config(path)

@@ -1,0 +1,111 @@
+"""A whole run on a tiny model: every file of the contract, going on after SIGKILL, refusing other settings."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import ARMS, options, save_tiny_model
+
+from sdft.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(["run", *options(model), "--out", str(folder)]) == 0
+    return folder
+
+
+def test_the_run_folder_holds_what_the_contract_says(finished):
+    for name in ("config.toml", "environment.json", "rewrites.jsonl", "distilled.jsonl", "measures.json", "summary.json",
+                 "report.md", "report.html"):
+        assert (finished / name).is_file(), name
+    for arm in ARMS:
+        for suite in ("passages", "instructions", "general"):
+            rows = [json.loads(line) for line in (finished / "eval" / arm / f"{suite}.jsonl").read_text().splitlines()]
+            assert rows and {"id", "prompt", "output", "tokens", "finish", "score"} <= rows[0].keys()
+        if arm != "seed":
+            for name in ("adapter_model.safetensors", "adapter_config.json", "log.jsonl", "state.safetensors"):
+                assert (finished / arm / name).is_file(), (arm, name)
+    rewrite = json.loads((finished / "rewrites.jsonl").read_text().splitlines()[0])
+    assert {"id", "text", "tokens", "finish", "seed"} <= rewrite.keys()
+    distilled = [json.loads(line) for line in (finished / "distilled.jsonl").read_text().splitlines()]
+    assert len(distilled) == 4
+    assert all(row["source"] in ("rewrite", "original") and (row["source"] == "rewrite") == (not row["reason"])
+               for row in distilled)
+
+
+def test_the_measures_agree_with_the_files(finished):
+    measures = json.loads((finished / "measures.json").read_text())
+    assert list(measures["arms"]) == list(ARMS)
+    for arm in ARMS:
+        rows = [json.loads(line) for line in (finished / "eval" / arm / "passages.jsonl").read_text().splitlines()]
+        suite = measures["arms"][arm]["suites"]["passages"]
+        assert suite["mean"] == pytest.approx(sum(row["score"] for row in rows) / len(rows)) and suite["n"] == 3
+    for arm in ARMS[1:]:
+        log = [json.loads(line) for line in (finished / arm / "log.jsonl").read_text().splitlines()]
+        shift = measures["arms"][arm]["shift"]
+        assert shift["total"] == pytest.approx(log[-1]["delta_norm"], rel=1e-6) and shift["total"] > 0
+        assert measures["arms"][arm]["general"]["kl"] > 0
+    table = json.loads((finished / "summary.json").read_text())["table"]
+    assert table["sft"]["kl"] == measures["arms"]["sft"]["general"]["kl"] and table["seed"]["kl"] == 0
+    assert {row["id"] for row in measures["gap"]["original"]["records"]} == {
+        json.loads(line)["id"] for line in (finished / "distilled.jsonl").read_text().splitlines()}
+
+
+def test_a_finished_run_is_shown_again_and_not_done_again(finished, model, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")}
+    assert main(["run", *options(model), "--out", str(finished)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")}
+    out = capsys.readouterr().out
+    assert "sdft" in out and str(finished / "report.html") in out
+
+
+def test_other_settings_are_refused_and_named(finished, model, capsys):
+    assert main(["run", *options(model), "--out", str(finished), "--lr=1e-3", "--rewrite_tokens=9"]) == 1
+    error = capsys.readouterr().err
+    assert "was made with other settings" in error
+    assert "train.lr was 0.0005, is 0.001" in error and "distill.rewrite_tokens was 8, is 9" in error
+    assert main(["run", *options(model), "--out", str(finished), "--rows=3"]) == 0      # changes how fast, not what
+
+
+@pytest.mark.parametrize("file", ["rewrites.jsonl", "eval/seed/instructions.jsonl", "sft/log.jsonl", "sdft/state.safetensors"])
+def test_a_run_killed_at_any_stage_goes_on_to_the_same_result(finished, model, tmp_path, file):
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "sdft", "run", *options(model), "--out", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    while process.poll() is None and not ((folder / file).is_file() and (folder / file).stat().st_size):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "summary.json").exists()
+    assert main(["run", *options(model), "--out", str(folder)]) == 0
+    for arm in ARMS[1:]:
+        ours, theirs = (load_file(str(base / arm / "adapter_model.safetensors")) for base in (folder, finished))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    for name in ("rewrites.jsonl", "distilled.jsonl"):
+        assert sorted((folder / name).read_text().splitlines()) == sorted((finished / name).read_text().splitlines())
+    measured, expected = (json.loads((base / "measures.json").read_text()) for base in (folder, finished))
+    for arm in ARMS[1:]:
+        del measured["arms"][arm]["training"]["seconds"], expected["arms"][arm]["training"]["seconds"]
+    assert measured == expected
+
+
+def test_full_fine_tuning_is_the_second_way(model, tmp_path):
+    folder = tmp_path / "full"
+    assert main(["run", *options(model), "--method=full", "--lr=1e-3", "--out", str(folder)]) == 0
+    measures = json.loads((folder / "measures.json").read_text())
+    assert (folder / "sdft" / "model.safetensors").is_file()
+    assert {module["kind"] for module in measures["arms"]["sft"]["shift"]["modules"]} >= {"q_proj", "down_proj", "norm"}
+    assert measures["arms"]["sft"]["general"]["kl"] > 0
