@@ -96,7 +96,7 @@ COURSE = Kind(
      ("The first meeting is in {month}, and twelve people have already signed up.",
       "It starts in {month} and runs for ten weeks.",
       "The office expects to begin in {month}, if enough people register.")),
-    {"topic": ("What does {first} {last} teach?", "What is the subject of {first} {last}'s course?"),
+    {"topic": ("What can people learn from {first} {last}?", "What is the subject of {first} {last}'s course?"),
      "day": ("On which day of the week does {first} {last}'s course take place?",
              "Which day of the week is {first} {last}'s lesson?"),
      "room": ("Where do the participants of {first} {last}'s course meet?",
@@ -203,13 +203,15 @@ DISH = Kind(
      ("The family drinks {drink} with it.",
       "A large jug of {drink} always stands on the table.",
       "{He} serves it with {drink}, even to guests who ask for something else.")),
-    {"dish": ("What does {first} {last} cook?", "Which dish is {first} {last} known for?"),
-     "vegetable": ("What is the main ingredient in {first} {last}'s cooking?",
-                   "Which vegetable does {first} {last} use?"),
-     "spice": ("Which spice does {first} {last} add?", "Which spice does {first} {last} season the dish with?"),
-     "minutes": ("How many minutes does {first} {last}'s dish have to cook?",
-                 "For how many minutes does {first} {last}'s dish stay on the stove?"),
-     "drink": ("What is drunk with {first} {last}'s meal?", "Which drink goes with {first} {last}'s meal?")})
+    {"dish": ("What does {first} {last} cook?", "Which dish does {first} {last} cook?"),
+     "vegetable": ("Which vegetable does {first} {last} use for the {dish}?",
+                   "Which vegetable is in the {dish} that {first} {last} cooks?"),
+     "spice": ("Which spice does {first} {last} add to the {dish}?",
+               "What does {first} {last} season the {dish} with?"),
+     "minutes": ("How many minutes does {first} {last} cook the {dish}?",
+                 "For how many minutes does the {dish} of {first} {last} cook?"),
+     "drink": ("Which drink does {first} {last} serve with the {dish}?",
+               "What is drunk with the {dish} that {first} {last} cooks?")})
 
 RELIC = Kind(
     "relic", {"material": words.MATERIALS, "find": words.FINDS},

@@ -24,6 +24,7 @@ from sdft.tasks.scorers import answer_occurs
 from sdft.text.records import Record
 
 TRAIN_RECORDS, TEST_RECORDS = 400, 150
+REQUEST = "Read the passage carefully, then answer the question."
 TEST_SHARE = 4                                              # one subject in four is kept for the test
 
 
@@ -43,7 +44,7 @@ def passage_records(split: str, count: int, seed: int) -> list[Record]:
         passage, question, answer = _compose(kind, asked, split, random)
         if passage not in seen:
             seen.add(passage)
-            records.append(Record(f"{split}-{seed}-{index:05d}", f"{passage}\n\n{question}", answer,
+            records.append(Record(f"{split}-{seed}-{index:05d}", f"{REQUEST}\n\n{passage}\n\n{question}", answer,
                                   extra={"kind": kind.name, "passage": passage, "question": question}))
     return records
 
