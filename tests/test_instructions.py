@@ -19,7 +19,7 @@ CASES = {
     "json_keys": ({"keys": ["a", "b"]}, ['{"a": 1, "b": [2]}', '```json\n{"b": 1, "a": 2}\n```', ' {"a":1,"b":2}\n'],
                   ['{"a": 1}', '{"a": 1, "b": 2, "c": 3}', 'Here: {"a": 1, "b": 2}', '["a", "b"]', "{'a': 1, 'b': 2}",
                    '{"a": 1, "b": 2']),
-    "starts_with": ({"phrase": "In my opinion"}, ["In my opinion, yes.", '"in my  opinion: no"', "**In my opinion** so"],
+    "starts_with": ({"phrase": "In my opinion"}, ["In my opinion, yes.", '"in my  opinion: no"', "**In my opinion**"],
                     ["Well, in my opinion", "In my opinionated view", "In my"]),
     "ends_with": ({"phrase": "That's all."}, ["Red. That's all.", "Red. That’s all.\n", '"Red. That\'s all."'],
                   ["That's all. Bye.", "Red. That's all", "all.", "Scraps of That's all. x"]),
