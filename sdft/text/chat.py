@@ -19,7 +19,7 @@ from sdft.text.templates import Message
 from sdft.text.tokenizer import Tokenizer
 
 BOS, EOS = "{bos}", "{eos}"
-_MARK = re.compile(r"(<\|\w+\|>|\{bos\}|\{eos\})")
+_MARK = re.compile(r"(<\|\w+\|>|\[/?INST\]|\{bos\}|\{eos\})")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,9 @@ class Piece:
     text: str
     special: bool = False
     trained: bool = False
+
+
+_BOS_PIECE = Piece(BOS, special=True)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Example:
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How one family of models writes a conversation. Marks such as <|im_end|>, {bos} and {eos} are control tokens."""
+    """How one family of models writes a conversation. Marks (<|im_end|>, [INST], {bos}, {eos}) are control tokens where
+    the tokenizer has such a token, and plain text where it has not."""
 
     name: str
     user: tuple[str, str]                # before and after the user's text
@@ -52,32 +56,37 @@ class ChatFormat:
     after: str = ""                      # after stop, not learned
     system: tuple[str, str] | None = None   # before and after the system text; None: it is written into the first user turn
     system_in_user: str = ""             # how: with {system} and {user}
+    system_in_last: bool = False         # into the last user turn instead
     default_system: str | None = None    # where the conversation has none
     system_head: str = ""                # before any system text
     start: str = ""
     final_assistant: str | None = None   # in place of `assistant` after the last user turn
-    strip: bool = False                  # texts are stripped of white space at both ends
+    strip: tuple[str, ...] = ()          # the roles whose texts are stripped of white space at both ends
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> list[Piece]:
         """Render a conversation; with `generation_prompt` it ends where the assistant begins to write.
 
-        Raises SdftError for roles that do not alternate (system?, user, assistant, user, …).
+        An assistant's turn without text teaches nothing: neither it nor its end is learned. Raises SdftError for roles
+        that do not alternate (system?, user, assistant, user, …).
         """
         system, turns = self._turns(messages)
         pieces = list(_marks(self.start))
         if self.system and system is not None:
-            pieces += [*_marks(self.system[0] + self.system_head), Piece(self._text(system)), *_marks(self.system[1])]
+            pieces += [*_marks(self.system[0] + self.system_head), Piece(self._text("system", system)),
+                       *_marks(self.system[1])]
+        with_system = None if self.system or system is None else (len(turns) - 1) // 2 * 2 if self.system_in_last else 0
         for index, message in enumerate(turns):
             text = message["content"]
+            if index == with_system:
+                before, between, after = re.split(r"\{system\}|\{user\}", self.system_in_user)
+                text = before + system + between + text + after
+            text = self._text(message["role"], text)
             if message["role"] == "user":
-                if index == 0 and system is not None and not self.system:
-                    before, _, rest = self.system_in_user.partition("{system}")
-                    between, _, after = rest.partition("{user}")
-                    text = before + system + between + text + after
-                pieces += [*_marks(self.user[0]), Piece(self._text(text)), *_marks(self.user[1])]
+                pieces += [*_marks(self.user[0]), Piece(text), *_marks(self.user[1])]
             else:
-                pieces += [*_marks(self._opening(index == len(turns) - 1)), Piece(self.lead + self._text(text), trained=True),
-                           *_marks(self.stop, trained=True), *_marks(self.after)]
+                learned = bool(text)
+                pieces += [*_marks(self._opening(index == len(turns) - 1)), Piece(self.lead + text, trained=learned),
+                           *_marks(self.stop, trained=learned), *_marks(self.after)]
         if generation_prompt:
             pieces += _marks(self._opening(True))
         return [piece for piece in pieces if piece.text]
@@ -85,8 +94,8 @@ class ChatFormat:
     def _opening(self, final: bool) -> str:
         return self.final_assistant if final and self.final_assistant is not None else self.assistant
 
-    def _text(self, text: str) -> str:
-        return text.strip() if self.strip else text
+    def _text(self, role: str, text: str) -> str:
+        return text.strip() if role in self.strip else text
 
     def _turns(self, messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
         system, turns = self.default_system, messages
@@ -119,7 +128,7 @@ def _llama3(name: str, system_head: str = "") -> ChatFormat:
         return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
 
     return ChatFormat(name, (head("user"), "<|eot_id|>"), head("assistant"), "<|eot_id|>", start=BOS,
-                      system=(head("system"), "<|eot_id|>"), system_head=system_head, strip=True)
+                      system=(head("system"), "<|eot_id|>"), system_head=system_head, strip=("system", "user", "assistant"))
 
 
 def _zephyr(name: str) -> ChatFormat:
@@ -127,9 +136,10 @@ def _zephyr(name: str) -> ChatFormat:
 
 
 CHAT_FORMATS = {form.name: form for form in (
-    ChatFormat("llama2", (BOS + "[INST] ", " [/INST]"), "", " " + EOS, lead=" ", strip=True,
+    ChatFormat("llama2", (BOS + "[INST] ", " [/INST]"), "", " " + EOS, lead=" ", strip=("user", "assistant"),
                system_in_user="<<SYS>>\n{system}\n<</SYS>>\n\n{user}"),
     _llama3("llama3"),
+    # Llama 3.2 writes the day's date here; a date that stands still keeps outputs the same tomorrow.
     _llama3("llama3.1", "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"),
     _chatml("chatml"),
     _chatml("smollm2", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
@@ -137,6 +147,10 @@ CHAT_FORMATS = {form.name: form for form in (
     _chatml("qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
     _chatml("qwen3", final_assistant="<|im_start|>assistant\n<think>\n\n</think>\n\n"),       # without thinking
     ChatFormat("mistral", (" [INST] ", " [/INST]"), "", EOS, lead=" ", start=BOS, system_in_user="{system}\n\n{user}"),
+    # The published template drops the system text when the last turn is the assistant's; here a prompt stays the
+    # beginning of its example.
+    ChatFormat("mistral-v0.3", ("[INST] ", "[/INST]"), "", EOS, lead=" ", start=BOS, system_in_user="{system}\n\n{user}",
+               system_in_last=True, strip=("assistant",)),
     _zephyr("zephyr"),
     _zephyr("tinyllama"),
     ChatFormat("alpaca", ("\n\n### Instruction:\n", ""), "\n\n### Response:\n", EOS, system=("", ""),
@@ -144,11 +158,14 @@ CHAT_FORMATS = {form.name: form for form in (
                "completes the request."),
     ChatFormat("raw", ("", ""), "", EOS, system=("", "\n\n")),
 )}
-# What in a published Jinja template tells its format, most special first.
-_SIGNS = (("<think>", "qwen3"), ("named SmolLM", "smollm2"), ("You are Qwen", "qwen2.5"),
-          ("You are a helpful assistant", "qwen2"), ("<|im_start|>", "chatml"), ("Cutting Knowledge Date", "llama3.1"),
-          ("<|start_header_id|>", "llama3"), ("<<SYS>>", "llama2"), ("[INST]", "mistral"), ("<|user|>", "zephyr"),
-          ("### Instruction", "alpaca"))
+# What a published Jinja template of each format holds, most special first.
+_SIGNS = (
+    ("qwen3", ("<|im_start|>", "<think>")), ("smollm2", ("<|im_start|>", "named SmolLM")),
+    ("qwen2.5", ("<|im_start|>", "You are Qwen")), ("qwen2", ("<|im_start|>", "You are a helpful assistant")),
+    ("chatml", ("<|im_start|>",)), ("llama3.1", ("<|start_header_id|>", "Cutting Knowledge Date")),
+    ("llama3", ("<|start_header_id|>",)), ("llama2", ("[INST]", "<<SYS>>")),
+    ("mistral-v0.3", ('"[INST] "', '"[/INST]"', "loop.last")), ("mistral", (" [/INST]",)),
+    ("zephyr", ("<|user|>", "message['content'] + eos_token")), ("alpaca", ("### Instruction", "### Response")))
 
 
 def detect_chat_format(chat_template: str | None) -> str:
@@ -158,8 +175,8 @@ def detect_chat_format(chat_template: str | None) -> str:
     """
     if not chat_template:
         return "alpaca"
-    for sign, name in _SIGNS:
-        if sign in chat_template:
+    for name, signs in _SIGNS:
+        if all(sign in chat_template for sign in signs):
             return name
     raise SdftError(f"the model's chat template is of no known format; name one with --chat: {', '.join(CHAT_FORMATS)}")
 
@@ -171,13 +188,23 @@ def get_chat_format(name: str) -> ChatFormat:
     return CHAT_FORMATS[name]
 
 
+def _format_of(tokenizer: Tokenizer, chat: str | None) -> ChatFormat:
+    """The format `chat`, or the model's own; refused when the tokenizer lacks the token that ends an answer."""
+    form = get_chat_format(chat or tokenizer.chat)
+    missing = [piece.text for piece in _marks(form.stop) if piece.special and _control(tokenizer, piece) is None]
+    if missing:
+        raise SdftError(f"the chat format {form.name!r} ends an answer with {missing[0]}, which this model's tokenizer does "
+                        "not have, so no answer would ever end; choose another with --chat (alpaca ends with any model's EOS)")
+    return form
+
+
 def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], prefix: str = "", chat: str | None = None) -> list[int]:
     """Token ids of a conversation up to where the assistant begins to write, after `prefix` if there is one.
 
     White space at the end of `prefix` is left to the model: a token often begins with it. `chat` names the format; None:
     the model's own. Raises SdftError for an unknown format and for roles that do not alternate.
     """
-    form = get_chat_format(chat or tokenizer.chat)
+    form = _format_of(tokenizer, chat)
     pieces = form.render(messages, generation_prompt=True)
     if prefix:
         pieces.append(Piece(form.lead + prefix.rstrip()))
@@ -191,7 +218,7 @@ def encode_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str = 
     sees exactly what generation sees. What stands behind the last target is left off.
     """
     tokens, mask = [], []
-    for ids, trained in _encode(tokenizer, get_chat_format(chat or tokenizer.chat).render(messages)):
+    for ids, trained in _encode(tokenizer, _format_of(tokenizer, chat).render(messages)):
         tokens += ids
         mask += [trained] * len(ids)
     end = len(mask) - mask[::-1].index(True) if True in mask else len(mask)
@@ -205,7 +232,7 @@ def _encode(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> Iterator[tuple[lis
     ids alone: a word is then split as it is in running text, and still no token straddles prompt and answer.
     """
     before, ids_before = "", []                                # the running text and its ids
-    if tokenizer.add_bos and not (pieces and pieces[0].text == BOS):
+    if tokenizer.add_bos and not (pieces and pieces[0] == _BOS_PIECE):
         yield [tokenizer.bos_id], False
     for piece, trained in _runs(tokenizer, pieces):
         if isinstance(piece, int):
@@ -226,7 +253,7 @@ def _runs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> Iterator[tuple[str |
     """Control tokens as ids; between them text, joined as far as it is all trained or all not."""
     text, trained = "", False
     for piece in pieces:
-        if piece.text == BOS and tokenizer.bos_id is None:
+        if piece == _BOS_PIECE and tokenizer.bos_id is None:
             continue
         id = _control(tokenizer, piece) if piece.special else None
         if text and (id is not None or piece.trained != trained):
