@@ -18,7 +18,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["sdft", "sdft.*"]) + ["sdft.kernels"],
     package_dir={"sdft.kernels": "kernels"},
-    include_package_data=True,
+    package_data={"sdft.tasks": ["*.jsonl", "*.txt"]},
     install_requires=["torch>=2.6", "sentencepiece>=0.2", "safetensors>=0.4.5", "numpy>=1.26", "tqdm>=4.66"],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["sdft = sdft.cli:main"]},

@@ -101,6 +101,8 @@ def test_the_stages_alone(model, adapter, data, tmp_path, capsys):
     assert drift["kl"] > 0 and drift["n"] == 1
     merged = result("merge", str(adapter), *common, "--out", str(tmp_path / "merged"))
     assert merged["relative"] < 1e-6 and (tmp_path / "merged" / "tokenizer.json").is_file()
+    moved = result("measure", "weights", str(model), str(tmp_path / "merged"), "--spectra=v_proj")
+    assert moved["total"] == pytest.approx(merged["delta_norm"], rel=1e-4)      # fp32 weights subtracted
     assert main(["generate", "--model", str(tmp_path / "merged"), "--max_new_tokens=2", "x"]) == 0
 
 

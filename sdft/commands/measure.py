@@ -1,4 +1,4 @@
-"""`sdft measure`: shift, gap and drift, alone."""
+"""`sdft measure`: shift, gap, drift, and any two checkpoints, alone."""
 from __future__ import annotations
 
 import argparse
@@ -7,27 +7,42 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sdft.commands import add_settings, load_with_adapter, records_of, settings
+from sdft.commands import add_settings, existing, load_with_adapter, records_of, settings
 from sdft.errors import SdftError
 from sdft.experiment.config import Config
 
 
 def measure(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Print one measure as JSON."""
-    parser.add_argument("what", choices=("shift", "gap", "drift"), help="shift: of the weights by an adapter; gap: NLL of the "
-                        "targets in --data under the model; drift: of the outputs from the seed's, under an adapter")
+    parser.add_argument("what", choices=("shift", "gap", "drift", "weights"),
+                        help="shift: of the weights by an adapter; gap: NLL of the targets in --data under the model; drift: of "
+                        "the outputs from the seed's, under an adapter; weights: between the checkpoint folders A and B")
+    parser.add_argument("folders", nargs="*", metavar="A B", help="weights: the two checkpoint folders")
+    parser.add_argument("--spectra", metavar="NAMES", help="weights: also the singular values of these matrices (q_proj,…)")
     parser.add_argument("--adapter", metavar="DIR", help="adapter to measure")
     parser.add_argument("--out", default="eval", metavar="DIR", help="drift: folder of the seed's answers (default: eval)")
     add_settings(parser, {"model": (), "task": (), "generate": (), "eval": ("train_template", "general_items")})
 
     def execute(options: argparse.Namespace) -> None:
         config, _ = settings(options)
+        if options.what == "weights":
+            print(json.dumps(_weights(options), ensure_ascii=False))
+            return
         if options.what != "gap" and not options.adapter:
             raise SdftError(f"measure {options.what} needs an adapter to set against the seed; name one with --adapter DIR")
         result = {"shift": _shift, "gap": _gap, "drift": _drift}[options.what](config, options)
         print(json.dumps(result, ensure_ascii=False))
 
     return execute
+
+
+def _weights(options: argparse.Namespace) -> dict[str, Any]:
+    from sdft.measure.checkpoints import compare_checkpoints
+
+    if len(options.folders) != 2:
+        raise SdftError(f"measure weights needs two checkpoint folders, A and B; got {len(options.folders)}")
+    first, second = (existing(folder, "a checkpoint folder") for folder in options.folders)
+    return compare_checkpoints(first, second, options.spectra.split(",") if options.spectra else ())
 
 
 def _shift(config: Config, options: argparse.Namespace) -> dict[str, Any]:

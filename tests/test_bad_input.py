@@ -1,0 +1,116 @@
+"""Every kind of bad input ends in one line on stderr and exit status 1: no traceback, nothing lost."""
+import json
+import shutil
+
+import pytest
+from small_run import options, save_tiny_model
+
+from sdft.cli import main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def broken(model, tmp_path):
+    """A copy of the model folder, to be broken."""
+    return shutil.copytree(model, tmp_path / "broken")
+
+
+@pytest.fixture
+def fails(capsys):
+    """Run a command that has to fail in one line; return the line."""
+    def run(*arguments):
+        assert main([str(argument) for argument in arguments]) == 1
+        error = capsys.readouterr().err
+        lines = [line for line in error.splitlines() if line.startswith("sdft: ")]
+        assert len(lines) == 1 and "Traceback" not in error
+        return lines[0]
+    return run
+
+
+def test_data(fails, model, tmp_path):
+    train = ("train", "--model", model, "--out", tmp_path / "out", "--data")
+    assert "none.jsonl: cannot read this file: No such file" in fails(*train, tmp_path / "none.jsonl")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "q", "answer": "a"}\n{"question": "q2", "answer"\n')
+    assert "bad.jsonl, line 2: malformed JSON" in fails(*train, bad)
+    bad.write_text('{"x": "q", "y": "a"}\n')
+    error = fails(*train, bad)
+    assert "found the columns x, y" in error and "--columns instruction=NAME,response=NAME" in error
+    bad.write_text("")
+    assert "expected records, found none" in fails(*train, bad)
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_that_do_not_fit_are_told_and_left_out(fails, model, tmp_path, capsys):
+    data = tmp_path / "long.jsonl"
+    rows = [{"question": "q", "answer": "a" * 3000}, {"question": "q", "answer": "short"}]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["train", "--model", str(model), "--data", str(data), "--out", str(tmp_path / "out"), "--epochs=1"]) == 0
+    streams = capsys.readouterr()
+    assert "left out 1 of 2 records" in streams.err and json.loads(streams.out)["records"] == 1
+    data.write_text(json.dumps(rows[0]) + "\n")
+    fails("train", "--model", model, "--data", data, "--out", tmp_path / "other")
+
+
+def test_model_folders(fails, broken, tmp_path):
+    generate = ("generate", "hi", "--model", broken)
+    data = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(data[: len(data) // 2])
+    assert "model.safetensors: not a readable safetensors file" in fails(*generate)
+    (broken / "model.safetensors").unlink()
+    assert "expected model.safetensors or" in fails(*generate)
+    (broken / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    assert "gpt2 is not supported" in fails(*generate)
+    (broken / "config.json").unlink()
+    assert "expected a model folder with config.json" in fails(*generate)
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF\x03\x00\x00\x00")
+    assert "it is truncated or corrupt" in fails("generate", "hi", "--model", gguf)
+
+
+def test_tokenizers(fails, broken):
+    (broken / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
+    assert "Unigram" in fails("generate", "hi", "--model", broken)
+    (broken / "tokenizer.json").unlink()
+    assert "expected tokenizer.json or tokenizer.model" in fails("generate", "hi", "--model", broken)
+
+
+def test_settings(fails, model, tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text("[train]\nlerning_rate = 1e-3\n")
+    assert "c.toml: unknown setting 'train.lerning_rate'" in fails("run", config)
+    assert "did you mean --epochs?" in fails("run", "--epoch=1")
+    assert "lr: expected a positive number" in fails("run", "--lr=0")
+    assert "unknown task 'pasages' (did you mean passages?)" in fails("run", "--task=pasages")
+    assert "template: expected one of" in fails("run", *options(model), "--template=usin", "--out", tmp_path / "run")
+    assert "device" in fails("generate", "hi", "--model", model, "--device=cdua")
+
+
+def test_task_files(fails, tmp_path):
+    error = fails("run", "--task=gsm8k", "--data", tmp_path)
+    assert "gsm8k_train.json" in error and "--data" in error
+    assert "pass --data FOLDER" in fails("run", "--task=dolly")
+
+
+def test_folders(fails, model, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    error = fails("run", *options(model), "--out", tmp_path / "file")
+    assert "cannot write" in error or "expected" in error
+    assert (tmp_path / "file").read_text() == "kept"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("kept")
+    assert "it holds other files and no config.toml" in fails("run", *options(model), "--out", other)
+    assert "expected a finished run with measures.json" in fails("report", other)
+
+
+def test_a_full_disk_is_one_line(fails, model, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "general.jsonl").symlink_to("/dev/full")
+    error = fails("eval", "--model", model, "--suite=general", "--out", out)
+    assert "cannot write" in error and "No space left" in error
