@@ -22,6 +22,11 @@ def _write(path, rows):
     ({"problem": "p", "solution": "s"}, "p", "s"),
     ({"goal": "g", "target": "t"}, "g", "t"),
     ({"prompt": "p", "completion": "c"}, "p", "c"),
+    ({"task_id": "T/0", "prompt": "p", "canonical_solution": "c", "test": "t"}, "p", "c"),
+    ({"key": 1, "prompt": "p", "instruction_id_list": ["a"], "kwargs": [{}]}, "p", ""),
+    ({"input": "i", "output": "o"}, "i", "o"),
+    ({"instruction": "i", "context": "more", "response": "o"}, "i\nmore", "o"),
+    ({"Instruction": "i", "Input": "more", "Output": "o"}, "i\nmore", "o"),
     ({"Question": "q", "Answer": 42}, "q", "42"),
     ({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]}, "u", "a"),
     ({"conversations": [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]}, "u", "a"),
@@ -41,6 +46,22 @@ def test_conversations_keep_system_and_history(tmp_path):
     lima = {"instruction": "u2", "output": "a2", "history": [["u1", "a1"]]}
     (record,) = read_records(_write(tmp_path / "l.json", [lima]))
     assert record.history == (("u1", "a1"),)
+
+
+def test_a_conversations_system_text_may_stand_in_a_column_and_its_answer_be_missing(tmp_path):
+    talk = [{"from": "human", "value": "u"}]
+    (record,) = read_records(_write(tmp_path / "d.json", [{"conversations": talk, "system": "s", "id": "c1"}]))
+    assert (record.id, record.system, record.instruction, record.response) == ("c1", "s", "u", "")
+    (record,) = read_records(_write(tmp_path / "m.json", [{"conversations": talk, "rules": "s"}]), {"system": "rules"})
+    assert (record.system, record.extra) == ("s", {})
+
+
+def test_json_may_be_one_object_or_one_a_line(tmp_path):
+    row = {"question": "q", "answer": "a"}
+    (tmp_path / "one.json").write_text(json.dumps(row, indent=1))
+    (tmp_path / "lines.json").write_text(f"\n{json.dumps(row)}\r\n{json.dumps(row | {'answer': 'b'})}\n")
+    assert [record.response for record in read_records(tmp_path / "one.json")] == ["a"]
+    assert [record.response for record in read_records(tmp_path / "lines.json")] == ["a", "b"]
 
 
 def test_csv_and_gz(tmp_path):
@@ -70,7 +91,8 @@ def test_columns_are_mapped_and_unknown_ones_told(tmp_path):
     path = _write(tmp_path / "d.jsonl", [{"frage": "q", "antwort": "a", "nr": "n1"}])
     (record,) = read_records(path, {"instruction": "frage", "response": "antwort", "id": "nr"})
     assert (record.id, record.instruction, record.response) == ("n1", "q", "a")
-    with pytest.raises(SdftError, match=r"d.jsonl, line 1: found the columns frage, antwort, nr, and none .* --columns"):
+    with pytest.raises(SdftError, match="d.jsonl, line 1: found the columns frage, antwort, nr; expected for instruction one "
+                       "of instruction, question, .*; for response one of .* --columns instruction=NAME,response=NAME"):
         read_records(path)
     with pytest.raises(SdftError, match=r"maps response to 'antwrt', which is not there \(did you mean antwort\?\)"):
         read_records(path, {"instruction": "frage", "response": "antwrt"})
@@ -88,9 +110,19 @@ def test_columns_are_mapped_and_unknown_ones_told(tmp_path):
     ("a.json", '["text"]', "record 1: expected an object with named columns, found str"),
     ("a.json", '[{"question": ["q"], "answer": "a"}]', "record 1: column 'question' is expected to hold text, found list"),
     ("a.json", '[{"question": " ", "answer": "a"}]', "record 1: the instruction is empty"),
-    ("a.json", '[{"messages": [{"role": "assistant", "content": "a"}]}]', "record 1: the turns of messages are expected"),
+    ("a.json", '[{"messages": [{"role": "assistant", "content": "a"}]}]', "record 1: messages is expected to alternate"),
     ("a.json", '[{"messages": [{"role": "boss", "content": "a"}]}]', "record 1: messages is expected to be a list"),
     ("a.json", '[{"instruction": "i", "output": "o", "history": ["x"]}]', "record 1: history is expected"),
+    ("a.json", '[{"messages": "text"}]', "record 1: messages is expected to be a list .* found text"),
+    ("a.json", '[{"question": "q", "reply": "a"}]', "found the columns question, reply; expected for response one of"),
+    ("a.json", '[{"question": "q", "answer": null}]', "record 1: column 'answer' is expected to hold text, found NoneType"),
+    ("a.jsonl", '\n{"question": "\\ud83d", "answer": "a"}', "a.jsonl, line 2: .* is half a character"),
+    ("a.json", '[{"n": ' + 5000 * "1" + "}]", "a.json, line 1: malformed JSON"),
+    ("a.json", 100000 * "[", "a.json, line 1: malformed JSON"),
+    ("a.csv", "answer,answer\na,b\n", "a.csv, line 1: the column 'answer' occurs twice"),
+    ("a.csv", 'question,answer\nq,a\n"q"x,a\n', "a.csv, line 3: malformed CSV"),
+    ("a.csv", 'question,answer\n"two\nlines",a\n\nq,"open\nq,a\n', "a.csv, line 5: malformed CSV"),
+    ("a.csv", 'question,answer\n"two\nlines",a\n\n\nq\n', "a.csv, line 6: expected 2 columns as in the header, found 1"),
     ("a.txt", "x", "expected a .json, .jsonl or .csv file"),
 ])
 def test_bad_data_is_one_line_with_its_place(tmp_path, name, text, message):
@@ -109,8 +141,15 @@ def test_unreadable_files_are_one_line(tmp_path):
     (tmp_path / "x.json.gz").write_bytes(b"no gzip")
     with pytest.raises(SdftError, match="x.json.gz: cannot read this file"):
         read_records(tmp_path / "x.json.gz")
+    packed = bytearray(gzip.compress(b'{"question": "q", "answer": "a"}' * 50))
+    packed[13] ^= 0x55
+    (tmp_path / "y.jsonl.gz").write_bytes(packed)
+    with pytest.raises(SdftError, match="y.jsonl.gz: cannot read this file: "):
+        read_records(tmp_path / "y.jsonl.gz")
 
 
 def test_limit_takes_the_first(tmp_path):
     path = _write(tmp_path / "d.json", [{"question": f"q{i}", "answer": "a"} for i in range(5)])
     assert [record.instruction for record in read_records(path, limit=2)] == ["q0", "q1"]
+    with pytest.raises(SdftError, match="--limit: expected 1 record or more, got 0"):
+        read_records(path, limit=0)

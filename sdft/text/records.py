@@ -3,6 +3,7 @@
     instruction, input, output, history    Alpaca, Dolly, LIMA          question, answer          GSM8K
     problem, solution                      MagiCoder                    goal, target              AdvBench
     prompt, response | completion          many                         messages | conversations  OpenAI, ShareGPT
+    prompt                                 IFEval: no response          prompt, canonical_solution   HumanEval
 
 A record's id is the data's own where a column of unique ids is there, else a hash of the content: the same record has
 the same id in every file, and in every order of it.
@@ -14,17 +15,23 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sdft.errors import SdftError, nearest
 
-FIELDS = ("instruction", "input", "response", "system", "history", "id")
-INSTRUCTIONS = ("instruction", "question", "problem", "prompt", "goal", "query")
-RESPONSES = ("response", "output", "answer", "solution", "completion", "target", "chosen")
-IDS = ("id", "key", "task_id", "uuid")
+# Our name of a column, and the names under which data sets publish it, the likeliest first.
+KNOWN = {
+    "instruction": ("instruction", "question", "problem", "prompt", "goal", "query", "input"),
+    "input": ("input", "context"),
+    "response": ("response", "output", "answer", "solution", "canonical_solution", "completion", "target", "chosen"),
+    "system": ("system", "system_prompt"),
+    "history": ("history",),
+    "id": ("id", "key", "task_id", "uuid"),
+}
 CONVERSATIONS = {"messages": ("role", "content"), "conversations": ("from", "value"), "conversation": ("from", "value")}
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant",
          "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -47,27 +54,29 @@ def read_records(path: Path | str, columns: Mapping[str, str] | None = None, lim
     """Read the (first `limit`) records of a .json, .jsonl or .csv file, or a .gz of one.
 
     columns: our names (instruction, input, response, system, history, id) to the file's, where they cannot be told from
-    the file's own names. Raises SdftError, naming file and line or record, for a missing, empty or malformed file, unknown
-    columns, values of a wrong type, and ids that occur twice with different contents.
+    the file's own names. Raises SdftError, naming file and line or record, for a missing, empty or malformed file,
+    unknown columns, values of a wrong type, and an id of the data's own that occurs twice.
     """
     path, columns = Path(path), dict(columns or {})
     for ours in columns:
-        if ours not in FIELDS:
-            raise SdftError(f"--columns: {ours!r} is no column of ours{nearest(ours, FIELDS)}; expected "
-                            f"{', '.join(FIELDS)} = the file's name of it")
+        if ours not in KNOWN:
+            raise SdftError(f"--columns: {ours!r} is no column of ours{nearest(ours, KNOWN)}; expected "
+                            f"{', '.join(KNOWN)} = the file's name of it")
+    if limit is not None and limit < 1:
+        raise SdftError(f"--limit: expected 1 record or more, got {limit}")
     records: dict[str, Record] = {}
     copies: dict[str, int] = {}
     for where, row in _rows(path):
-        if limit is not None and len(records) >= limit:
-            break
-        record = _record(row, columns, where)
+        record, own_id = _record(row, columns, where)
         if record.id in records:
-            if _own_id(row, columns):
-                raise SdftError(f"{where}: the id {record.id!r} occurs twice; ids have to be unique")
-            copies[record.id] = copies.get(record.id, 1) + 1      # the same content once more: still a record of its own
-            record = Record(f"{record.id}-{copies[record.id]}", record.instruction, record.response, record.system,
-                            record.history, record.extra)
+            if own_id:
+                raise SdftError(f"{where}: the id {record.id!r} occurs twice; make ids unique, rename their column, or "
+                                "name another with --columns id=NAME")
+            copies[record.id] = copies.get(record.id, 1) + 1    # the same content once more: still a record of its own
+            record = replace(record, id=f"{record.id}-{copies[record.id]}")
         records[record.id] = record
+        if len(records) == limit:
+            break
     if not records:
         raise SdftError(f"{path}: expected records, found none; the file is empty")
     return list(records.values())
@@ -80,15 +89,17 @@ def content_id(*parts: Any) -> str:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, row): "file, line 3" or "file, record 3" for messages, and the row's columns."""
+    kind = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+    if kind not in (".json", ".jsonl", ".ndjson", ".csv"):
+        raise SdftError(f"{path}: expected a .json, .jsonl or .csv file, or a .gz of one")
     text = _read(path)
-    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if kind == ".csv":
         yield from _csv_rows(path, text)
         return
-    if kind not in (".json", ".jsonl", ".ndjson"):
-        raise SdftError(f"{path}: expected a .json, .jsonl or .csv file, or a .gz of one")
-    if kind == ".json" and text.lstrip()[:1] == "[":
-        rows: Iterator = ((f"{path}, record {number}", row) for number, row in enumerate(_parse(path, text, 0), 1))
+    if kind == ".json" and not _is_json_lines(text):
+        value = _parse(path, text, 0)
+        rows: Iterator = ((f"{path}, record {number}", row)
+                          for number, row in enumerate(value if isinstance(value, list) else [value], 1))
     else:
         rows = ((f"{path}, line {number}", _parse(path, line, number - 1))
                 for number, line in enumerate(text.split("\n"), 1) if line.strip())
@@ -98,26 +109,39 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, row
 
 
+def _is_json_lines(text: str) -> bool:
+    """Whether a .json file holds one object a line, as some do: its first line is an object, complete."""
+    first = text.lstrip().partition("\n")[0].rstrip()
+    return not first or first[0] == "{" and first[-1] == "}"
+
+
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names, line = None, 1                   # where the next row begins: quoted cells may hold line ends
     try:
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if None in row or None in row.values():
-                raise SdftError(f"{where}: expected {len(reader.fieldnames or ())} columns as in the first line")
-            yield where, row
+        for cells in reader:
+            where, line = f"{path}, line {line}", reader.line_num + 1
+            if names is None and cells:
+                names = cells
+                twice = next((name for name in names if names.count(name) > 1), None)
+                if twice is not None:
+                    raise SdftError(f"{where}: the column {twice!r} occurs twice; rename one")
+            elif cells:
+                if len(cells) != len(names):
+                    raise SdftError(f"{where}: expected {len(names)} columns as in the header, found {len(cells)}")
+                yield where, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise SdftError(f"{path}, line {reader.line_num}: malformed CSV ({error})") from error
+        raise SdftError(f"{path}, line {line}: malformed CSV ({error}); mend the row that begins here") from error
 
 
 def _read(path: Path) -> str:
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        return (gzip.decompress(data) if path.suffix.lower() == ".gz" else data).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise SdftError(f"{path}, line {line}: expected UTF-8 text; save the file as UTF-8") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise SdftError(f"{path}: cannot read this file: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -125,42 +149,70 @@ def _parse(path: Path, text: str, offset: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise SdftError(f"{path}, line {error.lineno + offset}: malformed JSON ({error.msg}); mend or remove it") from error
+        raise SdftError(f"{path}, line {error.lineno + offset}: malformed JSON ({error.msg}); mend or remove "
+                        "it") from error
+    except (ValueError, RecursionError) as error:       # a number of thousands of digits, brackets thousands deep
+        raise SdftError(f"{path}, line {1 + offset}: malformed JSON ({error})") from error
 
 
-def _record(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Record:
+def _record(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> tuple[Record, bool]:
+    """The record of a row, and whether its id is the data's own."""
     for ours, theirs in columns.items():
         if theirs not in row:
             raise SdftError(f"{where}: --columns maps {ours} to {theirs!r}, which is not there"
                             f"{nearest(theirs, row)}; found {', '.join(row)}")
-    talk = next((name for name in CONVERSATIONS if name in row), None)
-    if talk is not None and "instruction" not in columns:
-        return _from_conversation(row, talk, columns, where)
-    names = {ours: columns.get(ours) or _first(row, known) for ours, known in
-             (("instruction", INSTRUCTIONS), ("response", RESPONSES))}
-    if names["instruction"] is None or names["response"] is None:
-        missing = " and ".join(ours for ours, name in names.items() if name is None)
-        raise SdftError(f"{where}: found the columns {', '.join(row)}, and none of them is known as {missing}; map them with "
-                        "--columns instruction=NAME,response=NAME")
-    instruction, response = (_text(row, name, where) for name in names.values())
-    added = _text(row, columns.get("input", "input"), where, optional=True)
-    if added.strip():
-        instruction = f"{instruction}\n{added}"
-    system = _text(row, columns.get("system", "system"), where, optional=True) or None
-    history = _history(row.get(columns.get("history", "history")), where)
-    used = {*names.values(), *columns.values(), "input", "system", "history"}
-    return _finish(row, columns, where, instruction, response, system, history, used)
+    names = {ours: columns.get(ours) or _first(row, known) for ours, known in KNOWN.items()}
+    talk = None if columns.keys() - {"system", "id"} else _first(row, tuple(CONVERSATIONS))
+    system = _text(row, names["system"], where, optional=True) or None
+    if talk is not None:
+        own, turns = _conversation(row[talk], *CONVERSATIONS[talk.strip().lower()], f"{where}: {talk}")
+        (instruction, response), history = turns[-1], turns[:-1]
+        system, used = own or system, {talk, names["system"], names["id"]}
+    else:
+        _refuse_unknown(row, names, where)
+        instruction, response = _text(row, names["instruction"], where), ""
+        if names["response"]:
+            response = _text(row, names["response"], where)
+        if names["input"] != names["instruction"]:
+            added = _text(row, names["input"], where, optional=True)
+            instruction += f"\n{added}" if added.strip() else ""
+        history, used = _history(row.get(names["history"]), where), set(names.values())
+    if not instruction.strip():
+        raise SdftError(f"{where}: the instruction is empty; fill it or remove the record")
+    try:
+        hashed = content_id(system, history, instruction, response)
+    except UnicodeEncodeError as error:
+        raise SdftError(f"{where}: {error.object[error.start]!a} is half a character (a surrogate without its other "
+                        "half); mend or remove the record") from error
+    id = row.get(names["id"])
+    own_id = isinstance(id, (str, int)) and str(id) != ""
+    extra = {name: row[name] for name in row if name not in used}
+    return Record(str(id) if own_id else hashed, instruction, response, system, history, extra), own_id
 
 
-def _from_conversation(row: Mapping[str, Any], talk: str, columns: Mapping[str, str], where: str) -> Record:
-    """A record from messages: the last user turn is its instruction, the answer to it its response."""
-    role_key, text_key = CONVERSATIONS[talk]
+def _refuse_unknown(row: Mapping[str, Any], names: Mapping[str, str | None], where: str) -> None:
+    """Refuse a row whose instruction or response cannot be told. A row without any further text has no response."""
+    missing = [] if names["instruction"] else ["instruction"]
+    if not names["response"] and any(isinstance(row[name], str) for name in row if name not in names.values()):
+        missing.append("response")
+    if missing:
+        expected = "; ".join(f"for {ours} one of {', '.join(KNOWN[ours])}" for ours in missing)
+        mapping = ",".join(f"{ours}=NAME" for ours in missing)
+        raise SdftError(f"{where}: found the columns {', '.join(row)}; expected {expected}; say which it is with "
+                        f"--columns {mapping}")
+
+
+def _conversation(value: Any, role_key: str, text_key: str,
+                  where: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """The system text and the (user, assistant) turns of a list of messages; an answer that is not there is ""."""
+    messages = value if isinstance(value, list) else [value]
     turns = []
-    for message in row[talk] if isinstance(row[talk], list) else ():
-        role = ROLES.get(str(message.get(role_key, message.get("role")))) if isinstance(message, dict) else None
-        text = message.get(text_key, message.get("content")) if role else None
+    for message in messages:
+        known = isinstance(message, dict)
+        role = ROLES.get(str(message.get(role_key, message.get("role"))).lower()) if known else None
+        text = message.get(text_key, message.get("content")) if known else None
         if role is None or not isinstance(text, str):
-            raise SdftError(f"{where}: {talk} is expected to be a list of {{{role_key!r}: 'user' or 'assistant', "
+            raise SdftError(f"{where} is expected to be a list of {{{role_key!r}: 'user' or 'assistant', "
                             f"{text_key!r}: text}}, found {str(message)[:80]}")
         turns.append((role, text))
     system = None
@@ -170,22 +222,8 @@ def _from_conversation(row: Mapping[str, Any], talk: str, columns: Mapping[str, 
         turns.append(("assistant", ""))
     roles = [role for role, _ in turns]
     if not turns or roles != ["user", "assistant"] * (len(turns) // 2):
-        raise SdftError(f"{where}: the turns of {talk} are expected to alternate, user first; found {', '.join(roles) or 'none'}")
-    pairs = tuple((turns[index][1], turns[index + 1][1]) for index in range(0, len(turns), 2))
-    return _finish(row, columns, where, *pairs[-1], system, pairs[:-1], {talk})
-
-
-def _finish(row: Mapping[str, Any], columns: Mapping[str, str], where: str, instruction: str, response: str,
-            system: str | None, history: tuple[tuple[str, str], ...], used: set[str]) -> Record:
-    if not instruction.strip():
-        raise SdftError(f"{where}: the instruction is empty; fill it or remove the record")
-    id = _own_id(row, columns) or content_id(system, history, instruction, response)
-    return Record(id, instruction, response, system, history, {name: row[name] for name in row if name not in used})
-
-
-def _own_id(row: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
-    name = columns.get("id") or _first(row, IDS)
-    return str(row[name]) if name and isinstance(row[name], (str, int)) and str(row[name]) else None
+        raise SdftError(f"{where} is expected to alternate, user first; found {', '.join(roles) or 'no turn'}")
+    return system, tuple((user, answer) for (_, user), (_, answer) in zip(turns[::2], turns[1::2], strict=True))
 
 
 def _first(row: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
@@ -194,7 +232,7 @@ def _first(row: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
     return next((lower[name] for name in known if name in lower), None)
 
 
-def _text(row: Mapping[str, Any], name: str, where: str, optional: bool = False) -> str:
+def _text(row: Mapping[str, Any], name: str | None, where: str, optional: bool = False) -> str:
     value = row.get(name)
     if value is None and optional:
         return ""
