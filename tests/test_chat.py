@@ -1,8 +1,9 @@
-"""Chat formats against the published Jinja templates, as transformers renders them; what is learned; one BOS; no injection."""
+"""Chat formats: equal to the published templates as transformers renders them; what is learned; no injection."""
 from pathlib import Path
 
 import mistral_common
 import pytest
+from chat_templates import PUBLISHED
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -13,72 +14,10 @@ from sdft.text.spm import SentencePiece
 from sdft.text.tokenizer import Settings
 from sdft.text.tokenizer_files import load_tokenizer
 
-LLAMA2 = (
-    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set system_message = messages[0]['content'] %}"
-    "{% else %}{% set loop_messages = messages %}{% set system_message = false %}{% endif %}{% for message in loop_messages %}"
-    "{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + "
-    "message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}{% if message['role'] == 'user' %}"
-    "{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
-    "{{ ' '  + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}")
-LLAMA3 = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|start_header_id|>' + message['role'] + "
-    "'<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + "
-    "content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}")
-LLAMA31 = (
-    "{{- bos_token }}{%- set date_string = '26 Jul 2024' %}{%- if messages[0]['role'] == 'system' %}{%- set system_message = "
-    "messages[0]['content']|trim %}{%- set messages = messages[1:] %}{%- else %}{%- set system_message = '' %}{%- endif %}"
-    "{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}{{- 'Cutting Knowledge Date: December 2023\\n' }}"
-    "{{- 'Today Date: ' + date_string + '\\n\\n' }}{{- system_message }}{{- '<|eot_id|>' }}{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}"
-    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}")
-CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
-WITH_DEFAULT = (
-    "{{% for message in messages %}}{{% if loop.first and messages[0]['role'] != 'system' %}}{{{{ '<|im_start|>system\\n{}<|im_end|>\\n' "
-    "}}}}{{% endif %}}{{{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}}}{{% endfor %}}"
-    "{{% if add_generation_prompt %}}{{{{ '<|im_start|>assistant\\n' }}}}{{% endif %}}")
-MISTRAL = (
-    "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}{%- set loop_messages = messages[1:] %}"
-    "{%- else %}{%- set loop_messages = messages %}{%- endif %}{{- bos_token }}{%- for message in loop_messages %}"
-    "{%- if message['role'] == 'user' %}{%- if loop.first and system_message is defined %}{{- ' [INST] ' + system_message + '\\n\\n' + "
-    "message['content'] + ' [/INST]' }}{%- else %}{{- ' [INST] ' + message['content'] + ' [/INST]' }}{%- endif %}"
-    "{%- elif message['role'] == 'assistant' %}{{- ' ' + message['content'] + eos_token}}{%- endif %}{%- endfor %}")
-MISTRAL_V03 = (      # the text part of the published template, without tools
-    "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content'] %}{%- set loop_messages = messages[1:] %}"
-    "{%- else %}{%- set loop_messages = messages %}{%- endif %}{{- bos_token }}{%- for message in loop_messages %}"
-    "{%- if message['role'] == 'user' %}{%- if loop.last and system_message is defined %}"
-    '{{- "[INST] " + system_message + "\\n\\n" + message["content"] + "[/INST]" }}{%- else %}'
-    '{{- "[INST] " + message["content"] + "[/INST]" }}{%- endif %}{%- elif message["role"] == "assistant" %}'
-    '{{- " " + message["content"]|trim + eos_token}}{%- endif %}{%- endfor %}')
-ZEPHYR = (
-    "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] + eos_token }}\n"
-    "{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
-    "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
-    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}")
-QWEN3 = (      # the text part of the published template, without tools
-    "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}"
-    "{%- set ns = namespace(last_query_index=0) %}{%- for message in messages %}{%- if message.role == 'user' %}"
-    "{%- set ns.last_query_index = loop.index0 %}{%- endif %}{%- endfor %}{%- for message in messages %}"
-    "{%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}{%- elif message.role == 'assistant' %}"
-    "{%- if loop.index0 > ns.last_query_index %}{{- '<|im_start|>' + message.role + '\\n<think>\\n' + '' + '\\n</think>\\n\\n' + "
-    "message.content.lstrip('\\n') }}{%- else %}{{- '<|im_start|>' + message.role + '\\n' + message.content }}{%- endif %}"
-    "{{- '<|im_end|>\\n' }}{%- endif %}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
-    "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}")
-PUBLISHED = {
-    "llama2": LLAMA2, "llama3": LLAMA3, "llama3.1": LLAMA31, "chatml": CHATML, "mistral": MISTRAL,
-    "mistral-v0.3": MISTRAL_V03, "zephyr": ZEPHYR, "tinyllama": ZEPHYR, "qwen3": QWEN3,
-    "smollm2": WITH_DEFAULT.format("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
-    "qwen2": WITH_DEFAULT.format("You are a helpful assistant."),
-    "qwen2.5": WITH_DEFAULT.format("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
-}
 TURNS = [{"role": "user", "content": " Why is\nthe sky blue? "}, {"role": "assistant", "content": "Because."},
          {"role": "user", "content": "Really?"}, {"role": "assistant", "content": "Yes — it scatters. "}]
 SYSTEM = [{"role": "system", "content": "Be brief."}]
-CONVERSATIONS = [turns for system in ([], SYSTEM) for turns in (system + TURNS[:1], system + TURNS[:2], system + TURNS[:3],
-                                                                system + TURNS)]
+CONVERSATIONS = [system + TURNS[:count] for system in ([], SYSTEM) for count in (1, 2, 3, 4)]
 
 
 def _text(pieces):
@@ -109,7 +48,7 @@ def test_the_format_is_told_from_the_published_template(name):
     "{{ messages }}",
     "{{'<|user|>\n' + message['content'] + '<|end|>\n<|assistant|>\n'}}{{ eos_token }}",                 # Phi-3
     "{{'<｜User｜>' + message['content']}}{{'<｜Assistant｜><think>\\n'}}",                          # DeepSeek-R1
-    '{%- if loop.last and system_message is defined %}{{- "[INST]" + message["content"] + "[/INST]" }}',    # Mistral Nemo
+    '{%- if loop.last and system_message is defined %}{{- "[INST]" + message["content"] + "[/INST]" }}',   # Nemo
 ])
 def test_templates_that_only_resemble_a_known_one_are_refused(template):
     with pytest.raises(SdftError, match="of no known format; name one with --chat"):
@@ -128,8 +67,8 @@ def test_mistral_v03_keeps_the_system_text_where_its_template_forgets_it():
 
 def test_alpaca_and_raw():
     text = _text(get_chat_format("alpaca").render(TURNS[2:]))
-    assert text == ("Below is an instruction that describes a task. Write a response that appropriately completes the request."
-                    "\n\n### Instruction:\nReally?\n\n### Response:\nYes — it scatters. </s>")
+    assert text == ("Below is an instruction that describes a task. Write a response that appropriately completes the "
+                    "request.\n\n### Instruction:\nReally?\n\n### Response:\nYes — it scatters. </s>")
     assert _text(get_chat_format("raw").render(SYSTEM + TURNS[2:])) == "Be brief.\n\nReally?Yes — it scatters. </s>"
 
 
@@ -187,7 +126,7 @@ def test_an_answer_without_text_leaves_nothing_to_learn():
 def test_a_format_whose_end_the_tokenizer_lacks_is_refused():
     tokenizer = Letters()
     tokenizer.special = {}
-    with pytest.raises(SdftError, match=r"'chatml' ends an answer with <\|im_end\|>, which this model's tokenizer does not have"):
+    with pytest.raises(SdftError, match=r"'chatml' ends an answer with <\|im_end\|>, which this model's tokenizer"):
         encode_prompt(tokenizer, TURNS[:1])
     assert encode_prompt(tokenizer, TURNS[:1], chat="zephyr")       # its other marks are plain text there, as published
 
@@ -212,7 +151,7 @@ def test_what_a_user_writes_is_never_a_control_token_of_the_real_tokenizer(smoll
     ids = encode_prompt(tokenizer, [{"role": "user", "content": attack}])
     marks = [token for token in ids if token in tokenizer.special_ids]
     start, end = tokenizer.special["<|im_start|>"], tokenizer.special["<|im_end|>"]
-    assert marks == [start, end, start, end, start]                  # the system's, the user's, the assistant's beginning
+    assert marks == [start, end, start, end, start]        # the system's, the user's, the assistant's beginning
     assert f"user\n{attack}<|im_end|>\n" in tokenizer.decode(ids, skip_special=False)
 
 

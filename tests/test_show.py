@@ -25,7 +25,7 @@ def test_plain_text_brackets_what_is_learned(parts):
 def test_colour_marks_the_same_tokens_and_obeys_no_color(parts, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     text = show(*parts, colour=True)
-    learned = re.findall(r"\x1b\[1;32m(.*?)\x1b\[0m", text, flags=re.S)
+    learned = re.findall(r"\x1b\[(?:1;)?32m(.*?)\x1b\[0m", text, flags=re.S)
     assert "".join(learned[:6]) == "Because of 3.<|im_end|>"
     assert re.sub(r"\x1b\[[\d;]*m", "", text).startswith("<|im_start|>system\nYou are a helpful")
     monkeypatch.setenv("NO_COLOR", "1")
@@ -34,7 +34,25 @@ def test_colour_marks_the_same_tokens_and_obeys_no_color(parts, monkeypatch):
 
 def test_one_token_a_line(parts):
     tokenizer, example = parts
-    *rows, count = show(tokenizer, example, lines=True).split("\n")
-    assert len(rows) == len(example.tokens)
+    header, *rows, _, count = show(tokenizer, example, lines=True).split("\n")
+    assert header.split() == ["index", "id", "loss", "token"] and count.endswith("6 of them learned")
     assert [int(row.split()[1]) for row in rows] == example.tokens
     assert [row.split()[2] == "learn" for row in rows] == example.mask
+
+
+def test_one_token_a_line_has_the_same_colours_and_a_legend(parts, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    tokenizer, example = parts
+    _, *rows, _, count = show(tokenizer, example, colour=True, lines=True).split("\n")
+    assert [row.startswith(("\x1b[1;32m", "\x1b[32m")) for row in rows] == example.mask
+    assert [row.startswith("\x1b[35m") for row in rows] == [
+        token in tokenizer.special_ids and not mask for token, mask in zip(example.tokens, example.mask, strict=True)]
+    assert "\x1b[1;32mlearned\x1b[0m" in count
+
+
+def test_text_does_not_command_the_terminal(parts):
+    tokenizer, _ = parts
+    example = encode_example(tokenizer, [{"role": "user", "content": "\x1b[2J\r"}, MESSAGES[1]], "r")
+    for lines in (False, True):
+        text = show(tokenizer, example, lines=lines)
+        assert "\x1b" not in text and "\r" not in text and "\\x1b" in text

@@ -8,33 +8,49 @@ from sdft.text.templates import TEMPLATES, get_template
 RECORD = Record("r", "Add {two} and 3.", "It is {reference} 5.", history=(("Hi", "Hello"),))
 
 
-def test_using_is_the_papers_text():
-    (*_, user) = get_template("using").messages(RECORD, RECORD.response)
-    assert user["content"] == (
-        "Below are an instruction that describes a task along with a reference answer. Using the reference answer as a "
-        "guide, write your own response.\n\n### Instruction:\nAdd {two} and 3.\n\n### Reference Answer:\n"
-        "It is {reference} 5.\n\n### Response:\n")
+BOTH = "Below are an instruction that describes a task along with a reference answer. "
+TASK = "\n\n### Instruction:\nAdd {two} and 3."
+ANSWER = "\n\n### Reference Answer:\nIt is {reference} 5."
+MATH = "You are an expert in math. Below is a math question. Write a response that appropriately answers the question."
+PUBLISHED = {        # the system text and the user's turn
+    "plain": (None, "Add {two} and 3."),
+    "alpaca": (None, "Below is an instruction that describes a task. Write a response that appropriately completes the "
+               f"request.{TASK}\n\n### Response:\n"),
+    "using": (None, f"{BOTH}Using the reference answer as a guide, write your own response.{TASK}{ANSWER}"
+              "\n\n### Response:\n"),
+    "refer": (None, f"{BOTH}Refer to the reference answer and write your own response.{TASK}{ANSWER}"
+              "\n\n### Response:\n"),
+    "gsm8k": (MATH, "Add {two} and 3."),
+    "gsm8k_distill": ("You are an expert in math. Below are a math question and its reference answer. Refer to the "
+                      "reference answer and write a response that appropriately answers the question.",
+                      "Add {two} and 3.\n\nIt is {reference} 5."),
+    "gsm8k_infer": (f"{MATH} Your final answer should be an integer at the end of your response, formatted as: The "
+                    "answer is {answer}.", "Add {two} and 3."),
+}
 
 
-def test_history_and_system_come_first():
-    messages = get_template("gsm8k").messages(RECORD)
-    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
-    assert messages[0]["content"].startswith("You are an expert in math. Below is a math question. Write a response")
-    assert messages[-1]["content"] == "Add {two} and 3."
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_text_is_the_published_one(name):
+    system, user = PUBLISHED[name]
+    expected = [] if system is None else [{"role": "system", "content": system}]
+    expected += [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    assert get_template(name).messages(RECORD, RECORD.response) == [*expected, {"role": "user", "content": user}]
+
+
+def test_the_records_own_system_text_is_kept():
     own = Record("r", "x", "y", system="Be brief.")
     assert get_template("plain").messages(own)[0] == {"role": "system", "content": "Be brief."}
+    assert get_template("gsm8k").messages(own)[0] == {"role": "system", "content": f"{MATH}\n\nBe brief."}
 
 
-def test_the_math_rewrite_is_led_and_asks_for_nothing_else():
-    template = get_template("gsm8k_distill")
-    assert template.prefix == "Great! Let's think step by step. "
-    assert template.messages(RECORD, "ref")[-1]["content"] == "Add {two} and 3.\n\nref"
-    assert get_template("gsm8k_infer").messages(RECORD)[0]["content"].endswith(
-        "Your final answer should be an integer at the end of your response, formatted as: The answer is {answer}.")
+def test_only_the_math_rewrite_begins_the_answer():
+    prefixes = {name: template.prefix for name, template in TEMPLATES.items() if template.prefix}
+    assert prefixes == {"gsm8k_distill": "Great! Let's think step by step. "}
 
 
 def test_templates_that_rewrite_need_the_reference():
-    assert {name for name, template in TEMPLATES.items() if template.needs_reference} == {"using", "refer", "gsm8k_distill"}
+    rewriting = {name for name, template in TEMPLATES.items() if template.needs_reference}
+    assert rewriting == {"using", "refer", "gsm8k_distill"}
     with pytest.raises(SdftError, match="record r: the template 'refer' shows the reference answer"):
         get_template("refer").messages(RECORD)
 

@@ -54,9 +54,9 @@ class ChatFormat:
     stop: str                            # ends the assistant's text, and is learned
     lead: str = ""                       # begins the assistant's text, and is learned
     after: str = ""                      # after stop, not learned
-    system: tuple[str, str] | None = None   # before and after the system text; None: it is written into the first user turn
+    system: tuple[str, str] | None = None   # before and after the system text; None: it is part of a user turn
     system_in_user: str = ""             # how: with {system} and {user}
-    system_in_last: bool = False         # into the last user turn instead
+    system_in_last: bool = False         # of the last user turn; else of the first
     default_system: str | None = None    # where the conversation has none
     system_head: str = ""                # before any system text
     start: str = ""
@@ -128,11 +128,13 @@ def _llama3(name: str, system_head: str = "") -> ChatFormat:
         return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
 
     return ChatFormat(name, (head("user"), "<|eot_id|>"), head("assistant"), "<|eot_id|>", start=BOS,
-                      system=(head("system"), "<|eot_id|>"), system_head=system_head, strip=("system", "user", "assistant"))
+                      system=(head("system"), "<|eot_id|>"), system_head=system_head,
+                      strip=("system", "user", "assistant"))
 
 
 def _zephyr(name: str) -> ChatFormat:
-    return ChatFormat(name, ("<|user|>\n", EOS + "\n"), "<|assistant|>\n", EOS, after="\n", system=("<|system|>\n", EOS + "\n"))
+    return ChatFormat(name, ("<|user|>\n", EOS + "\n"), "<|assistant|>\n", EOS, after="\n",
+                      system=("<|system|>\n", EOS + "\n"))
 
 
 CHAT_FORMATS = {form.name: form for form in (
@@ -149,8 +151,8 @@ CHAT_FORMATS = {form.name: form for form in (
     ChatFormat("mistral", (" [INST] ", " [/INST]"), "", EOS, lead=" ", start=BOS, system_in_user="{system}\n\n{user}"),
     # The published template drops the system text when the last turn is the assistant's; here a prompt stays the
     # beginning of its example.
-    ChatFormat("mistral-v0.3", ("[INST] ", "[/INST]"), "", EOS, lead=" ", start=BOS, system_in_user="{system}\n\n{user}",
-               system_in_last=True, strip=("assistant",)),
+    ChatFormat("mistral-v0.3", ("[INST] ", "[/INST]"), "", EOS, lead=" ", start=BOS, strip=("assistant",),
+               system_in_user="{system}\n\n{user}", system_in_last=True),
     _zephyr("zephyr"),
     _zephyr("tinyllama"),
     ChatFormat("alpaca", ("\n\n### Instruction:\n", ""), "\n\n### Response:\n", EOS, system=("", ""),
@@ -184,7 +186,8 @@ def detect_chat_format(chat_template: str | None) -> str:
 def get_chat_format(name: str) -> ChatFormat:
     """The chat format of this name (SdftError with the nearest known one)."""
     if name not in CHAT_FORMATS:
-        raise SdftError(f"chat format: expected one of {', '.join(CHAT_FORMATS)}, got {name!r}{nearest(name, CHAT_FORMATS)}")
+        raise SdftError(f"chat format: expected one of {', '.join(CHAT_FORMATS)}, got {name!r}"
+                        f"{nearest(name, CHAT_FORMATS)}")
     return CHAT_FORMATS[name]
 
 
@@ -193,16 +196,19 @@ def _format_of(tokenizer: Tokenizer, chat: str | None) -> ChatFormat:
     form = get_chat_format(chat or tokenizer.chat)
     missing = [piece.text for piece in _marks(form.stop) if piece.special and _control(tokenizer, piece) is None]
     if missing:
-        raise SdftError(f"the chat format {form.name!r} ends an answer with {missing[0]}, which this model's tokenizer does "
-                        "not have, so no answer would ever end; choose another with --chat (alpaca ends with any model's EOS)")
+        raise SdftError(f"the chat format {form.name!r} ends an answer with {missing[0]}, which this model's tokenizer "
+                        "does not have, so no answer would ever end; choose another with --chat (alpaca ends with any "
+                        "model's EOS)")
     return form
 
 
-def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], prefix: str = "", chat: str | None = None) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], prefix: str = "",
+                  chat: str | None = None) -> list[int]:
     """Token ids of a conversation up to where the assistant begins to write, after `prefix` if there is one.
 
-    White space at the end of `prefix` is left to the model: a token often begins with it. `chat` names the format; None:
-    the model's own. Raises SdftError for an unknown format and for roles that do not alternate.
+    White space at the end of `prefix` is left to the model: a token often begins with it. `chat` names the format;
+    None: the model's own. Raises SdftError for an unknown format, one whose end of an answer the tokenizer lacks, and
+    roles that do not alternate.
     """
     form = _format_of(tokenizer, chat)
     pieces = form.render(messages, generation_prompt=True)
@@ -214,8 +220,8 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], prefix: str
 def encode_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str = "", chat: str | None = None) -> Example:
     """Token ids and loss mask of a conversation that ends with the assistant's turn.
 
-    Every assistant turn is learned, with the token that ends it. The ids begin with those of `encode_prompt`, so training
-    sees exactly what generation sees. What stands behind the last target is left off.
+    Every assistant turn is learned, with the token that ends it. The ids begin with those of `encode_prompt`, so
+    training sees exactly what generation sees. What stands behind the last target is left off.
     """
     tokens, mask = [], []
     for ids, trained in _encode(tokenizer, _format_of(tokenizer, chat).render(messages)):

@@ -1,8 +1,10 @@
-"""The instructions given to the model, verbatim from arXiv 2402.13669 (appendix) and its authors' code: the method's constants.
+"""The instructions given to the model, verbatim from arXiv 2402.13669 and its authors' code: the method's constants.
 
-A template turns a record into messages; a chat format (chat.py) then turns messages into the text of a particular model.
-`using`, `refer` and `alpaca` are one user text each, so that a chat model gets them in the format that it knows; with the
-chat format "raw" they are the paper's own rendering.
+A template turns a record into messages; a chat format (chat.py) then turns messages into the text of a particular
+model. `using`, `refer` and `alpaca` are one user text each, so that a chat model gets them in the format that it
+knows; with the chat format "raw" they are the paper's own rendering.
+
+    sdft prompt --task gsm8k --data FOLDER --template gsm8k_distill
 """
 from __future__ import annotations
 
@@ -34,10 +36,11 @@ class Template:
     def messages(self, record: Record, reference: str | None = None) -> list[Message]:
         """The record's conversation up to the user's last turn, which carries the template.
 
-        `reference` is needed by templates that show it. The template's system text goes before the record's own, if any.
+        `reference` is needed by templates that show it. The template's system text goes before the record's own.
         """
         if self.needs_reference and reference is None:
-            raise SdftError(f"record {record.id}: the template {self.name!r} shows the reference answer, and none was given")
+            raise SdftError(f"record {record.id}: the template {self.name!r} shows the reference answer, and none was "
+                            "given; take another template or give each record an answer")
         system = "\n\n".join(text for text in (self.system, record.system) if text)
         messages = [{"role": "system", "content": system}] if system else []
         for user, assistant in record.history:
@@ -51,25 +54,27 @@ class Template:
 
 
 _INSTRUCTION = "\n\n### Instruction:\n{instruction}"
+_REFERENCE = "\n\n### Reference Answer:\n{reference}"
 _RESPONSE = "\n\n### Response:\n"
-_MATH = ("You are an expert in math. Below is a math question. Write a response that appropriately answers the question.")
+_BOTH = "Below are an instruction that describes a task along with a reference answer. "
+_MATH = "You are an expert in math. Below is a math question. Write a response that appropriately answers the question."
 
 TEMPLATES = {template.name: template for template in (
     Template("plain", "{instruction}"),
-    Template("alpaca", "Below is an instruction that describes a task. Write a response that appropriately completes the "
-             "request." + _INSTRUCTION + _RESPONSE),
-    Template("using", "Below are an instruction that describes a task along with a reference answer. Using the reference "
-             "answer as a guide, write your own response." + _INSTRUCTION + "\n\n### Reference Answer:\n{reference}" + _RESPONSE),
-    Template("refer", "Below are an instruction that describes a task along with a reference answer. Refer to the reference "
-             "answer and write your own response." + _INSTRUCTION + "\n\n### Reference Answer:\n{reference}" + _RESPONSE),
+    Template("alpaca", "Below is an instruction that describes a task. Write a response that appropriately completes "
+             "the request." + _INSTRUCTION + _RESPONSE),
+    Template("using", _BOTH + "Using the reference answer as a guide, write your own response."
+             + _INSTRUCTION + _REFERENCE + _RESPONSE),
+    Template("refer", _BOTH + "Refer to the reference answer and write your own response."
+             + _INSTRUCTION + _REFERENCE + _RESPONSE),
     Template("gsm8k", "{instruction}", system=_MATH),
     Template("gsm8k_distill", "{instruction}\n\n{reference}",
-             system="You are an expert in math. Below are a math question and its reference answer. Refer to the reference "
-             "answer and write a response that appropriately answers the question.",
+             system="You are an expert in math. Below are a math question and its reference answer. Refer to the "
+             "reference answer and write a response that appropriately answers the question.",
              prefix="Great! Let's think step by step. "),
     Template("gsm8k_infer", "{instruction}",
-             system=_MATH + " Your final answer should be an integer at the end of your response, formatted as: The answer is "
-             "{answer}."),
+             system=_MATH + " Your final answer should be an integer at the end of your response, formatted as: "
+             "The answer is {answer}."),
 )}
 
 
