@@ -6,6 +6,7 @@ before the next begins; a line that an interruption tore is recognised, dropped 
 """
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -129,7 +130,7 @@ class Journal:
 
     def read(self) -> list[dict]:
         """Return every complete line, oldest first ([] when there is no file yet)."""
-        if not self.path.exists():
+        if not self.path.is_file():
             return []
         lines = []
         for number, line in enumerate(self._complete().splitlines(), start=1):
@@ -146,8 +147,8 @@ class Journal:
         try:
             if self._file is None:
                 self._file = self._open()
-            self._file.write(line)
-            self._file.flush()
+            if self._file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
         except OSError as error:
             raise SdftError(f"cannot write {self.path}: {_reason(error)}; what it holds so far is kept: free some "
@@ -172,7 +173,7 @@ class Journal:
             keep = len(self._complete())
             with open(self.path, "rb+") as file:
                 file.truncate(keep)
-        return open(self.path, "ab")
+        return open(self.path, "ab", buffering=0)       # a failed write must not wait in a buffer for the closing
 
     def __enter__(self) -> Journal:
         return self

@@ -24,7 +24,7 @@ from torch import Tensor
 from sdft.errors import SdftError
 from sdft.model.config import LlamaConfig
 from sdft.model.llama import Llama
-from sdft.model.loading import as_dtype, fill
+from sdft.model.loading import as_device, as_dtype, fill
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -145,7 +145,7 @@ def load_gguf(path: Path, dtype: str | torch.dtype = "bfloat16", device: str | t
 
     Raises SdftError for a damaged file, an unsupported architecture or type of tensor, and missing or unknown tensors.
     """
-    file, dtype = GGUF(path), as_dtype(dtype)
+    file, dtype, device = GGUF(path), as_dtype(dtype), as_device(device)
     config = gguf_config(file)
     with torch.device("meta"):
         model = Llama(config)

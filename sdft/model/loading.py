@@ -38,7 +38,7 @@ def load_model(folder: Path, dtype: str | torch.dtype = "bfloat16", device: str 
     Raises SdftError for a missing or damaged file, an unsupported architecture, and missing, unknown or misshapen tensors.
     """
     folder = Path(folder)
-    config, dtype = load_config(folder), as_dtype(dtype)
+    config, dtype, device = load_config(folder), as_dtype(dtype), as_device(device)
     with torch.device("meta"):
         model = Llama(config)
     wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
@@ -68,6 +68,17 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if dtype not in DTYPES:
         raise SdftError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
     return DTYPES[dtype]
+
+
+def as_device(device: str | torch.device) -> torch.device:
+    """The torch device of a name such as "cuda:1" (SdftError for an unknown one, and one that is not there)."""
+    try:
+        device = torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SdftError(f"device: {device!s} cannot be used here ({str(error).splitlines()[0][:100]}); expected cpu, or cuda "
+                        "where a GPU is there") from error
+    return device
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
