@@ -87,13 +87,22 @@ def test_ids_are_the_datas_own_or_a_hash_of_the_content(tmp_path):
         read_records(_write(tmp_path / "e.json", [{"id": 7, "question": q, "answer": "a"} for q in "xy"]))
 
 
+def test_an_id_depends_on_everything_that_is_trained_on_and_on_nothing_else(tmp_path):
+    row = {"instruction": "i", "output": "o", "system": "s", "history": [["u", "a"]]}
+    changed = [row | change for change in ({"instruction": "j"}, {"output": "p"}, {"system": "t"}, {"history": []})]
+    ids = [record.id for record in read_records(_write(tmp_path / "d.json", [row, *changed]))]
+    assert len(set(ids)) == 5
+    (record,) = read_records(_write(tmp_path / "e.json", [row | {"source": "elsewhere"}]))
+    assert record.id == ids[0]
+
+
 def test_columns_are_mapped_and_unknown_ones_told(tmp_path):
     path = _write(tmp_path / "d.jsonl", [{"frage": "q", "antwort": "a", "nr": "n1"}])
     (record,) = read_records(path, {"instruction": "frage", "response": "antwort", "id": "nr"})
     assert (record.id, record.instruction, record.response) == ("n1", "q", "a")
     with pytest.raises(SdftError, match="d.jsonl, line 1: found the columns frage, antwort, nr; expected for "
-                       "instruction one of instruction, question, .*; for response one of .* --columns instruction=NAME,"
-                       "response=NAME"):
+                       "instruction one of instruction, question, .*; for response one of .* --columns "
+                       "instruction=NAME,response=NAME"):
         read_records(path)
     with pytest.raises(SdftError, match=r"maps response to 'antwrt', which is not there \(did you mean antwort\?\)"):
         read_records(path, {"instruction": "frage", "response": "antwrt"})

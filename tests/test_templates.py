@@ -5,12 +5,12 @@ from sdft.errors import SdftError
 from sdft.text.records import Record
 from sdft.text.templates import TEMPLATES, get_template
 
-RECORD = Record("r", "Add {two} and 3.", "It is {reference} 5.", history=(("Hi", "Hello"),))
+RECORD = Record("r", "Add {two} and 3.", "It is {reference} {instruction} 5.", history=(("Hi", "Hello"),))
 
 
 BOTH = "Below are an instruction that describes a task along with a reference answer. "
 TASK = "\n\n### Instruction:\nAdd {two} and 3."
-ANSWER = "\n\n### Reference Answer:\nIt is {reference} 5."
+ANSWER = "\n\n### Reference Answer:\nIt is {reference} {instruction} 5."
 MATH = "You are an expert in math. Below is a math question. Write a response that appropriately answers the question."
 PUBLISHED = {        # the system text and the user's turn
     "plain": (None, "Add {two} and 3."),
@@ -23,7 +23,7 @@ PUBLISHED = {        # the system text and the user's turn
     "gsm8k": (MATH, "Add {two} and 3."),
     "gsm8k_distill": ("You are an expert in math. Below are a math question and its reference answer. Refer to the "
                       "reference answer and write a response that appropriately answers the question.",
-                      "Add {two} and 3.\n\nIt is {reference} 5."),
+                      "Add {two} and 3.\n\nIt is {reference} {instruction} 5."),
     "gsm8k_infer": (f"{MATH} Your final answer should be an integer at the end of your response, formatted as: The "
                     "answer is {answer}.", "Add {two} and 3."),
 }
