@@ -91,7 +91,7 @@ def test_an_id_depends_on_everything_that_is_trained_on_and_on_nothing_else(tmp_
     row = {"instruction": "i", "output": "o", "system": "s", "history": [["u", "a"]]}
     changed = [row | change for change in ({"instruction": "j"}, {"output": "p"}, {"system": "t"}, {"history": []})]
     ids = [record.id for record in read_records(_write(tmp_path / "d.json", [row, *changed]))]
-    assert len(set(ids)) == 5
+    assert len(set(ids)) == 5 and not any("-" in id for id in ids)      # -2 would mark a copy
     (record,) = read_records(_write(tmp_path / "e.json", [row | {"source": "elsewhere"}]))
     assert record.id == ids[0]
 
