@@ -152,9 +152,10 @@ def shift_by_layer(run: Run) -> Figure | None:
                 chosen = sorted((row["layer"], 100 * row["relative"]) for row in rows if row["kind"] == kind)
                 axes.plot(*zip(*chosen, strict=True), color=_colour(run, arm), marker=_marker(run, arm), markersize=3,
                           linewidth=1, label=arm)
-            axes.set(title=kind, ylim=(0, None))
-        for axes in list(grid)[len(kinds):]:
+            axes.set_title(kind)
+        for axes in canvas.axes[len(kinds):]:
             axes.set_visible(False)
+        canvas.axes[0].set_ylim(bottom=0)               # once all is drawn: the panels share the axis
         canvas.axes[0].legend()
         canvas.supxlabel("layer", fontsize=9.5)
         canvas.supylabel("‖ΔW‖ / ‖W‖, %", fontsize=9.5)
