@@ -7,7 +7,9 @@ Reading order: sampling.py, cache.py, engine.py.
 """
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
 
 from sdft.generate.engine import Engine, Output, Request
 from sdft.generate.sampling import Sampling
@@ -50,3 +52,13 @@ def _encode(tokenizer, prompt: str | list[dict[str, str]] | list[int]) -> list[i
         return list(prompt)
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     return encode_prompt(tokenizer, messages)
+
+
+class _Callable(ModuleType):
+    """Once this package is imported, the name `sdft.generate` means it and no longer the function: so it answers as one."""
+
+    def __call__(self, *arguments, **options) -> list[Output]:
+        return generate(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
