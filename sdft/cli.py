@@ -30,6 +30,23 @@ COMMANDS = {     # name → module of sdft.commands, what it does, an example
               "sdft merge runs/passages-smollm2-135m/sdft --out merged"),
 }
 
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory")      # how torch words it on the CPU, and on a GPU
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help in which the settings stand in their groups alone, under their short names, and not in the usage line too."""
+
+    def add_usage(self, usage, actions, groups, prefix=None):
+        own = [action for action in actions if "." not in action.dest]
+        if len(own) < len(actions):
+            own.append(argparse.Action(["--KEY"], "setting", metavar="VALUE"))
+        super().add_usage(usage, own, groups, prefix)
+
+    def _format_action_invocation(self, action):
+        if "." not in action.dest:
+            return super()._format_action_invocation(action)
+        return f"{action.option_strings[0]} {self._format_args(action, action.metavar)}"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
@@ -42,8 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\nsdft: interrupted; what is finished is kept: run the same command again to go on", file=sys.stderr)
         return 130
     except BrokenPipeError:     # the reader of our output has gone, as `| head` does: nothing to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         return 0
+    except OSError as error:    # files tell of their own failures: what remains is the output
+        _close_stdout()
+        print(f"sdft: cannot write the output: {error.strerror or error}; free some space or write elsewhere", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        print("sdft: out of memory; what is finished is kept. Try fewer --rows, a smaller --micro_tokens or --max_length, "
+              "--checkpoint, or a smaller model", file=sys.stderr)
+        return 1
 
 
 def _main(argv: list[str]) -> int:
@@ -61,9 +88,11 @@ def _main(argv: list[str]) -> int:
         return 2
     module, text, example = COMMANDS[name]
     parser = argparse.ArgumentParser(prog=f"sdft {name}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False,
-                                     epilog=f"example:  {example}", formatter_class=argparse.RawDescriptionHelpFormatter)
+                                     epilog=f"example:  {example}", formatter_class=Help)
     command = import_module(f"sdft.commands.{module}")
     execute = getattr(command, name)(parser)
+    if any("." in action.dest for action in parser._actions):
+        parser.epilog = "a setting may be named with its section, as --model.dtype is\n\n" + parser.epilog
     options, unknown = parser.parse_known_args([_underscores(argument) for argument in rest])
     if unknown:
         _refuse(parser, unknown)
@@ -76,6 +105,11 @@ def _underscores(argument: str) -> str:
     """--max-new-tokens=8 is --max_new_tokens=8."""
     name, equals, value = argument.partition("=")
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if argument.startswith("--") else argument
+
+
+def _close_stdout() -> None:
+    """Send what is still to be written to nowhere, or Python would fail on it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _overview() -> str:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft.errors import SdftError
-from sdft.experiment.config import SECTIONS, Config, default_of, make_config
+from sdft.experiment.config import SECTIONS, Config, default_of, kind_of, make_config
 
 if TYPE_CHECKING:
     from sdft.model.llama import Llama
     from sdft.text.tokenizer import Tokenizer
+
+METAVARS = {int: "N", float: "X", bool: "true|false", str: "TEXT", tuple: "A,B,…", dict: "OURS=THEIRS,…"}
 
 
 def add_settings(parser: argparse.ArgumentParser, sections: Mapping[str, tuple[str, ...]]) -> None:
@@ -26,12 +28,12 @@ def add_settings(parser: argparse.ArgumentParser, sections: Mapping[str, tuple[s
         for knob in fields(SECTIONS[section]):
             if names and knob.name not in names:
                 continue
-            default = default_of(knob)
-            shown = ",".join(default) if isinstance(default, tuple) else str(default).lower() if isinstance(default, bool) else default
+            kind, default = kind_of(section, knob.name), default_of(knob)
+            shown = ",".join(default) if kind is tuple else str(default).lower() if kind is bool else default
             text = knob.metadata["help"] + ("" if default is None else f" (default: {shown})")
-            optional = {"nargs": "?", "const": "true"} if isinstance(default, bool) else {}
-            group.add_argument(f"--{knob.name}", f"--{section}.{knob.name}", dest=f"{section}.{knob.name}", metavar="VALUE",
-                               default=argparse.SUPPRESS, help=text.replace("%", "%%"), **optional)
+            optional = {"nargs": "?", "const": "true"} if kind is bool else {}
+            group.add_argument(f"--{knob.name}", f"--{section}.{knob.name}", dest=f"{section}.{knob.name}",
+                               metavar=METAVARS[kind], default=argparse.SUPPRESS, help=text.replace("%", "%%"), **optional)
 
 
 def settings(options: argparse.Namespace, path: str | None = None) -> tuple[Config, frozenset[str]]:

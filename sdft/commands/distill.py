@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdft.commands import add_settings, load_with_adapter, settings, task_of
-from sdft.errors import SdftError
 
 
 def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -23,9 +22,6 @@ def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], N
 
         task, out, knobs = task_of(config), Path(options.out), config.distill
         template = get_template(knobs.template or task.distill_template)
-        if not template.needs_reference:
-            raise SdftError(f"template: expected one that shows the reference answer (using, refer, gsm8k_distill), got "
-                            f"{template.name!r}")
         model, tokenizer = load_with_adapter(config, None)
         rewrites = rewrite_records(model, tokenizer, task.train, template, sampling(config, knobs.rewrite_tokens),
                                    out / "rewrites.jsonl", config.generate.rows, config.model.chat)

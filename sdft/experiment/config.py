@@ -126,6 +126,13 @@ def with_task(config: Config, given: frozenset[str], epochs: int, distill_templa
                    eval=replace(config.eval, train_template=config.eval.train_template or train_template))
 
 
+def with_paths(config: Config) -> Config:
+    """Make the paths absolute, so that a run can be gone on with from any working directory."""
+    model, data = Path(config.model.model).expanduser(), config.task.data
+    return replace(config, model=replace(config.model, model=str(model.resolve())) if model.exists() else config.model,
+                   task=replace(config.task, data=str(Path(data).resolve()) if data else None))
+
+
 def to_values(config: Config) -> Values:
     """The settings as nested plain values, unset ones left out."""
     return {section: {knob.name: getattr(getattr(config, section), knob.name) for knob in fields(kind)
@@ -143,14 +150,19 @@ def to_toml(config: Config) -> str:
 
 def parse(section: str, name: str, value: Any, where: str = "") -> Any:
     """The value of one setting, from TOML's type or from the command line's text (SdftError where it is none)."""
+    kind = kind_of(section, name)
+    try:
+        return _PARSERS[kind](value)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SdftError(f"{where}{section}.{name}: expected {_EXPECTED[kind]}, got {value!r}") from error
+
+
+def kind_of(section: str, name: str) -> type:
+    """int, float, bool, str, tuple or dict: what a setting holds where it is set."""
     kind = typing.get_type_hints(SECTIONS[section])[name]
     if isinstance(kind, types.UnionType):
         kind = next(part for part in kind.__args__ if part is not type(None))
-    try:
-        return _PARSERS[typing.get_origin(kind) or kind](value)
-    except (ValueError, TypeError, KeyError) as error:
-        raise SdftError(f"{where}{section}.{name}: expected {_EXPECTED[typing.get_origin(kind) or kind]}, got "
-                        f"{value!r}") from error
+    return typing.get_origin(kind) or kind
 
 
 def _whole(value: Any) -> int:
@@ -221,7 +233,7 @@ def _flatten(values: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:
 
 def _check(config: Config) -> None:
     """Refuse what no stage could do, before any of them starts (training's own settings check themselves)."""
-    generate, distill = config.generate, config.distill
+    generate, distill, counted = config.generate, config.distill, config.eval
     for holds, text in (
         (generate.rows >= 1, f"generate.rows: expected at least 1, got {generate.rows}"),
         (distill.rewrite_tokens >= 1, f"distill.rewrite_tokens: expected at least 1, got {distill.rewrite_tokens}"),
@@ -229,6 +241,10 @@ def _check(config: Config) -> None:
         (0 < distill.repetition <= 1, f"distill.repetition: expected a share above 0, up to 1, got {distill.repetition}"),
         (distill.times >= 1, f"distill.times: expected at least 1, got {distill.times}"),
         (distill.words >= 1, f"distill.words: expected at least 1, got {distill.words}"),
+        (counted.instruction_items is None or counted.instruction_items >= 0,
+         f"eval.instruction_items: expected 0 (none) or more, got {counted.instruction_items}"),
+        (counted.general_items is None or counted.general_items >= 1,
+         f"eval.general_items: expected at least 1, since drift is measured on them; got {counted.general_items}"),
     ):
         if not holds:
             raise SdftError(text)

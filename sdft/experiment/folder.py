@@ -2,7 +2,7 @@
 
     runs/<name>/  config.toml        the resolved settings        rewrites.jsonl  distilled.jsonl
                   environment.json   versions, device, threads    <arm>/…  eval/<arm>/<suite>.jsonl
-                  measures.json  summary.json  report.md  report.html
+                  seconds.jsonl      how long each stage took     measures.json  summary.json  report.md  report.html
 """
 from __future__ import annotations
 
@@ -20,28 +20,34 @@ from sdft.experiment.config import Config, to_toml, to_values
 from sdft.files import read_json, read_text, write_json, write_text
 
 PACKAGES = ("torch", "sentencepiece", "safetensors", "numpy", "tqdm", "matplotlib")
-MAY_DIFFER = ("model.device", "generate.rows")     # they change how fast a run goes, not what it is
+MAY_DIFFER = ("model.device ", "generate.rows ", "train.save_every ")     # they change how fast a run goes, not what it is
 
 
 def default_folder(config: Config) -> Path:
     """runs/<task>-<model>."""
     task = Path(config.task.data).stem if config.task.task == "custom" and config.task.data else Path(config.task.task).stem
-    return Path("runs") / f"{task}-{Path(config.model.model).stem}"
+    return Path("runs") / f"{task}-{Path(config.model.model).name.removesuffix('.gguf')}"
 
 
-def open_folder(folder: Path, config: Config, model_hash: str) -> None:
-    """Make the run folder, or check that it was made with these settings and this model.
+def is_new(folder: Path) -> bool:
+    """Whether no run has begun in `folder` (SdftError where it holds something else)."""
+    if (folder / "config.toml").exists():
+        return False
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found = "holds other files and no config.toml" if folder.is_dir() else "is a file"
+        raise SdftError(f"{folder}: expected a run folder or an empty one, but it {found}; name another with --out")
+    return True
 
-    Raises SdftError for a folder made with others (saying which differ), and one that cannot be written.
-    """
+
+def make_folder(folder: Path, config: Config, model_hash: str) -> None:
+    """Write down what the run in `folder` is made with. config.toml comes last: where it is, all of it is."""
+    write_json(folder / "environment.json", environment(config, model_hash))
+    write_text(folder / "config.toml", to_toml(config))
+
+
+def check_folder(folder: Path, config: Config, model_hash: str) -> None:
+    """Raise SdftError where the run in `folder` was made with other settings or another model, saying which differ."""
     path = folder / "config.toml"
-    if not path.exists():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise SdftError(f"{folder}: expected a run folder or an empty one, but it holds other files and no config.toml; "
-                            "name another with --out")
-        write_json(folder / "environment.json", environment(config, model_hash))
-        write_text(path, to_toml(config))
-        return
     try:
         old = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:

@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from sdft.distill import Limits
+from sdft.distill.rewrite import distill_prompt
+from sdft.errors import SdftError
 from sdft.experiment.config import Config
+from sdft.files import Journal
 from sdft.generate import Sampling
 from sdft.measure.abilities import against, evaluate, summarise
 from sdft.measure.drift import seed_answers
 from sdft.measure.texts import compare_texts
 from sdft.model.llama import Llama
-from sdft.model.lora import remove_lora
+from sdft.model.lora import match_targets, remove_lora
 from sdft.tasks import Suite, Task, general_suite, instruction_suite
 from sdft.text.chat import Example, encode_example
 from sdft.text.records import Record
 from sdft.text.templates import Template, get_template
 from sdft.text.tokenizer import Tokenizer
+from sdft.train.objectives import get_objective
 
 
 class Lab:
@@ -39,18 +43,42 @@ class Lab:
         self.suites = [*task.suites, *first(instruction_suite(), config.eval.instruction_items)]
         self.general = first(general_suite(), config.eval.general_items)[0]
         self.answers: dict[str, dict[str, list[dict[str, Any]]]] = {}      # arm → suite → lines
-        self.seconds: dict[str, float] = {}
+
+    def check(self) -> None:
+        """Refuse at once what a later stage would refuse after minutes of work (SdftError)."""
+        get_objective(self.settings.objective)
+        if self.settings.method == "lora":
+            match_targets(self.seed, self.settings.targets)
+        distill_prompt(self.tokenizer, self.task.train[0], self.distill_template, self.chat)
+        longest = min(self.settings.max_length, self.seed.config.context_length)
+        if not any(len(self.example(record).tokens) <= longest for record in self.task.train):
+            raise SdftError(f"expected records to train on of at most {longest} tokens, but all {len(self.task.train)} are "
+                            "longer; raise max_length, or give other records")
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the seconds inside the `with` to the stage's."""
+        """Note the seconds inside the `with` in seconds.jsonl."""
         started = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + round(time.perf_counter() - started, 2)
+        try:
+            yield
+        finally:
+            with Journal(self.folder / "seconds.jsonl") as journal:
+                journal.append({"stage": stage, "seconds": round(time.perf_counter() - started, 2)})
+
+    def seconds(self) -> dict[str, float]:
+        """The seconds of every stage, those before an interruption included (all but a stage that was killed)."""
+        total: dict[str, float] = {}
+        for line in Journal(self.folder / "seconds.jsonl").read():
+            total[line["stage"]] = round(total.get(line["stage"], 0.0) + line["seconds"], 2)
+        return total
+
+    def example(self, record: Record) -> Example:
+        """A record as a training example: plain template, chat format, loss on the assistant's turns."""
+        return training_example(self.tokenizer, record, self.train_template, self.chat)
 
     def examples(self, records: Iterable[Record]) -> list[Example]:
-        """The records as training examples: plain template, chat format, loss on the assistant's turns."""
-        return [training_example(self.tokenizer, record, self.train_template, self.chat) for record in records]
+        """The records as training examples."""
+        return [self.example(record) for record in records]
 
     def copy_of_seed(self) -> Llama:
         """A model to train: the seed itself under a fresh adapter, or with all weights trained a copy of it."""

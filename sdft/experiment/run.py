@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import sdft.model
-from sdft.errors import SdftError
-from sdft.experiment.config import Config, with_task
-from sdft.experiment.folder import default_folder, open_folder
+from sdft.experiment.config import Config, with_paths, with_task
+from sdft.experiment.folder import check_folder, default_folder, is_new, make_folder
 from sdft.experiment.lab import Lab
 from sdft.experiment.method import compare
 from sdft.files import write_json
@@ -23,19 +22,23 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     asked = config.task
     task = load_task(asked.task, asked.data, asked.columns, asked.limit, asked.train_records, asked.test_records,
                      asked.data_seed)
-    config = with_task(config, given, task.epochs, task.distill_template, task.train_template)
+    config = with_paths(with_task(config, given, task.epochs, task.distill_template, task.train_template))
     folder = folder or default_folder(config)
     path = resolve(config.model.model)
-    open_folder(folder, config, model_hash(path))
+    digest = model_hash(path)
+    new = is_new(folder)
+    if not new:
+        check_folder(folder, config, digest)
     if (folder / "summary.json").exists():
         return folder
-    if config.eval.general_items == 0:
-        raise SdftError("eval.general_items: expected at least 1, since drift from the seed is measured on them; got 0")
     model, tokenizer = sdft.model.load(path, config.model.dtype, config.model.device)
     lab = Lab(config, folder, model, tokenizer, task)
+    lab.check()
+    if new:
+        make_folder(folder, config, digest)     # not before: a folder made with impossible settings would refuse better ones
     measures = compare(lab)
     write_json(folder / "measures.json", measures)
-    write_json(folder / "summary.json", summary(measures) | {"seconds": lab.seconds, "source": task.source,
+    write_json(folder / "summary.json", summary(measures) | {"seconds": lab.seconds(), "source": task.source,
                                                              "report": str(folder / "report.html")})
     return folder
 

@@ -58,7 +58,7 @@ class TrainSettings:
         self._check("max_length", lambda value: value >= 2, "at least 2")
         for name in ("lr", "alpha"):
             self._check(name, lambda value: 0 < value < float("inf"), "a positive number")
-        for name in ("warmup", "weight_decay", "clip"):
+        for name in ("warmup", "weight_decay", "clip", "seed"):
             self._check(name, lambda value: 0 <= value < float("inf"), "0 or more")
         for name in ("dropout", "validation"):
             self._check(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
