@@ -1,7 +1,8 @@
 """The command line: `sdft COMMAND`, also `python -m sdft COMMAND`.
 
-Each command's module is imported when it is called, and torch when it computes, so that help comes at once. Progress goes
-to stderr, results to stdout or files. Exit status: 0 done, 1 a failure told in one line, 2 wrong usage, 130 interrupted.
+Each command's module is imported when it is called, and torch when it computes, so that help comes at once. Progress
+goes to stderr, results to stdout or files. Exit status: 0 done, 1 a failure told in one line, 2 wrong usage, 130
+interrupted.
 """
 from __future__ import annotations
 
@@ -18,14 +19,16 @@ COMMANDS = {     # name → module of sdft.commands, what it does, an example
     "fetch": ("models", "download and convert a model", "sdft fetch smollm2-135m"),
     "distill": ("distill", "let the seed rewrite reference answers, and choose among the rewrites",
                 "sdft distill --data mine.jsonl --out runs/mine"),
-    "train": ("train", "fine-tune on records or on distilled.jsonl", "sdft train --data runs/mine/distilled.jsonl --out runs/mine/sdft"),
+    "train": ("train", "fine-tune on records or on distilled.jsonl",
+              "sdft train --data runs/mine/distilled.jsonl --out runs/mine/sdft"),
     "eval": ("eval", "run the suites of a task", "sdft eval --adapter runs/mine/sdft --suite instructions"),
     "measure": ("measure", "shift of the weights, gap of the targets, drift of the outputs",
                 "sdft measure shift --adapter runs/mine/sdft"),
     "report": ("run", "write the report of a run folder again", "sdft report runs/passages-smollm2-135m"),
     "generate": ("talk", "answer prompts", 'sdft generate "Why is the sky blue?"'),
     "chat": ("talk", "talk with a model", "sdft chat --adapter runs/passages-smollm2-135m/sdft"),
-    "prompt": ("prompt", "show a rendered prompt token by token, with its loss mask", 'sdft prompt "Why?" --answer "Because."'),
+    "prompt": ("prompt", "show a rendered prompt token by token, with its loss mask",
+               'sdft prompt "Why?" --answer "Because."'),
     "merge": ("models", "merge an adapter into the weights, saved as a Hugging Face checkpoint",
               "sdft merge runs/passages-smollm2-135m/sdft --out merged"),
 }
@@ -34,7 +37,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory")      # how torch word
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
-    """Help in which the settings stand in their groups alone, under their short names, and not in the usage line too."""
+    """Help in which the settings stand in their groups alone, under their short names, and not in the usage line."""
 
     def add_usage(self, usage, actions, groups, prefix=None):
         own = [action for action in actions if "." not in action.dest]
@@ -63,13 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:    # files tell of their own failures: what remains is the output
         _close_stdout()
-        print(f"sdft: cannot write the output: {error.strerror or error}; free some space or write elsewhere", file=sys.stderr)
+        print(f"sdft: cannot write the output: {error.strerror or error}; free some space or write elsewhere",
+              file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
-        print("sdft: out of memory; what is finished is kept. Try fewer --rows, a smaller --micro_tokens or --max_length, "
-              "--checkpoint, or a smaller model", file=sys.stderr)
+        print("sdft: out of memory; what is finished is kept. Try fewer --rows, a smaller --micro_tokens or "
+              "--max_length, --checkpoint, or a smaller model", file=sys.stderr)
         return 1
 
 
@@ -87,8 +91,8 @@ def _main(argv: list[str]) -> int:
         print(f"sdft: unknown command {name!r}{nearest(name, COMMANDS)}; `sdft --help` lists them", file=sys.stderr)
         return 2
     module, text, example = COMMANDS[name]
-    parser = argparse.ArgumentParser(prog=f"sdft {name}", description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False,
-                                     epilog=f"example:  {example}", formatter_class=Help)
+    parser = argparse.ArgumentParser(prog=f"sdft {name}", description=f"{text[0].upper()}{text[1:]}.",
+                                     epilog=f"example:  {example}", formatter_class=Help, allow_abbrev=False)
     command = import_module(f"sdft.commands.{module}")
     execute = getattr(command, name)(parser)
     if any("." in action.dest for action in parser._actions):
@@ -114,7 +118,8 @@ def _close_stdout() -> None:
 
 def _overview() -> str:
     lines = ["usage: sdft COMMAND [options]        sdft COMMAND --help for each", "",
-             "Self-distillation fine-tuning of chat models (arXiv 2402.13669), and what it does to them.", "", "commands:"]
+             "Self-distillation fine-tuning of chat models (arXiv 2402.13669), and what it does to them.", "",
+             "commands:"]
     lines += [f"  {name:<10}{text}" for name, (_, text, _) in COMMANDS.items()]
     return "\n".join([*lines, "", "example:  sdft run        (built-in model and data; a report in about ten minutes)"])
 

@@ -33,7 +33,8 @@ def add_settings(parser: argparse.ArgumentParser, sections: Mapping[str, tuple[s
             text = knob.metadata["help"] + ("" if default is None else f" (default: {shown})")
             optional = {"nargs": "?", "const": "true"} if kind is bool else {}
             group.add_argument(f"--{knob.name}", f"--{section}.{knob.name}", dest=f"{section}.{knob.name}",
-                               metavar=METAVARS[kind], default=argparse.SUPPRESS, help=text.replace("%", "%%"), **optional)
+                               metavar=METAVARS[kind], default=argparse.SUPPRESS, help=text.replace("%", "%%"),
+                               **optional)
 
 
 def settings(options: argparse.Namespace, path: str | None = None) -> tuple[Config, frozenset[str]]:
@@ -59,7 +60,8 @@ def task_of(config: Config) -> Any:
 
     asked = config.task
     name = "custom" if asked.data and Path(asked.data).is_file() else asked.task
-    return load_task(name, asked.data, asked.columns, asked.limit, asked.train_records, asked.test_records, asked.data_seed)
+    return load_task(name, asked.data, asked.columns, asked.limit, asked.train_records, asked.test_records,
+                     asked.data_seed)
 
 
 def records_of(config: Config) -> list:

@@ -15,12 +15,15 @@ from sdft.experiment.config import Config
 def measure(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Print one measure as JSON."""
     parser.add_argument("what", choices=("shift", "gap", "drift", "weights"),
-                        help="shift: of the weights by an adapter; gap: NLL of the targets in --data under the model; drift: of "
-                        "the outputs from the seed's, under an adapter; weights: between the checkpoint folders A and B")
+                        help="shift: of the weights by an adapter; gap: NLL of the targets in --data under the model; "
+                        "drift: of the outputs from the seed's, under an adapter; weights: between the checkpoint folders "
+                        "A and B")
     parser.add_argument("folders", nargs="*", metavar="A B", help="weights: the two checkpoint folders")
-    parser.add_argument("--spectra", metavar="NAMES", help="weights: also the singular values of these matrices (q_proj,…)")
+    parser.add_argument("--spectra", metavar="NAMES",
+                        help="weights: also the singular values of these matrices (q_proj,…)")
     parser.add_argument("--adapter", metavar="DIR", help="adapter to measure")
-    parser.add_argument("--out", default="eval", metavar="DIR", help="drift: folder of the seed's answers (default: eval)")
+    parser.add_argument("--out", default="eval", metavar="DIR",
+                        help="drift: folder of the seed's answers (default: eval)")
     add_settings(parser, {"model": (), "task": (), "generate": (), "eval": ("train_template", "general_items")})
 
     def execute(options: argparse.Namespace) -> None:
@@ -29,7 +32,8 @@ def measure(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], N
             print(json.dumps(_weights(options), ensure_ascii=False))
             return
         if options.what != "gap" and not options.adapter:
-            raise SdftError(f"measure {options.what} needs an adapter to set against the seed; name one with --adapter DIR")
+            raise SdftError(f"measure {options.what} needs an adapter to set against the seed; name one with "
+                            "--adapter DIR")
         result = {"shift": _shift, "gap": _gap, "drift": _drift}[options.what](config, options)
         print(json.dumps(result, ensure_ascii=False))
 
@@ -72,6 +76,6 @@ def _drift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     suite = first(general_suite(), config.eval.general_items)[0]
     model, tokenizer = load_with_adapter(config, options.adapter)
     with adapter_off(model):
-        rows = evaluate(model, tokenizer, suite, Path(options.out) / "general.jsonl", sampling(config, suite.max_new_tokens),
-                        config.generate.rows, config.model.chat)
+        rows = evaluate(model, tokenizer, suite, Path(options.out) / "general.jsonl",
+                        sampling(config, suite.max_new_tokens), config.generate.rows, config.model.chat)
     return drift(model, seed_answers(tokenizer, suite, rows, config.model.chat))

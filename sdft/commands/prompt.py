@@ -11,7 +11,8 @@ from sdft.errors import SdftError
 
 def prompt(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Print the tokens of a prompt or of a record, those that are learned set apart."""
-    parser.add_argument("instruction", nargs="?", metavar="TEXT", help="the user's turn (default: the first record of the task)")
+    parser.add_argument("instruction", nargs="?", metavar="TEXT",
+                        help="the user's turn (default: the first record of the task)")
     parser.add_argument("--answer", metavar="TEXT", help="the assistant's turn: the prompt becomes a training example")
     parser.add_argument("--system", metavar="TEXT", help="system text")
     parser.add_argument("--id", metavar="ID", help="the record of the task or of --data with this id")

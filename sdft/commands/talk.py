@@ -16,7 +16,7 @@ Execute = Callable[[argparse.Namespace], None]
 
 def generate(parser: argparse.ArgumentParser) -> Execute:
     """Print the answers, in the order of the prompts."""
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="user turns; none, or -: one on each line of stdin")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="user turns; none: one on each line of stdin")
     parser.add_argument("--json", action="store_true", help="one JSON line an answer: id, text, tokens, finish")
     _common(parser)
 
@@ -33,8 +33,9 @@ def generate(parser: argparse.ArgumentParser) -> Execute:
         from sdft.text.chat import encode_prompt
 
         model, tokenizer = load_with_adapter(config, options.adapter)
-        requests = [Request(str(index), encode_prompt(tokenizer, [{"role": "user", "content": prompt}], chat=config.model.chat))
-                    for index, prompt in enumerate(prompts)]
+        turns = ([{"role": "user", "content": prompt}] for prompt in prompts)
+        requests = [Request(str(index), encode_prompt(tokenizer, messages, chat=config.model.chat))
+                    for index, messages in enumerate(turns)]
         answers = stream(model, tokenizer, requests, sampling(config, options.max_new_tokens), config.generate.rows)
         for answer in _in_order(answers):
             if options.json:

@@ -198,8 +198,8 @@ def _pairs(value: Any) -> dict[str, str]:
 
 
 _PARSERS = {int: _whole, float: _number, bool: _truth, str: _string, tuple: _list, dict: _pairs}
-_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", tuple: "names, separated by commas",
-             dict: "OURS=THEIRS,… pairs"}
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", 
+             tuple: "names, separated by commas", dict: "OURS=THEIRS,… pairs"}
 
 
 def _set(given: Values, key: str, value: Any, where: str) -> None:
@@ -238,7 +238,8 @@ def _check(config: Config) -> None:
         (generate.rows >= 1, f"generate.rows: expected at least 1, got {generate.rows}"),
         (distill.rewrite_tokens >= 1, f"distill.rewrite_tokens: expected at least 1, got {distill.rewrite_tokens}"),
         (0 <= distill.ratio <= 1, f"distill.ratio: expected a share from 0 to 1, got {distill.ratio}"),
-        (0 < distill.repetition <= 1, f"distill.repetition: expected a share above 0, up to 1, got {distill.repetition}"),
+        (0 < distill.repetition <= 1,
+         f"distill.repetition: expected a share above 0, up to 1, got {distill.repetition}"),
         (distill.times >= 1, f"distill.times: expected at least 1, got {distill.times}"),
         (distill.words >= 1, f"distill.words: expected at least 1, got {distill.words}"),
         (counted.instruction_items is None or counted.instruction_items >= 0,

@@ -20,12 +20,13 @@ from sdft.experiment.config import Config, to_toml, to_values
 from sdft.files import read_json, read_text, write_json, write_text
 
 PACKAGES = ("torch", "sentencepiece", "safetensors", "numpy", "tqdm", "matplotlib")
-MAY_DIFFER = ("model.device ", "generate.rows ", "train.save_every ")     # they change how fast a run goes, not what it is
+MAY_DIFFER = ("model.device ", "generate.rows ", "train.save_every ")     # how a run goes, not what it is
 
 
 def default_folder(config: Config) -> Path:
     """runs/<task>-<model>."""
-    task = Path(config.task.data).stem if config.task.task == "custom" and config.task.data else Path(config.task.task).stem
+    task, data = config.task.task, config.task.data
+    task = Path(data if task == "custom" and data else task).stem
     return Path("runs") / f"{task}-{Path(config.model.model).name.removesuffix('.gguf')}"
 
 
@@ -57,8 +58,8 @@ def check_folder(folder: Path, config: Config, model_hash: str) -> None:
     if was != model_hash:
         differ.append(f"the model's SHA-256 was {str(was)[:12]}…, is {model_hash[:12]}…")
     if differ:
-        raise SdftError(f"{folder} was made with other settings: {'; '.join(differ)}. Use the old ones to go on, or another "
-                        "--out to start anew")
+        raise SdftError(f"{folder} was made with other settings: {'; '.join(differ)}. Use the old ones to go on, or "
+                        "another --out to start anew")
 
 
 def environment(config: Config, model_hash: str) -> dict[str, Any]:
@@ -87,4 +88,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

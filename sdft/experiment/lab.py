@@ -52,8 +52,8 @@ class Lab:
         distill_prompt(self.tokenizer, self.task.train[0], self.distill_template, self.chat)
         longest = min(self.settings.max_length, self.seed.config.context_length)
         if not any(len(self.example(record).tokens) <= longest for record in self.task.train):
-            raise SdftError(f"expected records to train on of at most {longest} tokens, but all {len(self.task.train)} are "
-                            "longer; raise max_length, or give other records")
+            raise SdftError(f"expected records of at most {longest} tokens to train on, but all {len(self.task.train)} "
+                            "are longer; raise max_length, or give other records")
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

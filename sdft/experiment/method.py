@@ -1,6 +1,6 @@
 """Self-distillation fine-tuning (arXiv 2402.13669, section 3) beside plain fine-tuning: the whole method on one page.
 
-    rewrite ─→ choose ─→ mix ─→ train ─→ evaluate ─→ measure          each step is one call into the room that holds it
+    rewrite ─→ choose ─→ mix ─→ train ─→ evaluate ─→ measure      each step is one call into the room that holds it
 
 Every step writes its result to the run folder, and takes up what is there: a run that was killed goes on.
 """
@@ -38,8 +38,8 @@ def compare(lab: Lab) -> dict[str, Any]:
     with lab.timed("gap"):
         measures = {"gap": {"original": gap(seed, examples["sft"], "gap, original"),
                             "distilled": gap(seed, examples["sdft"], "gap, distilled")},
-                    "audit": audit(records, rewrites, distilled, mixed, lab.ratio, tokenizer),
-                    "arms": {"seed": lab.abilities("seed", seed)}}
+                    "audit": audit(records, rewrites, distilled, mixed, lab.ratio, tokenizer)}
+    measures["arms"] = {"seed": lab.abilities("seed", seed)}
 
     # 3. Fine-tune LoRA on each set of targets, and measure abilities, drift of the outputs and shift of the weights.
     for arm, targets in examples.items():

@@ -35,7 +35,7 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     lab = Lab(config, folder, model, tokenizer, task)
     lab.check()
     if new:
-        make_folder(folder, config, digest)     # not before: a folder made with impossible settings would refuse better ones
+        make_folder(folder, config, digest)     # not before: a folder of impossible settings would refuse better ones
     measures = compare(lab)
     write_json(folder / "measures.json", measures)
     write_json(folder / "summary.json", summary(measures) | {"seconds": lab.seconds(), "source": task.source,
@@ -50,5 +50,6 @@ def summary(measures: dict[str, Any]) -> dict[str, Any]:
         general, shift = measured["general"], measured.get("shift", {})
         table[arm] = {**{suite: row["mean"] for suite, row in measured["suites"].items()},
                       "kl": general["kl"], "top1": general["top1"], "rouge_l": general["rouge_l"],
-                      "length": general["length_mean"], "shift": shift.get("total"), "relative_shift": shift.get("relative")}
+                      "length": general["length_mean"], "shift": shift.get("total"),
+                      "relative_shift": shift.get("relative")}
     return {"columns": list(table["seed"]), "table": table}
