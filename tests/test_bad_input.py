@@ -3,9 +3,14 @@ import json
 import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from small_run import options, save_tiny_model
+from tiny import tiny_llama
 
 from sdft.cli import main
+from sdft.model.adapters import save_adapter
+from sdft.model.lora import add_lora
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +54,12 @@ def test_records_that_do_not_fit_are_told_and_left_out(fails, model, tmp_path, c
     data = tmp_path / "long.jsonl"
     rows = [{"question": "q", "answer": "a" * 3000}, {"question": "q", "answer": "short"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["train", "--model", str(model), "--data", str(data), "--out", str(tmp_path / "out"), "--epochs=1"]) == 0
+    train = ["train", "--model", str(model), "--data", str(data), "--epochs=1", "--out"]
+    assert main([*train, str(tmp_path / "out")]) == 0
     streams = capsys.readouterr()
     assert "left out 1 of 2 records" in streams.err and json.loads(streams.out)["records"] == 1
     data.write_text(json.dumps(rows[0]) + "\n")
-    fails("train", "--model", model, "--data", data, "--out", tmp_path / "other")
+    assert "no record to train on" in fails(*train, tmp_path / "other")
 
 
 def test_model_folders(fails, broken, tmp_path):
@@ -88,6 +94,38 @@ def test_settings(fails, model, tmp_path):
     assert "unknown task 'pasages' (did you mean passages?)" in fails("run", "--task=pasages")
     assert "template: expected one of" in fails("run", *options(model), "--template=usin", "--out", tmp_path / "run")
     assert "device" in fails("generate", "hi", "--model", model, "--device=cdua")
+
+
+@pytest.mark.parametrize(("setting", "message"), [
+    ("--temperature=-1", "temperature = -1.0: expected 0"), ("--chat=chatmll", "chat format: expected one of"),
+    ("--targets=k_prj", "names no linear layer (did you mean k_proj?)"), ("--dtype=int8", "dtype: expected one of"),
+    ("--objective=kll", "objective: expected one of"), ("--train_template=refer", "shows the reference answer"),
+    ("--max_length=20", "expected records of at most 20 tokens to train on, but all 4 are longer"),
+    ("--test_records=0", "test_records = 0"),
+])
+def test_what_cannot_be_run_is_refused_before_a_folder_is_made(fails, model, tmp_path, setting, message):
+    assert message in fails("run", *options(model), setting, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensors_that_do_not_fit_the_configuration(fails, broken):
+    path, generate = broken / "model.safetensors", ("generate", "hi", "--model", broken)
+    whole = load_file(path)
+    for change, message in (
+        ({"model.norm.weight": None}, "1 tensors that config.json asks for are missing, first model.norm.weight"),
+        ({"model.extra.weight": torch.zeros(2)}, "1 tensors have no place in the model of config.json"),
+        ({"model.norm.weight": torch.zeros(2)}, "model.norm.weight has shape (2,), config.json asks for (32,)"),
+    ):
+        save_file({name: weight for name, weight in (whole | change).items() if weight is not None}, path)
+        assert message in fails(*generate)
+
+
+def test_an_adapter_for_another_model(fails, model, tmp_path):
+    other = tiny_llama("smollm2", hidden_size=64)
+    add_lora(other)
+    save_adapter(other, tmp_path / "adapter")
+    error = fails("generate", "hi", "--model", model, "--adapter", tmp_path / "adapter")
+    assert "the adapter is for another model" in error
 
 
 def test_task_files(fails, tmp_path):

@@ -92,12 +92,14 @@ def test_the_stages_alone(model, adapter, data, tmp_path, capsys):
     assert counts["records"] == counts["accepted"] + counts["rejected"] > 0
     trained = result("train", *common, "--data", str(out / "distilled.jsonl"), "--epochs=1", "--out", str(out / "sdft"))
     assert trained["steps"] == 1 and (out / "sdft" / "adapter_model.safetensors").is_file()
-    scores = result("eval", *common, "--adapter", str(out / "sdft"), "--data", str(data), *columns, "--out", str(out / "eval"))
+    scores = result("eval", *common, "--adapter", str(out / "sdft"), "--data", str(data), *columns,
+                    "--out", str(out / "eval"))
     assert scores["metric"] == "rouge-l" and (out / "eval" / "custom.jsonl").is_file()
     assert result("measure", "shift", *common, "--adapter", str(adapter))["total"] > 0
     gap = result("measure", "gap", *common, "--data", str(data), *columns)
     assert len(gap["records"]) == 6 and gap["nll"] > 0
-    drift = result("measure", "drift", *common, "--adapter", str(adapter), "--general_items=1", "--out", str(out / "drift"))
+    drift = result("measure", "drift", *common, "--adapter", str(adapter), "--general_items=1",
+                   "--out", str(out / "drift"))
     assert drift["kl"] > 0 and drift["n"] == 1
     merged = result("merge", str(adapter), *common, "--out", str(tmp_path / "merged"))
     assert merged["relative"] < 1e-6 and (tmp_path / "merged" / "tokenizer.json").is_file()
@@ -115,12 +117,59 @@ def test_prompt_shows_a_record_of_a_file(model, data, capsys):
 
 
 def test_chat_keeps_the_conversation(model):
-    done = _sdft("chat", "--model", str(model), "--dtype=float32", "--max_new_tokens=3", input="hello\nagain\n/new\nhello\n")
+    done = _sdft("chat", "--model", str(model), "--dtype=float32", "--max_new_tokens=3",
+                 input="hello\nagain\n/new\nhello\n")
     lines = done.stdout.split("\n")
     assert done.returncode == 0 and len(lines) >= 3
 
 
 def test_a_reader_that_goes_away_is_no_failure(model):
-    command = f"{sys.executable} -m sdft generate --model {model} --max_new_tokens=2 a b c d | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}}"
+    command = (f"{sys.executable} -m sdft generate --model {model} --max_new_tokens=2 a b c d | true; "
+               "exit ${PIPESTATUS[0]}")
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_output_that_cannot_be_written_is_one_line(model):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "sdft", "generate", "--model", str(model), "--max_new_tokens=2", "a"],
+                              stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …")])
+def test_too_little_memory_is_one_line(model, monkeypatch, capsys, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("sdft.model.load", fail)
+    assert main(["generate", "--model", str(model), "a"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("sdft: out of memory") and told.count("\n") == 1
+
+
+def test_a_defect_is_not_hidden(model, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("sdft.model.load", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        main(["generate", "--model", str(model), "a"])
+
+
+def test_ctrl_c_is_one_line_and_130(model, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sdft.model.load", interrupt)
+    assert main(["generate", "--model", str(model), "a"]) == 130
+    assert capsys.readouterr().err.startswith("\nsdft: interrupted")
+
+
+def test_help_shows_a_setting_once_with_what_it_holds(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert out.count("--lr ") == 1 and "--lr X " in out and "--targets A,B,…" in out
+    assert "[-h] --out DIR [--KEY VALUE]" in out.splitlines()[0]

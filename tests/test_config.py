@@ -4,7 +4,8 @@ from dataclasses import fields
 import pytest
 
 from sdft.errors import SdftError
-from sdft.experiment.config import SECTIONS, Config, make_config, to_toml, with_task
+from sdft.experiment.config import SECTIONS, Config, make_config, to_toml, with_paths, with_task
+from sdft.experiment.folder import default_folder
 
 
 def test_every_leaf_has_a_name_of_its_own_and_a_help():
@@ -16,13 +17,15 @@ def test_every_leaf_has_a_name_of_its_own_and_a_help():
 def test_the_same_setting_in_three_ways(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text("[train]\nlr = 1e-3\n")
-    for config, given in (make_config(path), make_config(None, {"lr": "1e-3"}), make_config(None, {"train.lr": "0.001"})):
+    for config, given in (make_config(path), make_config(None, {"lr": "1e-3"}),
+                          make_config(None, {"train.lr": "0.001"})):
         assert config.train.lr == 1e-3 and given == {"lr"}
 
 
 def test_options_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path = tmp_path / "c.toml"
-    path.write_text('limit = 8\n[train]\nlr = 1\nrank = 4\ntargets = ["o_proj"]\n[task]\ncolumns = {instruction = "q"}\n')
+    path.write_text('limit = 8\n[train]\nlr = 1\nrank = 4\ntargets = ["o_proj"]\n'
+                    '[task]\ncolumns = {instruction = "q"}\n')
     config, given = make_config(path, {"rank": "2", "rslora": "true", "targets": "q_proj, k_proj"})
     assert (config.train.lr, config.train.rank, config.train.alpha, config.train.rslora) == (1.0, 2, 16.0, True)
     assert config.train.targets == ("q_proj", "k_proj") and config.task.limit == 8
@@ -31,7 +34,8 @@ def test_options_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
 
 
 def test_resolved_settings_read_back_the_same(tmp_path):
-    config, _ = make_config(None, {"columns": "instruction=q,response=a", "model": 'odd "name"', "lr": "3e-5", "limit": "2"})
+    config, _ = make_config(None, {"columns": "instruction=q,response=a", "model": 'odd "name"', "lr": "3e-5",
+                                   "limit": "2"})
     (tmp_path / "c.toml").write_text(to_toml(config))
     assert make_config(tmp_path / "c.toml")[0] == config
     (tmp_path / "d.toml").write_text(to_toml(Config()))
@@ -47,6 +51,17 @@ def test_the_task_decides_what_nobody_set():
     assert (resolved.train.epochs, resolved.distill.template) == (5, "using")
 
 
+def test_paths_hold_from_any_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "Qwen2.5-0.5B").mkdir()
+    (tmp_path / "mine.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    config, _ = make_config(None, {"model": "Qwen2.5-0.5B", "task": "custom", "data": "mine.csv"})
+    config = with_paths(config)
+    assert config.model.model == str(tmp_path / "Qwen2.5-0.5B") and config.task.data == str(tmp_path / "mine.csv")
+    assert str(default_folder(config)) == "runs/mine-Qwen2.5-0.5B"
+    assert with_paths(make_config()[0]).model.model == "smollm2-135m"      # a name stays one
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"lrr": "1"}, r"unknown setting 'lrr' \(did you mean lr\?\)"),
     ({"model.lr": "1"}, r"unknown setting 'model.lr' \(did you mean"),
@@ -58,6 +73,9 @@ def test_the_task_decides_what_nobody_set():
     ({"method": "prefix"}, "method: expected one of lora, full"),
     ({"ratio": "1.5"}, "distill.ratio: expected a share from 0 to 1, got 1.5"),
     ({"rows": "0"}, "generate.rows: expected at least 1"),
+    ({"instruction_items": "-1"}, "eval.instruction_items: expected 0 .none. or more"),
+    ({"general_items": "0"}, "eval.general_items: expected at least 1"),
+    ({"seed": "-1"}, "seed: expected 0 or more"),
     ({"columns": "question"}, "task.columns: expected OURS=THEIRS"),
     ({"model": ""}, "model.model: expected a text"),
 ])

@@ -1,6 +1,7 @@
 """A whole run on a tiny model: every file of the contract, going on after SIGKILL, refusing other settings."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,10 +9,11 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_run import ARMS, options, save_tiny_model
 
 from sdft.cli import main
+from sdft.files import Journal
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,8 @@ def finished(model, tmp_path_factory):
 
 
 def test_the_run_folder_holds_what_the_contract_says(finished):
-    for name in ("config.toml", "environment.json", "rewrites.jsonl", "distilled.jsonl", "measures.json", "summary.json",
-                 "report.md", "report.html"):
+    for name in ("config.toml", "environment.json", "rewrites.jsonl", "distilled.jsonl", "measures.json",
+                 "summary.json", "report.md", "report.html"):
         assert (finished / name).is_file(), name
     for arm in ARMS:
         for suite in ("passages", "instructions", "general"):
@@ -76,10 +78,27 @@ def test_other_settings_are_refused_and_named(finished, model, capsys):
     error = capsys.readouterr().err
     assert "was made with other settings" in error
     assert "train.lr was 0.0005, is 0.001" in error and "distill.rewrite_tokens was 8, is 9" in error
-    assert main(["run", *options(model), "--out", str(finished), "--rows=3"]) == 0      # changes how fast, not what
+    assert main(["run", *options(model), "--out", str(finished), "--rows=3", "--save_every=7"]) == 0     # how, not what
 
 
-@pytest.mark.parametrize("file", ["rewrites.jsonl", "eval/seed/instructions.jsonl", "sft/log.jsonl", "sdft/state.safetensors"])
+def test_another_model_under_the_same_name_is_refused(finished, model, tmp_path, capsys):
+    other = shutil.copytree(model, tmp_path / "other")
+    changed = {name: weight + 1 for name, weight in load_file(other / "model.safetensors").items()}
+    save_file(changed, other / "model.safetensors")
+    folder = shutil.copytree(finished, tmp_path / "run")
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace(f'"{model}"', f'"{other}"'))
+    assert main(["run", str(config), "--out", str(folder)]) == 1
+    assert "the model's SHA-256 was" in capsys.readouterr().err
+
+
+def test_the_resolved_settings_are_a_valid_input(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", str(finished / "config.toml"), "--out", str(finished)]) == 0
+
+
+@pytest.mark.parametrize("file", ["rewrites.jsonl", "eval/seed/instructions.jsonl", "sft/log.jsonl",
+                                  "sdft/state.safetensors"])
 def test_a_run_killed_at_any_stage_goes_on_to_the_same_result(finished, model, tmp_path, file):
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "sdft", "run", *options(model), "--out", str(folder)]
@@ -90,7 +109,10 @@ def test_a_run_killed_at_any_stage_goes_on_to_the_same_result(finished, model, t
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "summary.json").exists()
+    stages = {line["stage"] for line in Journal(folder / "seconds.jsonl").read()}
     assert main(["run", *options(model), "--out", str(folder)]) == 0
+    seconds = json.loads((folder / "summary.json").read_text())["seconds"]
+    assert stages < seconds.keys() == json.loads((finished / "summary.json").read_text())["seconds"].keys()
     for arm in ARMS[1:]:
         ours, theirs = (load_file(str(base / arm / "adapter_model.safetensors")) for base in (folder, finished))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
