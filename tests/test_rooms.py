@@ -7,6 +7,16 @@ ROOT = Path(__file__).parent.parent
 ORDER = ["errors", "files", "progress", "kernels", "text", "tasks", "model", "generate", "distill", "train", "measure",
          "experiment", "report", "commands", "cli"]
 CORE = {"torch", "sentencepiece", "safetensors", "numpy", "tqdm"}
+UNKNOWN = {                # room → what it does not import, though the order would let it
+    **dict.fromkeys(ORDER, ()),
+    "kernels": ("sdft.files", "sdft.progress"),
+    "model": ("sdft.tasks",),
+    "generate": ("sdft.tasks",),
+    "distill": ("sdft.train",),
+    "train": ("sdft.tasks", "sdft.distill", "sdft.generate"),
+    "measure": ("sdft.train.loop", "sdft.train.optimiser", "sdft.train.objectives", "sdft.train.settings"),
+    "report": tuple(f"sdft.{room}" for room in ORDER[2:ORDER.index("report")]),      # a run folder is all it knows
+}
 EXTRAS = {"matplotlib": "report", "huggingface_hub": "model"}
 
 
@@ -41,6 +51,12 @@ def test_a_module_imports_only_from_rooms_above_its_own():
             other = _room(imported) if imported.startswith("sdft") else None
             if room and other and ORDER.index(other) > ORDER.index(room):
                 wrong.append(f"{module} imports {imported}")
+    assert not wrong, wrong
+
+
+def test_a_room_knows_nothing_of_what_is_not_its_business():
+    wrong = [f"{module} imports {imported}" for path, module in _modules() for imported in _imports(path)
+             if _room(module) and _room(imported) != _room(module) and imported.startswith(UNKNOWN[_room(module)])]
     assert not wrong, wrong
 
 
