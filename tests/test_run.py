@@ -112,6 +112,9 @@ def test_a_run_killed_at_any_stage_goes_on_to_the_same_result(finished, model, t
     stages = {line["stage"] for line in Journal(folder / "seconds.jsonl").read()}
     assert main(["run", *options(model), "--out", str(folder)]) == 0
     seconds = json.loads((folder / "summary.json").read_text())["seconds"]
+    lines = Journal(folder / "seconds.jsonl").read()
+    assert all(seconds[name] == pytest.approx(sum(line["seconds"] for line in lines if line["stage"] == name), abs=1e-6)
+               for name in seconds)
     assert stages < seconds.keys() == json.loads((finished / "summary.json").read_text())["seconds"].keys()
     for arm in ARMS[1:]:
         ours, theirs = (load_file(str(base / arm / "adapter_model.safetensors")) for base in (folder, finished))
