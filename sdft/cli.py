@@ -54,7 +54,9 @@ class Help(argparse.RawDescriptionHelpFormatter):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status."""
     try:
-        return _main(list(sys.argv[1:] if argv is None else argv))
+        status = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()          # here, where a failure can still be told
+        return status
     except SdftError as error:
         print(f"sdft: {error}", file=sys.stderr)
         return 1
@@ -97,11 +99,14 @@ def _main(argv: list[str]) -> int:
     execute = getattr(command, name)(parser)
     if any("." in action.dest for action in parser._actions):
         parser.epilog = "a setting may be named with its section, as --model.dtype is\n\n" + parser.epilog
-    options, unknown = parser.parse_known_args([_underscores(argument) for argument in rest])
+    try:
+        options, unknown = parser.parse_known_args([_underscores(argument) for argument in rest])
+    except SystemExit:              # help, or wrong usage
+        sys.stdout.flush()
+        raise
     if unknown:
         _refuse(parser, unknown)
     execute(options)
-    sys.stdout.flush()
     return 0
 
 
