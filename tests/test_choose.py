@@ -62,8 +62,8 @@ def test_what_is_unfinished_empty_or_missing_is_not_trained_on():
 def test_an_endless_repetition_is_rejected_and_ordinary_prose_is_not():
     assert reason("Oslo is the capital. " * 12) == "repeats itself"
     assert reason("奥斯陆是挪威的首都" * 12) == "repeats itself"
-    prose = ("The capital of Norway is Oslo. It lies at the head of a fjord in the south-east of the country, and it is also "
-             "the largest city of the country. The capital was moved there from Bergen around the year 1300.")
+    prose = ("The capital of Norway is Oslo. It lies at the head of a fjord in the south-east of the country, and it "
+             "is also the largest city of the country. The capital was moved there from Bergen around the year 1300.")
     assert reason(prose) == ""
     song = Record("a", "Sing.", "Row, row, row your boat. " * 8)
     assert reason(song.response, record=song) == ""

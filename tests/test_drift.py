@@ -14,9 +14,11 @@ from sdft.measure.texts import compare_texts
 from sdft.model.lora import add_lora, adapter_off, lora_layers
 from sdft.tasks.base import Item, Suite
 
-SUITE = Suite("general", [Item(f"g{i}", [{"role": "user", "content": f"Tell me about {i}."}]) for i in range(4)], None, "", 20)
+ITEMS = [Item(f"g{i}", [{"role": "user", "content": f"Tell me about {i}."}]) for i in range(4)]
+SUITE = Suite("general", ITEMS, None, "", 20)
+ANSWERS = [("Gladly.", "stop"), ("It is a num", "length"), ("", "stop"), ("No.", "stop")]
 ROWS = [{"id": f"g{i}", "output": text, "finish": finish, "tokens": len(text)}
-        for i, (text, finish) in enumerate([("Gladly.", "stop"), ("It is a num", "length"), ("", "stop"), ("No.", "stop")])]
+        for i, (text, finish) in enumerate(ANSWERS)]
 
 
 def adapted(size: float = 0.3):

@@ -17,8 +17,9 @@ from sdft.text.templates import get_template
 @pytest.fixture(scope="module")
 def examples():
     form = get_template("plain")
-    return [encode_example(byte_tokenizer(), [*form.messages(record), {"role": "assistant", "content": record.response * n}],
-                           record.id) for n, record in enumerate(records(7), start=1)]
+    answers = [{"role": "assistant", "content": record.response * n} for n, record in enumerate(records(7), start=1)]
+    return [encode_example(byte_tokenizer(), [*form.messages(record), answer], record.id)
+            for record, answer in zip(records(7), answers, strict=True)]
 
 
 def plain(model, example: Example) -> list[float]:
@@ -54,7 +55,8 @@ def test_what_does_not_fit_or_has_no_target_is_told(examples, capsys):
     found = target_nll(tiny_chat_model(), [*examples[:2], *odd])
     assert [row["id"] for row in found] == ["r0", "r1"]
     told = capsys.readouterr().err
-    assert "left out 1 of 4 records: longer than 512 tokens" in told and "left out 1 of 4 records: no token to learn" in told
+    assert "left out 1 of 4 records: longer than 512 tokens" in told
+    assert "left out 1 of 4 records: no token to learn" in told
     with pytest.raises(SdftError, match="no record"):
         target_nll(tiny_chat_model(), odd)
 

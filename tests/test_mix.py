@@ -38,7 +38,9 @@ def test_only_the_response_changes():
 
 
 def test_the_effective_share_counts_only_targets_that_differ():
-    rows = [*ROWS[:10], *(Distilled(r.id, r.instruction, r.response, r.response + "\n", "rewrite", "") for r in RECORDS[10:])]
+    same = [Distilled(record.id, record.instruction, record.response, record.response + "\n", "rewrite", "")
+            for record in RECORDS[10:]]
+    rows = [*ROWS[:10], *same]
     assert effective_share(RECORDS, mix(RECORDS, rows)) == 0.25
 
 
@@ -65,7 +67,7 @@ def test_the_audit_counts_and_shows():
     assert found["reasons"] == {"unfinished": 4, "empty": 1}
     assert (found["nominal_ratio"], found["effective_share"]) == (1.0, 35 / 40)
     assert (found["tokens_original"], found["tokens_distilled"]) == (40, 35 * 3 + 5)
-    assert found["rouge_l"] == pytest.approx(0.5)                # 1 of 1 words found, 1 of 3 asked for: F1 = 2·1·⅓/(1+⅓)
+    assert found["rouge_l"] == pytest.approx(0.5)          # 1 of 1 words found, 1 of 3 asked for: F1 = 2·1·⅓/(1+⅓)
     assert [row["reason"] for row in found["examples"]["rejected"]] == ["unfinished"] * 3 + ["empty"]
     assert found["examples"]["accepted"][0] == {"id": "r0", "instruction": "question 0", "reference": "0",
                                                 "rewrite": "It is 0.", "reason": ""}

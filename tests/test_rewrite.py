@@ -28,8 +28,8 @@ USING = get_template("using")
 
 
 def run(folder: Path, chosen=None, model=None, sampling=SAMPLED, template=USING, batch_size=4, chat=None):
-    return rewrite_records(model or tiny_chat_model(), byte_tokenizer(), records(12) if chosen is None else chosen, template,
-                           sampling, folder / "rewrites.jsonl", batch_size, chat)
+    return rewrite_records(model or tiny_chat_model(), byte_tokenizer(), records(12) if chosen is None else chosen,
+                           template, sampling, folder / "rewrites.jsonl", batch_size, chat)
 
 
 def lines(folder: Path) -> list[dict]:
@@ -133,7 +133,8 @@ def test_a_record_too_long_for_the_context_is_told_and_the_others_are_rewritten(
     long = Record("long", "word " * 200, "yes")
     rewrites = run(tmp_path, [*records(3), long])
     assert [rewrite.id for rewrite in rewrites] == ["r0", "r1", "r2"]
-    assert "rewrite: left out 1 of 4, whose prompts fill the model's context of 512 tokens (long)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "rewrite: left out 1 of 4, whose prompts fill the model's context of 512 tokens (long)" in told
 
 
 def test_a_journal_of_another_model_template_or_sampling_is_refused_and_kept(tmp_path):

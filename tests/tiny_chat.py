@@ -13,8 +13,8 @@ VOCABULARY = 256 + len(SPECIAL)
 
 def byte_tokenizer() -> ByteLevelBPE:
     """Ids 0 to 255 are the bytes, then come the two marks of ChatML."""
-    added = [{"id": 256 + index, "content": text, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
-              "normalized": False} for index, text in enumerate(SPECIAL)]
+    added = [{"id": 256 + index, "content": text, "special": True, "single_word": False, "lstrip": False,
+              "rstrip": False, "normalized": False} for index, text in enumerate(SPECIAL)]
     spec = {"model": {"type": "BPE", "vocab": {char: byte for byte, char in enumerate(BYTE_CHARS)}, "merges": []},
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
             "decoder": {"type": "ByteLevel"}, "added_tokens": added}

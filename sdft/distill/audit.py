@@ -19,8 +19,8 @@ from sdft.text.rouge import rouge_l
 EXAMPLES = 3           # accepted ones, and rejected ones of every reason
 
 
-def audit(records: Sequence[Record], rewrites: Iterable[Rewrite], distilled: Sequence[Distilled], mixed: Sequence[Record],
-          ratio: float, tokenizer) -> dict[str, Any]:
+def audit(records: Sequence[Record], rewrites: Iterable[Rewrite], distilled: Sequence[Distilled],
+          mixed: Sequence[Record], ratio: float, tokenizer) -> dict[str, Any]:
     """Count and show what `choose` and `mix` did.
 
     records, accepted, rejected: counts; reasons: why, the commonest first; nominal_ratio, effective_share: see mix.py;
@@ -57,5 +57,5 @@ def _first_of_each(rows: Iterable[Distilled]) -> list[Distilled]:
 
 
 def _example(row: Distilled, written: dict[str, str]) -> dict[str, str]:
-    return {"id": row.id, "instruction": row.instruction, "reference": row.reference, "rewrite": written.get(row.id, ""),
-            "reason": row.reason}
+    return {"id": row.id, "instruction": row.instruction, "reference": row.reference,
+            "rewrite": written.get(row.id, ""), "reason": row.reason}

@@ -2,16 +2,17 @@
 
     ỹ' = ỹ  where every check accepts it,   else  y            arXiv 2402.13669, section 3
 
-The paper's own checks are two. *Tell-tale words*: a rewrite that speaks of the "reference answer" gives away that one was
-shown (its published ban-list, any case, anywhere). And *the task's check*: the answer extracted from ỹ equals the one in y.
+The paper's own checks are two. *Tell-tale words*: a rewrite that speaks of the "reference answer" gives away that one
+was shown (its published ban-list, any case, anywhere). And *the task's check*: the answer extracted from ỹ equals the
+one in y.
 
 What its published system let through and this one rejects as well:
 - *no rewrite*: the prompt did not fit the model's context;
 - *empty*: there is nothing to learn from;
 - *unfinished*: cut at the token limit. It was trained as if it ended there, with the end-of-sequence token behind it;
 - *repeats itself*: more than half of its word 4-grams have occurred before, and more than in the reference;
-- *far too long*: many times the reference's length, and long in itself. A one-word reference makes any sentence many times
-  as long, so either alone means little.
+- *far too long*: many times the reference's length, and long in itself. A one-word reference makes any sentence many
+  times as long, so either alone means little.
 
     sdft distill --task passages --out runs/mine       (writes distilled.jsonl)
 """
@@ -41,8 +42,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not 0 < self.repetition <= 1 or self.times < 1 or self.words < 1:
-            raise SdftError(f"expected repetition in (0, 1], times ≥ 1 and words ≥ 1, got {self.repetition}, {self.times} "
-                            f"and {self.words}")
+            raise SdftError(f"expected repetition in (0, 1], times ≥ 1 and words ≥ 1, got {self.repetition}, "
+                            f"{self.times} and {self.words}")
 
 
 def choose(records: Iterable[Record], rewrites: Iterable[Rewrite], check: Callable[[Record, str], str | None],

@@ -1,9 +1,11 @@
-"""Mix: what share of the records may take the rewrite (arXiv 2402.13669, section 5); the others keep the original answer.
+"""Mix: what share of the records may take the rewrite; the others keep the original answer.
+
+The paper (arXiv 2402.13669) varies this share; its authors released no code for it, so how it is met is ours.
 
     nominal ratio    the share of records that *may* take it, as asked
-    effective share  the share whose target in fact differs from the original: smaller, as rewrites are rejected, and some
-                     equal the original. It can be very small (in the authors' own OpenFunctions file 236 of 2211), so it
-                     is always reported beside the ratio.
+    effective share  the share whose target in fact differs from the original: smaller, as rewrites are rejected, and
+                     some equal the original. It can be very small (in the authors' own OpenFunctions file 236 of
+                     2211), so it is always reported beside the ratio.
 
 Which records may is decided by rank of a hash of seed and id: it does not depend on their order, and the records of a
 smaller ratio are among those of a larger one.

@@ -32,8 +32,8 @@ def resume(path: Path, made_with: Mapping[str, Any]) -> tuple[Journal, dict[str,
     lines = {line["id"]: line for line in journal.read()}
     if lines:
         if not settings.exists():
-            raise SdftError(f"{path}: expected {settings.name} beside it, which tells how its lines were made; bring it "
-                            "back, or name another folder to start anew")
+            raise SdftError(f"{path}: expected {settings.name} beside it, which tells how its lines were made; bring "
+                            "it back, or name another folder to start anew")
         differ = differences(read_json(settings), made_with)
         if differ:
             raise SdftError(f"{path} was made in another way: {'; '.join(differ)}. Use the old settings to go on, or "

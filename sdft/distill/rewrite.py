@@ -41,9 +41,9 @@ def rewrite_records(model, tokenizer, records: Sequence[Record], template: Templ
                     batch_size: int = 32, chat: str | None = None) -> list[Rewrite]:
     """Let `model` rewrite the answers of `records`; return the rewrites in the records' order.
 
-    Each rewrite is a line of `journal` as soon as it is finished: id, text, tokens, finish, seed, and in `prompt` a hash
-    of the prompt's tokens. A run that was killed goes on after the last line. A record whose prompt fills the model's
-    context is told on stderr and has no rewrite.
+    Each rewrite is a line of `journal` as soon as it is finished: id, text, tokens, finish, seed, and in `prompt` a
+    hash of the prompt's tokens. A run that was killed goes on after the last line. A record whose prompt fills the
+    model's context is told on stderr and has no rewrite.
 
     Raises SdftError when the journal was made with another model, template, chat format or sampling, or from another
     record of the same id, and says which.
@@ -56,8 +56,8 @@ def rewrite_records(model, tokenizer, records: Sequence[Record], template: Templ
     prompts = {request.id: digest(request.tokens) for request in requests}
     for request in requests:
         if prompts[request.id] != lines.get(request.id, {}).get("prompt", prompts[request.id]):
-            raise SdftError(f"{journal}: record {request.id} was another one when it was rewritten: use the old data to "
-                            "go on, or another folder to start anew")
+            raise SdftError(f"{journal}: record {request.id} was another one when it was rewritten: use the old data "
+                            "to go on, or another folder to start anew")
     waiting = [request for request in requests if request.id not in lines]
     with lines_file, progress(total=len(requests), desc="rewrite", unit="record") as bar:
         bar.update(len(requests) - len(waiting))

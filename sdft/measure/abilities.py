@@ -27,9 +27,9 @@ def evaluate(model, tokenizer, suite: Suite, path: Path, sampling: Sampling = Sa
              chat: str | None = None) -> list[dict[str, Any]]:
     """Answer every item of `suite`, at most suite.max_new_tokens tokens each; return the lines in the items' order.
 
-    A line of the journal `path`: id, kind, prompt (the last user turn), output, tokens (how many), finish, score (None in a
-    suite that keeps outputs only). A run that was killed goes on after the last line. An item that does not fit the
-    model's context is told on stderr, and is an empty answer like any other.
+    A line of the journal `path`: id, kind, prompt (the last user turn), output, tokens (how many), finish, score (None
+    in a suite that keeps outputs only). A run that was killed goes on after the last line. An item that does not fit
+    the model's context is told on stderr, and is an empty answer like any other.
 
     Raises SdftError when the journal was made with another model, chat format or sampling, or for other items.
     """
@@ -62,8 +62,8 @@ def evaluate(model, tokenizer, suite: Suite, path: Path, sampling: Sampling = Sa
 def _refuse_foreign(path: Path, lines: dict[str, dict], items: dict[str, Item]) -> None:
     for id, line in lines.items():
         if id not in items or line["prompt"] != items[id].messages[-1]["content"]:
-            raise SdftError(f"{path}: item {id} {'has another prompt' if id in items else 'is not'} in this suite; the file "
-                            "belongs to other test items: use those, or another folder to start anew")
+            raise SdftError(f"{path}: item {id} {'has another prompt' if id in items else 'is not'} in this suite; the "
+                            "file belongs to other test items: use those, or another folder to start anew")
 
 
 def summarise(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
@@ -88,6 +88,6 @@ def joined(rows: Sequence[dict[str, Any]],
     by_id = {row["id"]: row for row in others}
     alone = {row["id"] for row in rows} ^ by_id.keys()
     if alone:
-        raise SdftError(f"expected answers to the same items, but {len(alone)} stand on one side only (one is {min(alone)}); "
-                        "evaluate both on one suite")
+        raise SdftError(f"expected answers to the same items, but {len(alone)} stand on one side only (one is "
+                        f"{min(alone)}); evaluate both on one suite")
     return list(rows), [by_id[row["id"]] for row in rows]

@@ -4,8 +4,8 @@
                      ├→ norm, relative shift, share of values that differ; where asked, the spectra
     B/*.safetensors ─┘
 
-A is taken for the seed. In bf16 most values may be equal although training moved their fp32 masters (arXiv 2505.11711): the
-share tells what is visible.
+A is taken for the seed. In bf16 most values may be equal although training moved their fp32 masters (arXiv 2505.11711):
+the share tells what is visible.
 
     sdft measure weights A B
 """
@@ -27,9 +27,9 @@ from sdft.progress import progress
 def compare_checkpoints(first: Path, second: Path, spectra: Sequence[str] = ()) -> dict[str, Any]:
     """The shift from the weights in folder `first` to those in `second`, as `sdft.measure.weights.shift` gives it.
 
-    Every module has `changed` beside it, the share of stored values that differ. Of matrices whose name (without .weight) or
-    kind matches a pattern in `spectra` ("q_proj", "model.layers.0.*") also the measures of `compare_spectra`: that takes two
-    singular value decompositions each. unmatched: tensors that one folder only has.
+    Every module has `changed` beside it, the share of stored values that differ. Of matrices whose name (without
+    .weight) or kind matches a pattern in `spectra` ("q_proj", "model.layers.0.*") also the measures of
+    `compare_spectra`: that takes two singular value decompositions each. unmatched: tensors that one folder only has.
 
     Raises SdftError where a folder has no weights, no tensor is in both, or one has another shape.
     """
@@ -39,12 +39,12 @@ def compare_checkpoints(first: Path, second: Path, spectra: Sequence[str] = ()) 
         raise SdftError(f"{first} and {second} have no tensor in common; expected two checkpoints of one architecture")
     rows = []
     with ExitStack() as stack:
-        opened = {path: stack.enter_context(open_tensors(path)) for each in files for path in dict.fromkeys(each.values())}
+        opened = {path: stack.enter_context(open_tensors(path)) for path in {*files[0].values(), *files[1].values()}}
         for name in progress(names, desc="weights", unit="tensor"):
             before, after = (opened[each[name]].get_tensor(name) for each in files)
             if before.shape != after.shape:
-                raise SdftError(f"{name} is {tuple(before.shape)} in {first} and {tuple(after.shape)} in {second}; expected two "
-                                "checkpoints of one architecture")
+                raise SdftError(f"{name} is {tuple(before.shape)} in {first} and {tuple(after.shape)} in {second}; "
+                                "expected two checkpoints of one architecture")
             norm, base, changed = distance(before, after)
             row = {**module_shift(name, norm, base), "changed": changed}
             if before.dim() == 2 and any(fnmatch(row["name"], each) or row["kind"] == each for each in spectra):

@@ -1,9 +1,9 @@
 """Drift of the outputs: how far a tuned model's next-token distribution has moved from the seed's.
 
-    KL(π₀ ‖ π) = Σ_v π₀(v) · (log π₀(v) − log π(v))      nats, at every token of answers y ~ π₀ that the seed itself wrote
+    KL(π₀ ‖ π) = Σ_v π₀(v) · (log π₀(v) − log π(v))      nats, at every token of answers y ~ π₀ of the seed
 
-averaged over the tokens of all answers. On general prompts it is what best predicts forgetting (arXiv 2509.04259). The seed
-is the same model with its adapter off, so no second model is loaded.
+averaged over the tokens of all answers. On general prompts it is what best predicts forgetting (arXiv 2509.04259). The
+seed is the same model with its adapter off, so no second model is loaded.
 
     from sdft.measure.drift import drift, seed_answers
     print(drift(model, seed_answers(tokenizer, suite, seed_rows))["kl"])
@@ -29,8 +29,8 @@ from sdft.text.chat import Example, encode_example
 def seed_answers(tokenizer, suite: Suite, rows: Sequence[dict[str, Any]], chat: str | None = None) -> list[Example]:
     """The seed's own answers (lines of `evaluate`) as examples whose targets are the tokens that the seed chose.
 
-    That includes the end of the text where the seed ended it, and not where the answer was cut. Empty answers are left out.
-    The tokens are those of the text encoded anew.
+    That includes the end of the text where the seed ended it, and not where the answer was cut. Empty answers are left
+    out. The tokens are those of the text encoded anew.
     """
     messages = {item.id: item.messages for item in suite.items}
     examples = []
@@ -51,9 +51,9 @@ def _without_end(example: Example) -> Example:
 def drift(model: Llama, answers: Sequence[Example], seed: Llama | None = None, desc: str = "drift") -> dict[str, Any]:
     """The drift of `model` from its seed on answers of the seed's.
 
-    kl, kl_low, kl_high: forward KL in nats per token, with its 95 % bootstrap interval over the answers; top1: the share
-    of tokens where both have the same most probable one; tokens, n: how many tokens, of how many answers. seed: the seed
-    model, where it is not `model` with its adapter off (full fine-tuning).
+    kl, kl_low, kl_high: forward KL in nats per token, with its 95 % bootstrap interval over the answers; top1: the
+    share of tokens where both have the same most probable one; tokens, n: how many tokens, of how many answers. seed:
+    the seed model, where it is not `model` with its adapter off (full fine-tuning).
     """
     rows = token_drift(model, answers, seed, desc)
     tokens = [row["tokens"] for row in rows]
@@ -67,8 +67,8 @@ def token_drift(model: Llama, answers: Sequence[Example], seed: Llama | None = N
                 desc: str = "drift") -> list[dict[str, Any]]:
     """The drift on every answer by itself: id, kl (nats per token), top1 (a share), tokens."""
     if seed is None and not lora_layers(model):
-        raise SdftError("drift compares with the seed, which is the model with its adapter off; load an adapter, or give "
-                        "the seed model")
+        raise SdftError("drift compares with the seed, which is the model with its adapter off; load an adapter, or "
+                        "give the seed model")
     rows = []
     for batch in packed(model, answers, desc):
         x = target_hidden(model, batch)                                             # (n, D)

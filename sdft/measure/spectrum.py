@@ -1,6 +1,6 @@
 """How a change of weights lies in their spectrum: few directions or many, the old ones or new ones.
 
-    ΔW = s·B·A = Q_B·(s·R_B·R_Aᵀ)·Q_Aᵀ            B = Q_B·R_B, Aᵀ = Q_A·R_A: the spectrum of ΔW is that of an (R, R) matrix
+    ΔW = s·B·A = Q_B·(s·R_B·R_Aᵀ)·Q_Aᵀ,  B = Q_B·R_B, Aᵀ = Q_A·R_A:   the spectrum of ΔW is that of an (R, R) matrix
 
 Against the seed's own directions (k largest singular values, U left and V right singular vectors):
 
@@ -70,9 +70,9 @@ def principal_cosines(first: Tensor, second: Tensor) -> Tensor:
 def compare_spectra(before: Tensor, after: Tensor, k: int = 10, threshold: float = 0.5) -> dict[str, float]:
     """W₀ against W₊, both (O, D), by a full singular value decomposition of each.
 
-    spectral_shift: see above; left_cosine, right_cosine: the mean principal cosine of the k leading left and right singular
-    vectors; intruders: of the k leading left ones of W₊, those with max_i |cos(u, u⁰_i)| < threshold over all of W₀'s.
-    Decomposed in fp32 (fp64 where the weights are fp64).
+    spectral_shift: see above; left_cosine, right_cosine: the mean principal cosine of the k leading left and right
+    singular vectors; intruders: of the k leading left ones of W₊, those with max_i |cos(u, u⁰_i)| < threshold over all
+    of W₀'s. Decomposed in fp32 (fp64 where the weights are fp64).
     """
     wide = torch.promote_types(torch.promote_types(before.dtype, after.dtype), torch.float32)
     U_0, sigma_0, Vt_0 = torch.linalg.svd(before.detach().to(wide), full_matrices=False)

@@ -1,7 +1,7 @@
 """Intervals and tests: what a difference is worth that was seen on so many items.
 
-All of it is paired by item where two arms are compared, since both answered the same questions, and deterministic: the same
-values and the same seed give the same interval, bit for bit.
+All of it is paired by item where two arms are compared, since both answered the same questions, and deterministic: the
+same values and the same seed give the same interval, bit for bit.
 
     from sdft.measure.statistics import bootstrap_mean
     mean, low, high = bootstrap_mean([1, 0, 1, 1])
@@ -28,8 +28,8 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> tuple[float, float
 def bootstrap_ratio(totals: Sequence[float], counts: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """Σ totals / Σ counts with its 95 % percentile bootstrap interval over items: (ratio, low, high).
 
-    For a mean over tokens that come in texts: the texts are what was sampled, so whole texts are drawn, each with its sum
-    and its number of tokens.
+    For a mean over tokens that come in texts: the texts are what was sampled, so whole texts are drawn, each with its
+    sum and its number of tokens.
     """
     pairs = np.stack([np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)])      # (2, n)
     n = pairs.shape[1]
@@ -68,7 +68,7 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979), in the order given: below 0.05 where the hypothesis falls at a family-wise 5 %."""
+    """Holm's adjusted p-values (1979), in the order given: below 0.05 the hypothesis falls at a family-wise 5 %."""
     order = np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(p_values))
     running = 0.0

@@ -16,8 +16,8 @@ from sdft.text.rouge import rouge_l
 def compare_texts(rows: Sequence[dict[str, Any]], seed_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Lines of `evaluate` against the seed's to the same prompts, joined by id.
 
-    length_mean, lengths: tokens of the answers; rouge_l: mean ROUGE-L F1 to the seed's answer (1: the same words in order;
-    two empty answers are the same).
+    length_mean, lengths: tokens of the answers; rouge_l: mean ROUGE-L F1 to the seed's answer (1: the same words in
+    order; two empty answers are the same).
     """
     mine, seeds = joined(rows, seed_rows)
     lengths = [row["tokens"] for row in mine]

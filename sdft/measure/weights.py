@@ -2,9 +2,9 @@
 
     ΔW = s·B·A,    ‖ΔW‖_F² = s²·Σ[(BᵀB) ⊙ (AAᵀ)],    relative = ‖ΔW‖_F / ‖W₀‖_F
 
-B·A (O, D) is never formed: both Gram matrices are (R, R). Everything is in fp64; two bf16 weights are never subtracted to
-get an adapter's ΔW, for their rounding can be larger than it. arXiv 2402.13669 (section 5) reports a parameter shift whose
-formula and code were not published, so no fidelity to its figures is claimed.
+B·A (O, D) is never formed: both Gram matrices are (R, R). Everything is in fp64; two bf16 weights are never subtracted
+to get an adapter's ΔW, for their rounding can be larger than it. arXiv 2402.13669 reports a parameter shift
+whose formula and code were not published, so no fidelity to its figures is claimed.
 
     sdft measure --out runs/mine
 """
@@ -37,7 +37,7 @@ def shift(model: Llama, seed: Llama | None = None) -> dict[str, Any]:
 
 
 def factor_norm(A: Tensor, B: Tensor, scale: float) -> float:
-    """‖s·B·A‖_F from A (R, D) and B (O, R), by (R, R) Gram matrices in fp64; clamped where rounding makes it negative."""
+    """‖s·B·A‖_F from A (R, D) and B (O, R), by Gram matrices in fp64; clamped where rounding makes it negative."""
     A, B = A.detach().double(), B.detach().double()
     square = ((B.t() @ B) * (A @ A.t())).sum()                      # (R, R) each
     return abs(scale) * square.clamp_min(0).sqrt().item()
@@ -46,7 +46,8 @@ def factor_norm(A: Tensor, B: Tensor, scale: float) -> float:
 def _of_adapter(model: Llama) -> list[dict[str, Any]]:
     layers = lora_layers(model)
     if not layers:
-        raise SdftError("the model has no adapter to measure the shift of; load one, or give the seed model to compare with")
+        raise SdftError("the model has no adapter to measure the shift of; load one, or give the seed model to compare "
+                        "with")
     return [module_shift(name, factor_norm(layer.lora_A, layer.lora_B, layer.scale),
                          _norm(layer.weight if layer.unmerged is None else layer.unmerged))
             for name, layer in layers.items()]
@@ -54,7 +55,8 @@ def _of_adapter(model: Llama) -> list[dict[str, Any]]:
 
 def _of_weights(model: Llama, seed: Llama) -> list[dict[str, Any]]:
     tuned, before = (dict(each.named_parameters()) for each in (model, seed))
-    if {name: weight.shape for name, weight in tuned.items()} != {name: weight.shape for name, weight in before.items()}:
+    shapes, others = ({name: weight.shape for name, weight in each.items()} for each in (tuned, before))
+    if shapes != others:
         raise SdftError("expected two models of the same weights to compare, but their names or shapes differ")
     return [module_shift(name, *distance(before[name], weight)[:2]) for name, weight in tuned.items()]
 
@@ -85,8 +87,9 @@ def module_shift(name: str, norm: float, base: float) -> dict[str, Any]:
 def summed_up(modules: list[dict[str, Any]]) -> dict[str, Any]:
     """The rows of all modules with what they make together: see `shift`."""
     total = _together(modules)
+    in_order = sorted(modules, key=lambda module: -1 if module["layer"] is None else module["layer"])
     return {"total": total["norm"], "relative": total["relative"], "modules": modules,
-            "layers": _grouped(sorted(modules, key=lambda row: -1 if row["layer"] is None else row["layer"]), "layer"), "kinds": _grouped(modules, "kind")}
+            "layers": _grouped(in_order, "layer"), "kinds": _grouped(modules, "kind")}
 
 
 def _grouped(modules: Iterable[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
