@@ -126,7 +126,7 @@ def _overview() -> str:
              "Self-distillation fine-tuning of chat models (arXiv 2402.13669), and what it does to them.", "",
              "commands:"]
     lines += [f"  {name:<10}{text}" for name, (_, text, _) in COMMANDS.items()]
-    return "\n".join([*lines, "", "example:  sdft run        (built-in model and data; a report in about ten minutes)"])
+    return "\n".join([*lines, "", "example:  sdft run        (built-in model and data; ends with a table and a report)"])
 
 
 def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> None:
