@@ -3,7 +3,7 @@
     from sdft.generate import Request, Sampling, generate, stream
     outputs = generate(model, tokenizer, ["Why is the sky blue?"], max_new_tokens=64)
 
-Reading order: sampling.py, cache.py, engine.py.
+Reading order: sampling.py, cache.py, engine.py, speculation.py, packed.py.
 """
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 
-from sdft.generate.engine import Engine, Output, Request
+from sdft.generate.engine import Engine, Output, Report, Request
 from sdft.generate.sampling import Sampling
 from sdft.text.chat import encode_prompt
 
-__all__ = ["Output", "Request", "Sampling", "generate", "stream", "stream_tokens"]
+__all__ = ["Output", "Report", "Request", "Sampling", "generate", "stream", "stream_tokens"]
 
 
 def stream(model, tokenizer, requests: Iterable[Request], sampling: Sampling = Sampling(),
-           batch_size: int = 32) -> Iterator[Output]:
+           batch_size: int = 32, speculation: bool = True, report: Report | None = None) -> Iterator[Output]:
     """Yield the Output of every request as it finishes, in any order; at most `batch_size` are under way at once.
+
+    speculation: draft from what was written before, where that pays; the tokens are the same. A `report` is counted up.
 
     A prompt without a token, or one that fills the model's context, raises SdftError with its id before anything is run.
     A response that reaches the end of the context is finished as "length".
     """
-    return Engine(model, tokenizer, list(requests), sampling, batch_size).run()
+    return Engine(model, tokenizer, list(requests), sampling, batch_size, speculation, report).run()
 
 
 def generate(model, tokenizer, prompts: Sequence[str | list[dict[str, str]] | list[int]], max_new_tokens: int = 256,

@@ -23,6 +23,7 @@ from sdft.errors import SdftError
 from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
 from sdft.generate.packed import packed
 from sdft.generate.sampling import Sampling, choose, record_uniforms
+from sdft.generate.speculation import NgramIndex, accepted
 
 PREFILL_TOKENS = 2048          # prompts are prefilled together up to about so many tokens
 
@@ -47,11 +48,27 @@ class Output:
 
 
 @dataclass
+class Report:
+    """What generation did, counted over one run."""
+
+    steps: int = 0                        # of the batch, prefills aside
+    written: int = 0                      # tokens in all responses, stop tokens included
+    drafted: int = 0                      # tokens guessed by looking up n-grams,
+    accepted: int = 0                     # and those of them that stood
+
+    @property
+    def acceptance(self) -> float:
+        """The share of the drafted tokens that stood (0 when nothing was drafted)."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+
+@dataclass
 class Row:
     """A response under way, in one row of the cache."""
 
     request: Request
     limit: int
+    ngrams: NgramIndex | None = None      # None: no drafts
     written: list[int] = field(default_factory=list)
     finish: str | None = None
 
@@ -59,6 +76,10 @@ class Row:
     def length(self) -> int:
         """Tokens of the prompt and of what is written so far."""
         return len(self.request.tokens) + len(self.written)
+
+    @property
+    def newest(self) -> int:
+        return self.written[-1]
 
     @property
     def capacity(self) -> int:
@@ -69,8 +90,12 @@ class Row:
 class Engine:
     """Answers requests in the rows of one cache; `run` yields each Output as it finishes."""
 
-    def __init__(self, model, tokenizer, requests: Sequence[Request], sampling: Sampling, batch_size: int = 32):
+    def __init__(self, model, tokenizer, requests: Sequence[Request], sampling: Sampling, batch_size: int = 32,
+                 speculation: bool = True, report: Report | None = None):
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
+        self.report = Report() if report is None else report
+        # Where drafts pay was measured on the CPU alone. The penalty is there to prevent what drafts live on.
+        self.speculation = speculation and model.device.type == "cpu" and sampling.repetition_penalty == 1
         self.compute = packed(model)                                        # the same function, laid out for decoding
         self.stop_ids = set(tokenizer.stop_ids)
         # Longest first: rows of like length lie together, whatever follows fits where one has finished, and no long one is
@@ -148,11 +173,14 @@ class Engine:
             if not self.sampling.greedy:
                 uniforms = record_uniforms(self.sampling.seed, row.request.id, row.limit)
                 self.uniforms[place, : row.limit] = uniforms.to(device)
+            if self.speculation:
+                row.ngrams = NgramIndex(row.request.tokens)
             if self.seen is not None:
                 self.seen[place].zero_()[torch.tensor(row.request.tokens, device=device)] = True
         index, ends = torch.tensor(places, device=device), torch.tensor(lengths, device=device)
         self.positions[index], self.counts[index] = self.prefix + ends - 1, 0
-        self._note(places, self._choose(index, x[ends.cumsum(0) - 1]))
+        chosen = self._choose(index, x[ends.cumsum(0) - 1])
+        self._note(places, [[token] for token in chosen.tolist()])
 
     def _forward(self, tokens: list[int], places: Sequence[int], lengths: list[int], prefix: int) -> Tensor:
         """The last hidden states (N, D) of packed documents that begin behind `prefix` slots of their places."""
@@ -169,7 +197,14 @@ class Engine:
 
     def advance(self) -> None:
         """One step of every row."""
-        self._note(range(len(self.rows)), self.step([row.length for row in self.rows]))
+        self.report.steps += 1
+        n, drafts = len(self.rows), []
+        if self.speculation:
+            drafts = [row.ngrams.draft(n, row.limit - len(row.written) - 1) for row in self.rows]
+        if any(drafts):
+            self.verify(drafts)
+        else:
+            self._note(range(n), [[token] for token in self.step([row.length for row in self.rows]).tolist()])
 
     def step(self, ends: list[int]) -> Tensor:
         """Write one more token in each of the first n rows, row b ending before slot ends[b]: ids (n,).
@@ -181,11 +216,35 @@ class Engine:
         x = self.compute.hidden(self.tokens[:n], self.positions[:n], attend)                                  # (n, D)
         return self._choose(torch.arange(n, device=x.device), x)
 
+    def verify(self, drafts: list[list[int]]) -> None:
+        """Write each row's newest token and its draft behind it, and keep what the model would have chosen itself.
+
+        Slots of drafted tokens that do not stand are not cleared: they lie behind their row's end and are written over.
+        """
+        device, n = self.model.device, len(self.rows)
+        starts, counts = [row.length - 1 for row in self.rows], [1 + len(draft) for draft in drafts]
+        tokens = [token for row, draft in zip(self.rows, drafts, strict=True) for token in (row.newest, *draft)]
+        positions = [start + i for start, count in zip(starts, counts, strict=True) for i in range(count)]
+        ends = [start + count for start, count in zip(starts, counts, strict=True)]
+        tokens, positions = torch.tensor(tokens, device=device), torch.tensor(positions, device=device)             # (N,)
+        x = self.compute.hidden(tokens, positions, DecodeAttention(self.cache, positions, ends, counts))            # (N, D)
+        rows = torch.arange(n, device=device).repeat_interleave(torch.tensor(counts, device=device))                # (N,)
+        places = self.counts[rows] + positions - self.positions[rows]               # of each choice in its row's response
+        choices = choose(self.compute.head(x), self.sampling, self.uniforms[rows, places]).split(counts)
+        kept = [accepted(draft, choice.tolist()) for draft, choice in zip(drafts, choices, strict=True)]
+        self.report.drafted += sum(map(len, drafts))
+        self.report.accepted += sum(len(tokens) - 1 for tokens in kept)
+        self._note(range(n), kept)
+        self.tokens[:n] = torch.tensor([tokens[-1] for tokens in kept], device=device)
+        grown = torch.tensor([len(tokens) for tokens in kept], device=device)
+        self.positions[:n] += grown
+        self.counts[:n] += grown
+
     def _choose(self, index: Tensor, x: Tensor) -> Tensor:
         """Choose the next token of the rows `index` (n,) from x (n, D), and make it each row's newest."""
         uniforms = self.uniforms[index, self.counts[index]]                                                 # (n,)
         seen = None if self.seen is None else self.seen[index]                                              # (n, V)
-        tokens = choose(self.compute.head(x), self.sampling, uniforms, seen)                                  # (n,)
+        tokens = choose(self.compute.head(x), self.sampling, uniforms, seen)                                # (n,)
         if self.seen is not None:
             self.seen[index, tokens] = True
         self.tokens[index] = tokens
@@ -193,16 +252,22 @@ class Engine:
         self.counts[index] += 1
         return tokens
 
-    def _note(self, places: Iterable[int], tokens: Tensor) -> None:
-        """Append each row's new token to what it wrote, or mark the row as finished."""
-        for place, token in zip(places, tokens.tolist(), strict=True):
+    def _note(self, places: Iterable[int], chosen: list[list[int]]) -> None:
+        """Append the tokens chosen for each row to what it wrote, up to its end."""
+        for place, tokens in zip(places, chosen, strict=True):
             row = self.rows[place]
-            if token in self.stop_ids:
-                row.finish = "stop"
-            else:
+            before = len(row.written)
+            for token in tokens:
+                self.report.written += 1
+                if token in self.stop_ids:
+                    row.finish = "stop"
+                    break
                 row.written.append(token)
                 if len(row.written) == row.limit:
                     row.finish = "length"
+                    break
+            if row.ngrams is not None:
+                row.ngrams.extend(row.written[before:])
 
     def retire(self) -> Iterator[Output]:
         """Hand out the finished rows; their places are free."""
