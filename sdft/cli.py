@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from sdft.errors import SdftError, nearest
+from sdft.errors import Interrupted, SdftError, nearest
 
 COMMANDS = {     # name → module of sdft.commands, what it does, an example
     "run": ("run", "the whole experiment: distil, train, evaluate, measure, report", "sdft run --train_records=100"),
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except SdftError as error:
         print(f"sdft: {error}", file=sys.stderr)
-        return 1
+        return 130 if isinstance(error, Interrupted) else 1
     except KeyboardInterrupt:
         print("\nsdft: interrupted; what is finished is kept: run the same command again to go on", file=sys.stderr)
         return 130

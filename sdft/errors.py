@@ -13,6 +13,10 @@ class SdftError(Exception):
     """A failure that its message explains in one line."""
 
 
+class Interrupted(SdftError):
+    """No failure: the user asked to stop, and what was done is saved. The command line exits with 130."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ' (did you mean X?)' for the known word closest to `word`, or '' when none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

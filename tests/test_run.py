@@ -97,17 +97,21 @@ def test_the_resolved_settings_are_a_valid_input(finished, tmp_path, monkeypatch
     assert main(["run", str(finished / "config.toml"), "--out", str(finished)]) == 0
 
 
-@pytest.mark.parametrize("file", ["rewrites.jsonl", "eval/seed/instructions.jsonl", "sft/log.jsonl",
-                                  "sdft/state.safetensors"])
-def test_a_run_killed_at_any_stage_goes_on_to_the_same_result(finished, model, tmp_path, file):
+@pytest.mark.parametrize(("file", "number"), [
+    ("rewrites.jsonl", signal.SIGKILL), ("eval/seed/instructions.jsonl", signal.SIGKILL), ("sft/log.jsonl", signal.SIGINT),
+    ("sdft/state.safetensors", signal.SIGKILL),
+])
+def test_a_run_stopped_at_any_stage_goes_on_to_the_same_result(finished, model, tmp_path, file, number):
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "sdft", "run", *options(model), "--out", str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
     while process.poll() is None and not ((folder / file).is_file() and (folder / file).stat().st_size):
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    errors = process.communicate()[1]
+    assert process.returncode == (130 if number == signal.SIGINT else -number), errors
+    assert errors.count("sdft: ") == (number == signal.SIGINT) and "Traceback" not in errors
     assert not (folder / "summary.json").exists()
     stages = {line["stage"] for line in Journal(folder / "seconds.jsonl").read()}
     assert main(["run", *options(model), "--out", str(folder)]) == 0

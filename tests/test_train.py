@@ -11,7 +11,7 @@ import pytest
 import torch
 from training_parts import HF_CONFIG, examples, tiny_model
 
-from sdft.errors import SdftError
+from sdft.errors import Interrupted, SdftError
 from sdft.files import read_tensors
 from sdft.model.lora import add_lora, lora_layers
 from sdft.text.chat import Example
@@ -216,7 +216,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, monkey
     monkeypatch.setitem(OBJECTIVES, "interrupting", interrupting)
     settings = replace(SETTINGS, objective="interrupting")
     before = signal.getsignal(number)
-    with pytest.raises(SdftError, match="stopped after step 3 of 6, .* run the same command again"):
+    with pytest.raises(Interrupted, match="stopped after step 3 of 6, .* run the same command again"):
         train(tiny_model(), examples(12), settings, tmp_path / "a")
     assert signal.getsignal(number) is before
     assert [line["step"] for line in log_lines(tmp_path / "a")] == [1, 2, 3]

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdft.errors import SdftError
+from sdft.errors import Interrupted, SdftError
 from sdft.files import Journal
 from sdft.model.fingerprint import fingerprint as model_fingerprint
 from sdft.model.llama import Llama
@@ -103,8 +103,8 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             bar.set_postfix_str(f"loss {loss:.3f}")
             bar.update()
             if stop.asked and step + 1 < total:
-                raise SdftError(f"stopped after step {step + 1} of {total}, which is saved in {folder / NAME}: run the "
-                                "same command again to go on")
+                raise Interrupted(f"stopped after step {step + 1} of {total}, which is saved in {folder / NAME}: run "
+                                  "the same command again to go on")
     model.eval()
     trained.save(folder, base_name)
     return _summary(log, len(examples), settings.epochs, left_out)
