@@ -1,11 +1,12 @@
 """What shape a model has: the fields of Hugging Face's config.json that decide the mathematics, and no others.
 
-Families: Llama 2 and 3, TinyLlama, SmolLM and SmolLM2 ("llama"), Mistral ("mistral"), Qwen2 and Qwen2.5 ("qwen2": a bias
-on q, k, v), Qwen3 ("qwen3": RMSNorm on the heads of q and k). Whatever else config.json asks for is refused by name: a
-model that is computed almost right is worse than none.
+Families: Llama 2 and 3, TinyLlama, SmolLM and SmolLM2 ("llama"), Mistral ("mistral"), Qwen2 and Qwen2.5 ("qwen2": a
+bias on q, k, v), Qwen3 ("qwen3": RMSNorm on the heads of q and k). Whatever else config.json asks for is refused by name:
+a model that is computed almost right is worse than none.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +15,8 @@ from sdft.errors import SdftError
 
 FAMILIES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM",
             "qwen3": "Qwen3ForCausalLM"}
-ROPE_TYPES = ("default", "linear", "llama3")
+ROPE_SCALINGS = {"default": (), "linear": ("factor",),
+                 "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -45,7 +47,7 @@ class LlamaConfig:
 
     @property
     def context_length(self) -> int:
-        """Tokens that fit: within a sliding window full attention is exact, so the window bounds them where there is one."""
+        """Tokens that fit: a sliding window bounds them, for only within it is full attention exact."""
         return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
 
     @classmethod
@@ -55,24 +57,26 @@ class LlamaConfig:
         Raises SdftError for another architecture, a variant that is not supported, and missing or impossible sizes.
         """
         family = values.get("model_type")
-        if family not in FAMILIES:
-            named = family or ", ".join(values.get("architectures") or ["no model_type"])
+        if not isinstance(family, str) or family not in FAMILIES:
+            named = " ".join(str(family or "a model without model_type").split())
             raise SdftError(f"{where}: {named} is not supported; expected one of {', '.join(FAMILIES)}")
-        sizes = {name: _size(values, name, where) for name in SIZES}
+        _refuse_variants(values, family, where)
+        sizes = {name: _whole(values, name, where) for name in SIZES}
         heads = sizes["num_attention_heads"]
-        kv_heads = values.get("num_key_value_heads") or heads
-        head_dim = values.get("head_dim") or (128 if family == "qwen3" else sizes["hidden_size"] // heads)
+        kv_heads = _whole(values, "num_key_value_heads", where, default=heads)
+        per_head = 128 if family == "qwen3" else sizes["hidden_size"] // heads
+        head_dim = _whole(values, "head_dim", where, default=per_head)
         if heads % kv_heads or head_dim % 2:
             raise SdftError(f"{where}: expected num_attention_heads to be a multiple of num_key_value_heads and an even "
                             f"head_dim, got {heads}, {kv_heads} and {head_dim}")
         theta, scaling = _rope(values, where)
-        _refuse_variants(values, family, where)
+        windowed = family == "mistral" and values.get("sliding_window", 4096) is not None
         bias = bool(values.get("attention_bias"))
         return cls(
             **sizes, num_key_value_heads=kv_heads, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling,
-            rms_norm_eps=values.get("rms_norm_eps", 1e-6),
-            max_position_embeddings=values.get("max_position_embeddings", 2048),
-            sliding_window=values.get("sliding_window") if family == "mistral" else None,
+            rms_norm_eps=_positive(values, "rms_norm_eps", where, default=1e-6),
+            max_position_embeddings=_whole(values, "max_position_embeddings", where, default=2048),
+            sliding_window=_whole(values, "sliding_window", where, default=4096) if windowed else None,
             tie_word_embeddings=bool(values.get("tie_word_embeddings")),
             attention_bias=bias or family == "qwen2", output_bias=bias and family in ("llama", "qwen3"),
             mlp_bias=bool(values.get("mlp_bias")) and family == "llama", qk_norm=family == "qwen3", model_type=family,
@@ -93,29 +97,40 @@ class LlamaConfig:
         return values | {"architectures": [FAMILIES[self.model_type]], "hidden_act": "silu"}
 
 
-def _size(values: Mapping[str, Any], name: str, where: str) -> int:
-    value = values.get(name)
-    if not isinstance(value, int) or value < 1:
+def _whole(values: Mapping[str, Any], name: str, where: str, default: int | None = None) -> int:
+    """A size; the bound keeps what a damaged file may hold from being taken for one."""
+    value = default if values.get(name) is None else values[name]
+    if type(value) is not int or not 0 < value < 2**28:
         raise SdftError(f"{where}: expected {name} to be a positive whole number, got {value!r}")
+    return value
+
+
+def _positive(values: Mapping[str, Any], name: str, where: str, default: float | None = None) -> float:
+    value = default if values.get(name) is None else values[name]
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise SdftError(f"{where}: expected {name} to be a positive number, got {value!r}")
     return value
 
 
 def _rope(values: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any]]:
     """The base and the scaling of the rotary embedding; transformers 5 keeps both in `rope_parameters`."""
-    given = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
-    theta = given.pop("rope_theta", None) or values.get("rope_theta") or 10000.0
-    kind = given.pop("rope_type", None) or given.pop("type", None) or "default"
-    given.pop("type", None)
-    if kind not in ROPE_TYPES:
-        raise SdftError(f"{where}: RoPE scaling {kind!r} is not supported; expected one of {', '.join(ROPE_TYPES)}")
-    if given.pop("partial_rotary_factor", 1.0) != 1.0:
+    given = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise SdftError(f"{where}: expected the RoPE scaling to be an object, got {given!r}")
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
+        raise SdftError(f"{where}: RoPE scaling {kind!r} is not supported; expected one of {', '.join(ROPE_SCALINGS)}")
+    if given.get("partial_rotary_factor", 1.0) != 1.0:
         raise SdftError(f"{where}: partial_rotary_factor is not supported; expected the whole head to be rotated")
-    needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor",
-                                               "original_max_position_embeddings")}.get(kind, ())
-    missing = [name for name in needed if name not in given]
+    missing = [name for name in ROPE_SCALINGS[kind] if name not in given]
     if missing:
         raise SdftError(f"{where}: RoPE scaling {kind!r} needs {', '.join(missing)}")
-    return float(theta), {} if kind == "default" else {"rope_type": kind, **{name: given[name] for name in needed}}
+    theta = _positive(given if "rope_theta" in given else values, "rope_theta", where, default=10000.0)
+    numbers = {name: _positive(given, name, where) for name in ROPE_SCALINGS[kind]}
+    if kind == "llama3" and numbers["low_freq_factor"] >= numbers["high_freq_factor"]:
+        raise SdftError(f"{where}: expected low_freq_factor to be less than high_freq_factor, got "
+                        f"{numbers['low_freq_factor']} and {numbers['high_freq_factor']}")
+    return float(theta), {"rope_type": kind, **numbers} if numbers else {}
 
 
 def _refuse_variants(values: Mapping[str, Any], family: str, where: str) -> None:
@@ -124,5 +139,6 @@ def _refuse_variants(values: Mapping[str, Any], family: str, where: str) -> None
         raise SdftError(f"{where}: hidden_act {act!r} is not supported; expected 'silu'")
     if family in ("qwen2", "qwen3") and values.get("use_sliding_window"):
         raise SdftError(f"{where}: use_sliding_window is not supported; expected full attention")
-    if "quantization_config" in values:
-        raise SdftError(f"{where}: quantised weights are not supported; expected the model in bf16, fp16 or fp32, or a GGUF")
+    if values.get("quantization_config") is not None:
+        raise SdftError(f"{where}: quantised weights are not supported; expected the model in bf16, fp16 or fp32, "
+                        "or a GGUF")

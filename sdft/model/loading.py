@@ -1,11 +1,12 @@
 """Loading a Hugging Face folder: config.json, and safetensors in one file or sharded.
 
-Every tensor is read straight into its place in the model, cast on the way, so that the peak is the model and one tensor.
+Every tensor is read straight into its place in the model, cast on the way, so that the peak is the model and one
+tensor.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -35,27 +36,44 @@ def load_config(folder: Path) -> LlamaConfig:
 def load_model(folder: Path, dtype: str | torch.dtype = "bfloat16", device: str | torch.device = "cpu") -> Llama:
     """Load the model in `folder` in eval mode, its weights in `dtype`.
 
-    Raises SdftError for a missing or damaged file, an unsupported architecture, and missing, unknown or misshapen tensors.
+    Raises SdftError for a missing or damaged file, an unsupported architecture, and missing, unknown or misshapen
+    tensors.
     """
     folder = Path(folder)
-    config, dtype, device = load_config(folder), as_dtype(dtype), as_device(device)
+    config, files = load_config(folder), weight_files(folder)
+    with ExitStack() as stack:
+        shards = {path: stack.enter_context(open_tensors(path)) for path in dict.fromkeys(files.values())}
+        held = {path: set(shard.keys()) for path, shard in shards.items()}
+        for name, path in files.items():
+            if name not in held[path]:
+                raise SdftError(f"{path}: expected {name}, as {INDEX} says, found no such tensor")
+        return build(config, files, lambda name: shards[files[name]].get_tensor(name), dtype, device,
+                     where=str(folder), asker="config.json")
+
+
+def build(config: LlamaConfig, names: Collection[str], read: Callable[[str], Tensor], dtype: str | torch.dtype,
+          device: str | torch.device, where: str, asker: str) -> Llama:
+    """The model of `config` in eval mode, its weights, offered by `names`, taken one by one from `read(name)`.
+
+    where: what the weights come from, and asker: what the configuration comes from, in the SdftError that tells of
+    missing, unknown and misshapen tensors.
+    """
+    dtype, device = as_dtype(dtype), as_device(device)
+    layers = {name.split(".")[2] for name in names if name.startswith("model.layers.")}
+    if len(layers) < config.num_hidden_layers:
+        raise SdftError(f"{where}: {asker} asks for {config.num_hidden_layers} layers, found the weights of {len(layers)}")
     with torch.device("meta"):
         model = Llama(config)
     wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    files = weight_files(folder)
-    _check_names(wanted, files, config, folder)
-    weights: dict[str, Tensor] = {}
-    for path in dict.fromkeys(files.values()):
-        with open_tensors(path) as file:
-            for name in file.keys():
-                if name in wanted and files[name] == path:
-                    weights[name] = _read(file, name, wanted[name], path, dtype, device)
-    return fill(model, weights)
-
-
-def fill(model: Llama, weights: dict[str, Tensor]) -> Llama:
-    """Give a model without storage its weights, in eval mode and ready to be trained in full."""
-    for name, weight in weights.items():
+    _check_names(wanted, names, config, where, asker)
+    for name, shape in wanted.items():
+        stored = read(name)
+        if tuple(stored.shape) != shape:
+            raise SdftError(f"{where}: {name} has shape {tuple(stored.shape)}, {asker} asks for {shape}")
+        if not stored.is_floating_point():
+            raise SdftError(f"{where}: {name} holds {str(stored.dtype).removeprefix('torch.')}; expected floating-point "
+                            "weights")
+        weight = torch.empty(shape, dtype=dtype, device=device).copy_(stored)   # aligned, and free of the file
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Parameter(weight))
     return model.eval()
@@ -76,8 +94,8 @@ def as_device(device: str | torch.device) -> torch.device:
         device = torch.device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SdftError(f"device: {device!s} cannot be used here ({str(error).splitlines()[0][:100]}); expected cpu, or cuda "
-                        "where a GPU is there") from error
+        raise SdftError(f"device: {device!s} cannot be used here ({str(error).splitlines()[0][:100]}); expected cpu, "
+                        "or cuda where a GPU is there") from error
     return device
 
 
@@ -86,7 +104,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
         shards = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(shards, dict):
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             raise SdftError(f"{folder / INDEX}: expected a weight_map from tensor names to files")
         missing = sorted({name for name in shards.values() if not (folder / name).is_file()})
         if missing:
@@ -108,24 +126,15 @@ def open_tensors(path: Path) -> Iterator:
         with safe_open(str(path), framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise SdftError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())}); it may be truncated: "
-                        "copy or download it again") from error
+        raise SdftError(f"{path}: not a readable safetensors file ({' '.join(str(error).split())}); it may be "
+                        "truncated: copy or download it again") from error
 
 
-def _check_names(wanted: dict[str, tuple[int, ...]], files: dict[str, Path], config: LlamaConfig, folder: Path) -> None:
-    missing = [name for name in wanted if name not in files]
+def _check_names(wanted: Collection[str], names: Collection[str], config: LlamaConfig, where: str, asker: str) -> None:
+    missing = [name for name in wanted if name not in names]
     if missing:
-        raise SdftError(f"{folder}: {len(missing)} tensors that config.json asks for are missing, first {missing[0]}")
-    extra = [name for name in files if name not in wanted and not name.endswith("rotary_emb.inv_freq")
+        raise SdftError(f"{where}: {len(missing)} tensors that {asker} asks for are missing, first {missing[0]}")
+    extra = [name for name in names if name not in wanted and not name.endswith("rotary_emb.inv_freq")
              and not (name == "lm_head.weight" and config.tie_word_embeddings)]
     if extra:
-        raise SdftError(f"{folder}: {len(extra)} tensors have no place in the model of config.json, first {extra[0]}")
-
-
-def _read(file, name: str, shape: tuple[int, ...], path: Path, dtype: torch.dtype, device: str | torch.device) -> Tensor:
-    stored = file.get_tensor(name)
-    if tuple(stored.shape) != shape:
-        raise SdftError(f"{path}: {name} has shape {tuple(stored.shape)}, config.json asks for {shape}")
-    if not stored.is_floating_point():
-        raise SdftError(f"{path}: {name} holds {str(stored.dtype).removeprefix('torch.')}; expected floating-point weights")
-    return torch.empty(shape, dtype=dtype, device=device).copy_(stored)     # a copy: aligned, and no longer tied to the file
+        raise SdftError(f"{where}: {len(extra)} tensors have no place in the model of {asker}, first {extra[0]}")
