@@ -71,7 +71,7 @@ def saved(tmp_path):
 
 def test_an_adapter_for_another_model_is_one_line_and_changes_nothing(saved):
     other = tiny_llama(hidden_size=64, head_dim=16)
-    with pytest.raises(SdftError, match=r"for another model: for model.layers.0.self_attn.q_proj it expects a weight of"):
+    with pytest.raises(SdftError, match="for another model: for model.layers.0.self_attn.q_proj it expects a"):
         load_adapter(other, saved)
     shallow = tiny_llama(num_hidden_layers=1)
     with pytest.raises(SdftError, match="it changes model.layers.1.self_attn.q_proj, which this model lacks"):
@@ -88,12 +88,23 @@ def test_damaged_adapters_are_one_line(saved):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(SdftError, match="not a readable safetensors file"):
         load_adapter(tiny_llama(), saved)
-    save_file({name: tensor for name, tensor in tensors.items() if "lora_A" in name}, str(path))
-    with pytest.raises(SdftError, match=r"expected .*lora_B.weight beside"):
-        load_adapter(tiny_llama(), saved)
+    head = {f"base_model.model.lm_head.{factor}.weight": torch.zeros(shape)
+            for factor, shape in (("lora_A", (4, 32)), ("lora_B", (97, 4)))}
+    for changed, message in (
+            ({name: tensor for name, tensor in tensors.items() if "lora_A" in name}, "found lora_A alone"),
+            ({name: tensor for name, tensor in tensors.items() if "lora_B" in name}, "found lora_B alone"),
+            (tensors | {"base_model.model.score.weight": torch.zeros(2, 2)}, "unexpected tensor .*score.weight"),
+            (tensors | head, "changes lm_head, which is not supported"),
+            ({name: tensor[:, :3] if "lora_B" in name else tensor[:3] for name, tensor in tensors.items()},
+             "to have rank 4, as adapter_config.json says, got 3 and 3")):
+        save_file({name: tensor.contiguous() for name, tensor in changed.items()}, str(path))
+        with pytest.raises(SdftError, match=message):
+            load_adapter(tiny_llama(), saved)
     path.write_bytes(data)
     for change, message in (({"use_dora": True}, "use_dora is not supported"), ({"peft_type": "IA3"}, "peft_type LORA"),
-                            ({"rank_pattern": {"q_proj": 2}}, "rank_pattern are not supported")):
+                            ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is not supported"),
+                            ({"init_lora_weights": "pissa"}, "changes the base weights too"),
+                            ({"lora_alpha": "x"}, "a number lora_alpha"), ({"r": None}, "expected r of at least 1")):
         (saved / "adapter_config.json").write_text(json.dumps(config | change))
         with pytest.raises(SdftError, match=message):
             load_adapter(tiny_llama(), saved)

@@ -1,4 +1,4 @@
-"""Model folders: one file or shards, what transformers wrote and what transformers reads, and everything that can be wrong."""
+"""Model folders: one file or shards, read from and by transformers, and everything that can be wrong with them."""
 import json
 
 import pytest
@@ -41,7 +41,7 @@ def test_transformers_loads_what_we_save(tmp_path, family):
     hf = hf_model(family)
     model = copy_of(hf)
     save_checkpoint(model, None, tmp_path)
-    theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path), dtype=torch.float32, attn_implementation="eager").eval()
+    theirs = AutoModelForCausalLM.from_pretrained(str(tmp_path), dtype=torch.float32, attn_implementation="eager")
     torch.testing.assert_close(theirs(TOKENS).logits, hf(TOKENS).logits, atol=0, rtol=0)
 
 
@@ -55,6 +55,19 @@ def test_a_merged_adapter_is_saved_and_an_unmerged_one_refused(tmp_path):
     merge(model)
     save_checkpoint(model, None, tmp_path)
     assert torch.equal(load_model(tmp_path, "float32")(TOKENS), model(TOKENS))
+
+
+def test_an_index_that_names_what_a_shard_lacks_is_one_line(tmp_path):
+    hf_model("llama2").save_pretrained(str(tmp_path), max_shard_size="20kB")
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    for weight_map, message in (
+            ({**index["weight_map"], "model.norm.weight": index["weight_map"]["model.embed_tokens.weight"]},
+             "expected model.norm.weight, as model.safetensors.index.json says, found no such tensor"),
+            ({"model.norm.weight": 1}, "expected a weight_map from tensor names to files")):
+        path.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(SdftError, match=message):
+            load_model(tmp_path)
 
 
 @pytest.fixture
@@ -72,9 +85,14 @@ def _change_tensors(folder, change):
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda t: t.pop("model.norm.weight"), "1 tensors that config.json asks for are missing, first model.norm.weight"),
-    (lambda t: t.update({"model.extra": torch.zeros(1)}), "1 tensors have no place in the model of config.json, first model.extra"),
-    (lambda t: t.update({"model.norm.weight": torch.zeros(7)}), r"model.norm.weight has shape \(7,\), config.json asks for \(32,\)"),
-    (lambda t: t.update({"model.norm.weight": torch.zeros(32, dtype=torch.int8)}), "holds int8; expected floating-point"),
+    (lambda t: t.update({"model.extra": torch.zeros(1)}),
+     "1 tensors have no place in the model of config.json, first model.extra"),
+    (lambda t: t.update({"model.norm.weight": torch.zeros(7)}),
+     r"model.norm.weight has shape \(7,\), config.json asks for \(32,\)"),
+    (lambda t: t.update({"model.norm.weight": torch.zeros(32, dtype=torch.int8)}),
+     "holds int8; expected floating-point"),
+    (lambda t: [t.pop(name) for name in list(t) if ".layers.2." in name],
+     "config.json asks for 3 layers, found the weights of 2"),
 ])
 def test_wrong_tensors_are_named(folder, change, message):
     _change_tensors(folder, change)
@@ -105,3 +123,12 @@ def test_damaged_folders_are_one_line(folder):
 def test_an_unknown_dtype_is_one_line(folder):
     with pytest.raises(SdftError, match="dtype: expected one of bfloat16, float16, float32, got 'int4'"):
         load_model(folder, "int4")
+
+
+def test_old_checkpoints_with_what_is_computed_load(folder):
+    """Checkpoints of 2023 hold the rotary frequencies; tied ones may hold the head beside the embedding."""
+    save_checkpoint(tiny_llama("smollm2"), None, folder)
+    expected = load_model(folder, "float32")(TOKENS)
+    _change_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone(),
+                                                "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}))
+    assert torch.equal(load_model(folder, "float32")(TOKENS), expected)

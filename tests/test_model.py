@@ -1,7 +1,7 @@
 """The mathematics against transformers: every family, logits and gradients, in fp32."""
 import pytest
 import torch
-from tiny import FAMILIES, copy_of, hf_config, hf_model, tiny_llama
+from tiny import FAMILIES, LLAMA3, SIZES, copy_of, hf_config, hf_model, tiny_llama
 
 from sdft.errors import SdftError
 from sdft.kernels.attention import DocumentAttention
@@ -62,14 +62,19 @@ def test_recomputing_activations_changes_no_gradient():
     ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE scaling 'yarn' is not supported"),
     ({"rope_scaling": {"type": "linear"}}, "needs factor"),
+    ({"rope_scaling": {"type": "linear", "factor": "x"}}, "expected factor to be a positive number, got 'x'"),
+    ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "low_freq_factor to be less than high_freq_factor"),
+    ({"rope_parameters": 8}, "expected the RoPE scaling to be an object, got 8"),
+    ({"rope_theta": -1}, "expected rope_theta to be a positive number, got -1"),
+    ({"num_hidden_layers": 10**30}, "expected num_hidden_layers to be a positive whole number, got 1000"),
+    ({"head_dim": 7}, "an even head_dim, got 4, 2 and 7"),
+    ({"model_type": None}, "a model without model_type is not supported"),
     ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window is not supported"),
     ({"num_key_value_heads": 3}, "multiple of num_key_value_heads"),
     ({"hidden_size": None}, "expected hidden_size to be a positive whole number, got None"),
     ({"quantization_config": {}}, "quantised weights are not supported"),
 ])
 def test_what_is_not_supported_is_refused_by_name(changes, message):
-    from tiny import SIZES
-
     with pytest.raises(SdftError, match=message):
         LlamaConfig.from_hf({**SIZES, "model_type": "llama", **changes})
 
@@ -77,3 +82,7 @@ def test_what_is_not_supported_is_refused_by_name(changes, message):
 def test_a_sliding_window_bounds_the_context():
     config = LlamaConfig.from_hf(hf_config("mistral").to_dict())
     assert config.context_length == 64
+    unsaid = LlamaConfig.from_hf({**SIZES, "model_type": "mistral", "max_position_embeddings": 32768})
+    assert unsaid.context_length == 4096                                    # transformers' default
+    none = LlamaConfig.from_hf({**SIZES, "model_type": "mistral", "sliding_window": None})
+    assert none.context_length == 128

@@ -1,6 +1,10 @@
-"""Adapters on disk, in PEFT's own format: adapter_model.safetensors and adapter_config.json. PEFT loads ours, we load PEFT's."""
+"""Adapters on disk, in PEFT's own format: adapter_model.safetensors and adapter_config.json.
+
+PEFT loads ours and we load PEFT's, of one rank and alpha for all layers (`peft`'s LoraConfig without its variants).
+"""
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,10 @@ from sdft.model.lora import LoRALinear, adapt, lora_layers, match_targets, remov
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
-UNSUPPORTED = ("use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices")
+UNSUPPORTED = ("use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias", "layer_replication",
+               "trainable_token_indices", "rank_pattern", "alpha_pattern", "target_parameters", "use_qalora")
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]      # layer name → A (R, in), B (out, R)
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")     # initialisations that take a part out of W itself
 
 
 def save_adapter(model: Llama, folder: Path, base_name: str = "") -> None:
@@ -39,7 +46,7 @@ def load_adapter(model: Llama, folder: Path) -> None:
     config, tensors = read_json(folder / CONFIG), read_tensors(folder / WEIGHTS)
     _check_config(config, folder / CONFIG)
     factors = _factors(tensors, folder / WEIGHTS)
-    _check_shapes(model, factors, folder)
+    _check_shapes(model, factors, config["r"], folder)
     remove_lora(model)
     model.requires_grad_(False)
     for name, (A, B) in factors.items():
@@ -54,46 +61,57 @@ def _config(model: Llama, layers: dict[str, LoRALinear], base_name: str) -> dict
     leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
     targets = leaves if match_targets(model, leaves) == list(layers) else list(layers)
     return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "r": layer.rank,
-            "lora_alpha": layer.alpha, "use_rslora": layer.rslora, "lora_dropout": layer.dropout, "target_modules": targets, "bias": "none", "inference_mode": True}
+            "lora_alpha": layer.alpha, "use_rslora": layer.rslora, "lora_dropout": layer.dropout,
+            "target_modules": targets, "bias": "none", "inference_mode": True}
 
 
 def _check_config(config: dict[str, Any], path: Path) -> None:
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA" or "lora_alpha" not in config:
-        raise SdftError(f"{path}: expected a PEFT configuration with peft_type LORA and lora_alpha")
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise SdftError(f"{path}: expected a PEFT configuration with peft_type LORA")
     for name in UNSUPPORTED:
         if config.get(name):
             raise SdftError(f"{path}: {name} is not supported; expected a plain LoRA adapter")
-    if config.get("alpha_pattern") or config.get("rank_pattern"):
-        raise SdftError(f"{path}: alpha_pattern and rank_pattern are not supported; expected one rank and alpha for all")
+    if str(config.get("init_lora_weights")).startswith(CHANGE_THE_BASE):
+        raise SdftError(f"{path}: init_lora_weights = {config['init_lora_weights']!r} is not supported: it changes the "
+                        "base weights too; convert the adapter to plain LoRA with peft")
     if config.get("bias", "none") != "none":
         raise SdftError(f"{path}: bias = {config['bias']!r} is not supported; expected 'none'")
+    rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout") or 0.0
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in (rank, alpha, dropout))
+    if not numbers or rank < 1 or not 0 <= dropout < 1:
+        raise SdftError(f"{path}: expected r of at least 1, a number lora_alpha and lora_dropout in [0, 1), got "
+                        f"{rank!r}, {alpha!r} and {dropout!r}")
 
 
-def _factors(tensors: dict[str, torch.Tensor], path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _factors(tensors: dict[str, torch.Tensor], path: Path) -> Factors:
     """Layer name → (A, B), from PEFT's tensor names."""
-    factors = {}
-    for key in tensors:
-        name = key.removeprefix(PREFIX)
-        if name.endswith(".lora_A.weight"):
-            name = name.removesuffix(".lora_A.weight")
-            partner = f"{key.removesuffix('.lora_A.weight')}.lora_B.weight"
-            if partner not in tensors:
-                raise SdftError(f"{path}: expected {partner} beside {key}, found none")
-            factors[name] = (tensors[key], tensors[partner])
-        elif not name.endswith(".lora_B.weight"):
-            raise SdftError(f"{path}: unexpected tensor {key}; expected the lora_A and lora_B weights of a LoRA adapter")
-    if not factors:
-        raise SdftError(f"{path}: expected the lora_A and lora_B weights of an adapter, found none")
-    return factors
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, factor = key.removeprefix(PREFIX).rpartition(".lora_")
+        if factor not in ("A.weight", "B.weight") or tensor.dim() != 2:
+            raise SdftError(f"{path}: unexpected tensor {key}; expected lora_A and lora_B matrices alone")
+        pairs.setdefault(name, {})[factor[0]] = tensor
+    if not pairs:
+        raise SdftError(f"{path}: expected the lora_A and lora_B matrices of an adapter, found none")
+    for name, pair in pairs.items():
+        if len(pair) < 2:
+            raise SdftError(f"{path}: expected lora_A and lora_B of {name}, found lora_{min(pair)} alone")
+    return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
 
 
-def _check_shapes(model: Llama, factors: dict[str, tuple[torch.Tensor, torch.Tensor]], folder: Path) -> None:
+def _check_shapes(model: Llama, factors: Factors, rank: int, folder: Path) -> None:
     modules = dict(model.named_modules())
     for name, (A, B) in factors.items():
         layer = modules.get(name)
+        if name == "lm_head":
+            raise SdftError(f"{folder}: the adapter changes lm_head, which is not supported; expected linear layers of "
+                            "the decoder alone")
         if not isinstance(layer, torch.nn.Linear):
             raise SdftError(f"{folder}: the adapter is for another model: it changes {name}, which this model lacks")
         wanted, given = tuple(layer.weight.shape), (B.shape[0], A.shape[1])
-        if wanted != given or A.shape[0] != B.shape[1]:
+        if wanted != given:
             raise SdftError(f"{folder}: the adapter is for another model: for {name} it expects a weight of {given}, "
                             f"this model has {wanted}")
+        if not A.shape[0] == B.shape[1] == rank:
+            raise SdftError(f"{folder}: expected lora_A and lora_B of {name} to have rank {rank}, as {CONFIG} says, "
+                            f"got {A.shape[0]} and {B.shape[1]}")

