@@ -1,0 +1,60 @@
+"""A decode step on device "cuda" without a GPU: FakeTensorMode raises at a host sync and at a wrong device.
+
+This shows that the step could be captured in a CUDA graph, not how fast it would be.
+"""
+from __future__ import annotations
+
+import pytest
+import torch
+from test_cuda_training import cuda_without_gpu, move_to_cuda  # noqa: F401
+from test_generate import NumberTokenizer, prompts
+from tiny import tiny_llama
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from sdft.generate import Request, Sampling, stream
+from sdft.generate.engine import Engine
+
+SETTINGS = [{}, {"temperature": 0.9, "top_k": 10, "top_p": 0.8}, {"temperature": 1.0, "repetition_penalty": 1.2}]
+
+
+REQUESTS = [Request(str(index), prompt) for index, prompt in enumerate(prompts(4, shared=5))]
+
+
+def engine_of(model, settings: dict) -> Engine:
+    return Engine(model, NumberTokenizer(), REQUESTS, Sampling(max_new_tokens=8, **settings), batch_size=4)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_prefill_and_step_need_no_host_sync_and_stay_on_their_device(cuda_without_gpu, dtype, settings):  # noqa: F811
+    model = tiny_llama().to(dtype).requires_grad_(False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        move_to_cuda(model)
+        engine = engine_of(model, settings)
+        buffers = [x for x in (engine.tokens, engine.positions, engine.counts, engine.uniforms, engine.seen) if x is not None]
+        engine.share()
+        ends = [row.capacity for row in engine.waiting]
+        chosen = [engine.step(ends) for _ in range(2)]
+        assert all(tokens.shape == (4,) and tokens.device.type == "cuda" for tokens in chosen)
+        assert {x.device.type for x in buffers} == {"cuda"}
+        after = [x for x in (engine.tokens, engine.positions, engine.counts, engine.uniforms, engine.seen) if x is not None]
+        assert all(x is y for x, y in zip(buffers, after, strict=True))         # static: a captured graph finds them again
+        with pytest.raises(DataDependentOutputException):                       # the mode does raise at a host sync
+            chosen[0].tolist()
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_steps_of_one_shape_write_what_the_engine_writes(settings):
+    """As a graph is replayed: always all rows, always the whole cache; rows that have finished run along, unread."""
+    model = tiny_llama().requires_grad_(False)
+    engine = engine_of(model, settings)
+    outputs = stream(model, NumberTokenizer(), REQUESTS, engine.sampling, batch_size=4, speculation=False)
+    expected = {output.id: output for output in outputs}
+    ends = [row.capacity for row in engine.waiting]
+    with torch.inference_mode():
+        engine.share()
+        engine.admit()
+        chosen = [engine.tokens.clone(), *(engine.step(ends) for _ in range(7))]
+    for place, row in enumerate(engine.rows):
+        written = expected[row.request.id].tokens
+        assert [int(tokens[place]) for tokens in chosen][: len(written)] == written
