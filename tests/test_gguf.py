@@ -89,7 +89,7 @@ def _divisors(hf):
 
 
 def test_llama_3s_rope_scaling_is_read_from_its_divisors(tmp_path):
-    hf = hf_model("llama3.1", rope_scaling=LLAMA3, head_dim=32, max_position_embeddings=131072)
+    hf = hf_model("llama3.1", rope_scaling=dict(LLAMA3), head_dim=32, max_position_embeddings=131072)
     divisors = _divisors(hf)
     assert divisors.min() == 1 and len(set(divisors.tolist())) == 3         # kept, blended and slowed
     path = _export(tmp_path / "m.gguf", hf, "llama", {"rope_freqs.weight": (divisors, "F32")})
