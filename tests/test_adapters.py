@@ -33,6 +33,8 @@ def test_peft_loads_ours(tmp_path, settings):
     theirs = PeftModel.from_pretrained(hf, str(tmp_path)).eval()
     torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, **TOLERANCE)
     assert not torch.allclose(model(TOKENS), copy_of(hf_model("llama2"))(TOKENS), atol=1e-2)
+    adapted = [name for name, _ in theirs.named_parameters() if ".lora_A." in name]
+    assert len(adapted) == len(lora_layers(model))          # no layer more, though one of zeros would compute the same
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -127,6 +127,10 @@ def test_unsupported_types_and_damaged_files_are_one_line(tmp_path):
         path.write_bytes(data[:cut])
         with pytest.raises(SdftError, match=message):
             GGUF(path).tensor("x")
+    at = data.find(b"x", data.find(b"general.architecture") + 40) + 1          # behind the tensor's name: its dimensions
+    path.write_bytes(data[:at] + b"\x05" + data[at + 1 :])
+    with pytest.raises(SdftError, match="a tensor of 5 dimensions in the header; the file is corrupt"):
+        GGUF(path)
     path.write_bytes(b"XXXX" + data[4:])
     with pytest.raises(SdftError, match="expected a GGUF file"):
         GGUF(path)

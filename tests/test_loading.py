@@ -20,6 +20,7 @@ def test_a_folder_of_transformers_loads(tmp_path, family):
     hf.save_pretrained(str(tmp_path))
     model = load_model(tmp_path, "float32")
     assert torch.equal(model(TOKENS), copy_of(hf)(TOKENS))
+    assert not model.training
     half = load_model(tmp_path, "bfloat16")
     assert half.dtype == torch.bfloat16 and all(weight.dtype == torch.bfloat16 for weight in half.parameters())
 

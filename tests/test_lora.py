@@ -34,6 +34,9 @@ def test_off_is_the_seed_and_on_is_not():
     on = model(TOKENS)
     with adapter_off(model):
         assert torch.equal(model(TOKENS), seed)
+        with adapter_off(model):
+            pass
+        assert torch.equal(model(TOKENS), seed)             # the inner one leaves it as it found it
     assert torch.equal(model(TOKENS), on) and not torch.allclose(on, seed)
 
 

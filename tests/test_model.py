@@ -79,6 +79,15 @@ def test_what_is_not_supported_is_refused_by_name(changes, message):
         LlamaConfig.from_hf({**SIZES, "model_type": "llama", **changes})
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_what_is_not_said_has_transformers_default(family):
+    from transformers import AutoConfig
+
+    said = {**SIZES, "model_type": family}
+    theirs = AutoConfig.for_model(**said).to_dict()
+    assert LlamaConfig.from_hf(said) == LlamaConfig.from_hf(theirs)
+
+
 def test_a_sliding_window_bounds_the_context():
     config = LlamaConfig.from_hf(hf_config("mistral").to_dict())
     assert config.context_length == 64

@@ -89,8 +89,6 @@ class LlamaConfig:
             del values[ours]
         if self.model_type != "llama":
             del values["mlp_bias"]
-        if self.model_type == "qwen2":
-            del values["attention_bias"]
         if self.model_type == "mistral":
             values["sliding_window"] = self.sliding_window
         values["rope_scaling"] = dict(self.rope_scaling) or None
