@@ -5,8 +5,9 @@
 
 Both train a rank-8 adapter on q_proj and v_proj of a bf16 base with AdamW, 8 records a step. Each step is run by both, one
 right after the other, the order alternating, so that what else the machine does hits both; the ratio is the median over
-the steps. Tokens are those of the records, without padding. The share of the matrix-product peak counts the products that
-a step cannot do without: every frozen matrix forward and once backward, the head on the target rows, causal attention.
+the steps. Tokens are those of the records, without padding, however often a side computes them: sdft computes what the
+records of a step begin with once. The share of the matrix-product peak counts the products that a step cannot do without:
+every frozen matrix forward and once backward, the head on the target rows, causal attention.
 """
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from sdft.tasks import load_task
 from sdft.text.chat import Example, encode_example
 from sdft.text.templates import get_template
 from sdft.train import TrainSettings
-from sdft.train.batches import pack_within
+from sdft.train.batches import pack, pack_within
 from sdft.train.loop import gradient
 from sdft.train.objectives import Objective, cross_entropy
 from sdft.train.optimiser import adamw
@@ -48,7 +49,7 @@ class Ours:
 
     def step(self, examples: Sequence[Example]) -> float:
         """One optimiser step on `examples`; returns the loss per target token."""
-        batches = pack_within(examples, self.settings.micro_tokens)
+        batches = pack_within(examples, self.settings.micro_tokens, share=True)
         loss = gradient(self.model, batches, self.objective, self.settings.checkpoint)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
         self.optimiser.step()
@@ -96,17 +97,19 @@ def workload(tokenizer, task_name: str, data: Path | None, records: int) -> list
     return [examples[start : start + BATCH] for start in range(0, len(examples), BATCH)]
 
 
-def needed_flops(model: Llama, examples: Sequence[Example]) -> float:
-    """Floating-point operations of the matrix products of a step, forward and backward, base frozen."""
+def needed_flops(model: Llama, examples: Sequence[Example], share: bool) -> float:
+    """Floating-point operations of the matrix products of a step, forward and backward, base frozen.
+
+    With `share`, what the examples begin with counts once, as sdft computes it.
+    """
     config = model.config
     width = config.num_attention_heads * config.head_dim
     frozen = sum(weight.numel() for name, weight in model.named_parameters()
                  if weight.dim() == 2 and "layers." in name and "lora" not in name)
-    tokens = sum(len(example.tokens) for example in examples)
-    targets = sum(sum(example.mask[1:]) for example in examples)
-    pairs = sum(len(example.tokens) ** 2 / 2 for example in examples)               # a query and a key it sees
+    batch = pack(examples, share)
+    pairs = sum(position + 1 for position in batch.positions.tolist())              # a query and a key it sees
     attention = 6 * 2 * pairs * width * config.num_hidden_layers                    # 2 products forward, 4 backward
-    return 4 * frozen * tokens + 4 * config.vocab_size * config.hidden_size * targets + attention
+    return 4 * frozen * len(batch.tokens) + 4 * config.vocab_size * config.hidden_size * batch.targets + attention
 
 
 def matmul_peak(clock: Callable[[], float], size: int = 3072) -> float:
@@ -149,7 +152,7 @@ def main() -> None:
     peak = max(peak, matmul_peak(clock))
 
     tokens = [sum(len(example.tokens) for example in examples) for examples in steps]
-    flops = [needed_flops(model, examples) for examples in steps]
+    flops = {name: [needed_flops(model, examples, share=name == "sdft") for examples in steps] for name in sides}
     result = {"benchmark": "training", "task": args.task, "records": sum(map(len, steps)), "tokens": sum(tokens),
               "threads": torch.get_num_threads(), "micro_tokens": args.micro_tokens, "checkpoint": args.checkpoint,
               "clock": clock.__name__,
@@ -159,7 +162,7 @@ def main() -> None:
     print(f"{'':24}{'tokens/s':>10}{'share of peak':>15}{'mean loss':>11}")
     for name in sides:
         speed = statistics.median(n / s for n, s in zip(tokens, seconds[name]))
-        share = statistics.median(f / s for f, s in zip(flops, seconds[name])) / peak
+        share = statistics.median(f / s for f, s in zip(flops[name], seconds[name])) / peak
         print(f"{name:24}{speed:>10.0f}{share:>14.0%}{statistics.mean(losses[name]):>11.3f}")
         result[name] = {"tokens_per_second": round(speed, 1), "share_of_peak": round(share, 3)}
     ratio = statistics.median(theirs / ours for ours, theirs in zip(*(seconds[name] for name in sides)))

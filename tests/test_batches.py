@@ -25,6 +25,55 @@ def test_a_first_token_that_is_marked_cannot_be_learned():
     assert pack([B, everything]).labels.tolist() == [21, 2, -100, 6, 7, -100]
 
 
+def beginning_with(*parts: tuple[int, ...], learned: int = 2, id: str = "") -> Example:
+    """An example of the tokens of `parts`, the last `learned` of which are learned."""
+    tokens = [token for part in parts for token in part]
+    return Example(id, tokens, [False] * (len(tokens) - learned) + [True] * learned)
+
+
+SYSTEM, ASK, TELL = tuple(range(100, 120)), tuple(range(200, 218)), tuple(range(300, 316))
+
+
+def test_what_examples_begin_with_stands_once_and_every_document_reads_as_before():
+    """Two of the four share more than the system text; one differs within its first tokens, one shares too few."""
+    examples = [beginning_with(SYSTEM, ASK, (1, 2)), beginning_with(SYSTEM, TELL, (3, 4)),
+                beginning_with((9,), SYSTEM, (5, 6)), beginning_with(SYSTEM, ASK, (1, 7, 8), learned=3)]
+    batch = pack(examples, share=True)
+    # the labels of SYSTEM ASK's last token differ ("1" twice, but learned): it is shared up to the token before
+    assert batch.segments == [20, 17, 3, 4, 18, 23] and batch.parents == [-1, 0, 1, 1, 0, -1]
+    assert len(batch.tokens) == sum(batch.segments) == 85 and sum(batch.lengths) == 20 * 3 + 18 * 2 + 16 + 21 + 2 * 3 + 3
+    begins = [sum(batch.segments[:i]) for i in range(6)]
+
+    def read(segment: int) -> list[tuple[int, int]]:
+        """(position, token) of the whole document that ends with `segment`."""
+        before = read(batch.parents[segment]) if batch.parents[segment] >= 0 else []
+        rows = slice(begins[segment], begins[segment] + batch.segments[segment])
+        return before + list(zip(batch.positions[rows].tolist(), batch.tokens[rows].tolist()))
+
+    leaves = {0: 2, 1: 4, 2: 5, 3: 3}                               # by the order in which the branches were met
+    for index, segment in leaves.items():
+        assert read(segment) == list(enumerate(examples[index].tokens))
+    assert batch.counts == [2, 2, 2, 3] and batch.targets == 9
+    learned = [token for example in examples for token, own in zip(example.tokens, example.mask) if own]
+    assert batch.labels[batch.rows].tolist() == learned             # document by document, in the order given
+
+
+def test_a_beginning_that_is_learned_or_short_is_not_shared():
+    conversation = beginning_with(SYSTEM, ASK, learned=30)          # learned from its 9th token on
+    assert pack([conversation, conversation], share=True).parents == [-1, -1]
+    short = [beginning_with(SYSTEM[:12], (n, n)) for n in (1, 2)]
+    assert pack(short, share=True).parents == [-1, -1]
+    assert pack(short).parents == [-1, -1] and pack([beginning_with(SYSTEM, (1, 2))] * 2).parents == [-1, -1]
+
+
+def test_packs_with_shared_beginnings_hold_more_and_stay_within_the_limit():
+    examples = [beginning_with(SYSTEM, ASK, (n, n), id=str(n)) for n in range(8)]
+    for limit in (60, 100, 200):
+        packs, apart = pack_within(examples, limit, share=True), pack_within(examples, limit)
+        assert [id for batch in packs for id in batch.ids] == [str(n) for n in range(8)]
+        assert all(len(batch.tokens) <= limit for batch in packs) and len(packs) < len(apart)
+
+
 def test_packs_hold_whole_examples_in_order_within_the_limit():
     assert [batch.ids for batch in pack_within([A, B, A, B, B], 8)] == [["a", "b"], ["a", "b"], ["b"]]
     assert [batch.ids for batch in pack_within([B, A, B], 4)] == [["b"], ["a"], ["b"]]       # a is longer: alone

@@ -9,9 +9,9 @@ from tiny_chat import byte_tokenizer, tiny_chat_model
 
 import sdft.measure.drift as module
 from sdft.errors import SdftError
-from sdft.measure.drift import drift, seed_answers, token_drift
+from sdft.measure.drift import drift, seed_answers, seed_view, token_drift
 from sdft.measure.texts import compare_texts
-from sdft.model.lora import add_lora, adapter_off, lora_layers
+from sdft.model.lora import add_lora, adapter_off, lora_layers, merge
 from sdft.tasks.base import Item, Suite
 
 ITEMS = [Item(f"g{i}", [{"role": "user", "content": f"Tell me about {i}."}]) for i in range(4)]
@@ -52,15 +52,21 @@ def test_drift_is_the_mean_kl_over_the_tokens_of_all_answers(monkeypatch, rows):
     monkeypatch.setattr(module, "ROWS", rows)
     model, seed, examples = adapted(), tiny_chat_model(), seed_answers(byte_tokenizer(), SUITE, ROWS)
     parts = [plain(model, seed, example) for example in examples]
-    for row, (kl, same) in zip(token_drift(model, examples), parts, strict=True):
-        assert row["kl"] == pytest.approx(kl.mean().item(), rel=1e-4)         # fp32 against fp64
-        assert row["top1"] == same.mean().item() and row["tokens"] == len(kl)
+    for row, (kl, same) in zip(token_drift(model, seed_view(model, examples)), parts, strict=True):
+        assert row["kl"] == pytest.approx(kl.tolist(), rel=1e-3, abs=1e-6)      # fp32 against fp64
+        assert row["top1"] == same.bool().tolist()
+    first = torch.stack([kl[0] for kl, _ in parts])
+    second = torch.cat([kl[1:8] for kl, _ in parts])
     kl, same = (torch.cat(part) for part in zip(*parts))
-    found = drift(model, examples)
+    found = drift(model, seed_view(model, examples))
     assert found["kl"] == pytest.approx(kl.mean().item(), rel=1e-4) and found["kl"] > 0.01
     assert found["top1"] == pytest.approx(same.mean().item())
     assert (found["tokens"], found["n"]) == (len(kl), 3)
     assert found["kl_low"] < found["kl"] < found["kl_high"]
+    assert [(band["first"], band["last"], band["tokens"]) for band in found["by_position"]] == [
+        (1, 1, 3), (2, 8, len(second)), (9, 11, len(kl) - 3 - len(second))]
+    assert [band["kl"] for band in found["by_position"][:2]] == pytest.approx(
+        [first.mean().item(), second.mean().item()], rel=1e-4)
 
 
 def test_the_direction_is_from_the_seed():
@@ -74,7 +80,7 @@ def test_the_direction_is_from_the_seed():
 
 def test_an_adapter_that_changes_nothing_has_no_drift_and_is_on_again_afterwards():
     model, examples = adapted(size=0), seed_answers(byte_tokenizer(), SUITE, ROWS)
-    found = drift(model, examples)
+    found = drift(model, seed_view(model, examples))
     assert found["kl"] == 0 and found["top1"] == 1
     assert all(layer.enabled for layer in lora_layers(model).values())
 
@@ -83,9 +89,10 @@ def test_full_fine_tuning_is_compared_with_a_second_model():
     model, examples = adapted(), seed_answers(byte_tokenizer(), SUITE, ROWS)
     with adapter_off(model):
         seed = copy.deepcopy(model)
-    assert drift(model, examples, seed)["kl"] == pytest.approx(drift(model, examples)["kl"], rel=1e-5)
-    with pytest.raises(SdftError, match="adapter off; load an adapter"):
-        drift(tiny_chat_model(), examples)
+    tuned = adapted()
+    merge(tuned)                                            # as full fine-tuning leaves it: other weights, no adapter
+    found = drift(tuned, seed_view(seed, examples))["kl"]
+    assert found == pytest.approx(drift(model, seed_view(model, examples))["kl"], rel=1e-5)
 
 
 def test_texts_are_compared_by_id():

@@ -9,7 +9,7 @@ from tiny_chat import VOCABULARY, byte_tokenizer, records, tiny_chat_model
 
 import sdft.measure.gap as module
 from sdft.errors import SdftError
-from sdft.measure.gap import gap, target_nll
+from sdft.measure.gap import gap, gaps, target_nll
 from sdft.text.chat import Example, encode_example
 from sdft.text.templates import get_template
 
@@ -48,6 +48,21 @@ def test_the_mean_over_records_counts_every_token_once(examples):
     assert found["tokens"] == len(nlls) and len(found["records"]) == 7
     assert found["nll"] == pytest.approx(sum(nlls) / len(nlls), abs=1e-5)
     assert found["perplexity"] == pytest.approx(math.exp(found["nll"]))
+
+
+def test_sets_of_targets_for_the_same_prompts_have_the_gap_that_each_has_alone(examples, monkeypatch, capsys):
+    """The second set lacks a record and holds one that does not fit; the prompts are shared in packs of any size."""
+    others = [Example(e.id, [*e.tokens[:-4], 7, 8, *e.tokens[-4:]], [*e.mask[:-4], True, True, *e.mask[-4:]])
+              for e in examples[1:]] + [Example("long", [1] * 600, [True] * 600)]
+    model = tiny_chat_model()
+    for pack in (4096, 150):
+        monkeypatch.setattr(module, "PACK", pack)
+        found = gaps(model, {"original": examples, "distilled": others})
+        for name, alone in (("original", gap(model, examples)), ("distilled", gap(model, others[:-1]))):
+            assert [row["id"] for row in found[name]["records"]] == [row["id"] for row in alone["records"]]
+            assert found[name]["nll"] == pytest.approx(alone["nll"], abs=1e-5)
+            assert found[name]["tokens"] == alone["tokens"]
+    assert "gap, distilled: left out 1 of 7 records" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_or_has_no_target_is_told(examples, capsys):

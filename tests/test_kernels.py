@@ -14,6 +14,7 @@ from sdft.kernels.rope import rope, rope_plain
 from sdft.kernels.swiglu import swiglu, swiglu_plain
 
 LENGTHS = [5, 1, 9, 4]          # Σ 19 packed tokens
+PARENTS = [-1, 0, 1, 0]         # the documents 0, 0-1-2 and 0-3; segment 3 does not touch its parent
 N = sum(LENGTHS)
 LABELS = torch.tensor([3, -100, 0, 10, 3, -100, 7] + list(range(12)))
 
@@ -33,6 +34,8 @@ CASES = {
                              lambda dtype: (LABELS, torch.linspace(0.5, 2, N))),
     "attention": (causal_attention, causal_attention_plain, [(N, 4, 6), (N, 2, 6), (N, 2, 6)],
                   lambda dtype: (LENGTHS,)),
+    "attention over a tree": (causal_attention, causal_attention_plain, [(N, 4, 6), (N, 2, 6), (N, 2, 6)],
+                              lambda dtype: (LENGTHS, PARENTS)),
 }
 
 
@@ -93,6 +96,23 @@ def test_documents_do_not_see_each_other():
     changed[14:] += 100                                                 # the last token of document 2, and document 3
     torch.testing.assert_close(causal_attention(q, changed, v, LENGTHS)[:14], packed[:14], rtol=0, atol=0)
     torch.testing.assert_close(DocumentAttention(LENGTHS)(3, q, k, v), packed, rtol=0, atol=0)
+
+
+def test_a_shared_beginning_is_that_of_each_document():
+    """Output and gradients are those of the documents written out, the beginning's gradients summed over them."""
+    shapes = [(9, 4, 6), (9, 2, 6), (9, 2, 6)]                          # 4 shared tokens, then 3 of a and 2 of b
+    tree, whole = inputs(shapes, torch.float64), inputs(shapes, torch.float64)
+    written_out = [torch.cat((x, x[:4], x[7:])) for x in whole]         # 4 + 3, (b's alone), 4 + 2
+    outputs = causal_attention(*tree, [4, 3, 2], [-1, 0, 0])
+    expected = causal_attention(*(torch.cat((x[:7], x[9:])) for x in written_out), [7, 6])
+    expected_rows = torch.cat((expected[:7], expected[11:]))
+    torch.testing.assert_close(outputs, expected_rows)
+    torch.testing.assert_close(expected[:4], expected[7:11])
+    weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights[:4] = 0                                                     # written out, the beginning stands there twice
+    for a, b in zip(torch.autograd.grad((outputs * weights).sum(), tree),
+                    torch.autograd.grad((expected_rows * weights).sum(), whole), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_lora_linear_keeps_leading_dimensions_and_fp32_factors():

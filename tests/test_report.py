@@ -22,7 +22,9 @@ def _arm(mean, kl, total, rng, trained=True):
     suite = {"metric": "accuracy", "mean": mean, "low": mean - .05, "high": mean + .04, "n": 8, "tokens_mean": 20.0,
              "by_kind": {"life": mean, "cargo": 0.5}}
     general = {"kl": kl, "kl_low": kl * .8, "kl_high": kl * 1.2, "top1": 1 - kl, "tokens": 300, "length_mean": 30.5,
-               "lengths": rng.integers(5, 60, 6).tolist(), "rouge_l": 0.5, "n": 6}
+               "lengths": rng.integers(5, 60, 6).tolist(), "rouge_l": 0.5, "n": 6,
+               "by_position": [{"first": first, "last": last, "kl": kl * factor, "tokens": 100}
+                               for first, last, factor in ((1, 1, 10), (2, 8, 2), (9, 60, 0.5))]}
     arm = {"suites": {"passages": suite, "instructions": dict(suite)}, "general": general}
     if trained:
         for row in arm["suites"].values():
@@ -75,7 +77,7 @@ def test_the_page_is_one_file_without_network_or_script(folder):
     page = write_report(folder).read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "<script" not in page and "http" not in re.sub(r"base64,[^\"]*", "", page)
-    assert page.count("<img") == 5
+    assert page.count("<img") == 6
 
 
 def test_the_page_shows_the_numbers_of_the_run(folder):
@@ -100,6 +102,7 @@ def test_conclusions_follow_the_intervals(folder):
     told = " ".join(findings(read_run(folder)))
     assert "nearer to the seed: 5.33 → 0.60" in told and "0.68 times as far under sdft" in told
     assert "the intervals overlap" in told          # 0.118–0.176 against 0.080–0.120
+    assert "first token sft drifted 1.47 nats and sdft 1.00; from token 9 on, 0.073 and 0.050" in told
 
 
 def test_a_run_without_optional_parts_still_reports(folder):

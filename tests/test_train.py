@@ -43,7 +43,7 @@ def adapted(dtype=torch.float32, **options):
 
 def test_the_loss_is_the_mean_over_the_tokens_of_the_whole_step():
     model, factors = adapted()
-    records = examples(5)
+    records = examples(5, shared=20)
     total, count = 0.0, 0
     for record in records:                                              # one by one, over all logits, by plain torch
         logits = model(torch.tensor([record.tokens]))[0, :-1]
@@ -52,8 +52,10 @@ def test_the_loss_is_the_mean_over_the_tokens_of_the_whole_step():
         total += torch.nn.functional.cross_entropy(logits[learned], targets, reduction="sum")
         count += int(learned.sum())
     direct = torch.autograd.grad(total / count, factors)
-    for limit in (1, 30, 10_000):                                       # 5 packs, some, 1
-        loss = gradient(model, pack_within(records, limit), cross_entropy)
+    for limit, share in ((1, False), (80, False), (10_000, False), (70, True), (10_000, True)):     # 5 packs, some, 1
+        batches = pack_within(records, limit, share)
+        assert share == any(parent >= 0 for batch in batches for parent in batch.parents)
+        loss = gradient(model, batches, cross_entropy)
         torch.testing.assert_close(loss, (total / count).detach(), rtol=1e-5, atol=1e-6)
         for factor, expected in zip(factors, direct, strict=True):
             torch.testing.assert_close(factor.grad, expected, rtol=1e-4, atol=1e-6)     # fp32 sums in another order
@@ -87,7 +89,7 @@ def test_no_gradient_below_the_first_adapted_layer():
 def test_twenty_steps_equal_peft_with_torchs_adamw(tmp_path):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     settings = replace(SETTINGS, epochs=5, warmup=3, weight_decay=0.1, clip=0.5)
-    records = examples(16)
+    records = examples(16, shared=20)
     ours = tiny_model()
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**HF_CONFIG))
     theirs.load_state_dict(ours.state_dict(), strict=False)     # the tied head has no name of its own in ours

@@ -27,13 +27,14 @@ def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> Llama:
     return model.to(dtype)
 
 
-def examples(count: int, seed: int = 0, longest: int = 24) -> list[Example]:
-    """Examples of 6 to `longest` tokens, the second half of each to be learned."""
+def examples(count: int, seed: int = 0, longest: int = 24, shared: int = 0) -> list[Example]:
+    """Examples of 6 to `longest` tokens, the second half of each to be learned, behind `shared` tokens common to all."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for index in range(count):
         length = int(torch.randint(6, longest + 1, (), generator=generator))
         tokens = torch.randint(VOCABULARY, (length,), generator=generator).tolist()
-        prompt = length // 2
+        tokens = [*range(shared), *tokens]
+        length, prompt = shared + length, shared + length // 2
         made.append(Example(f"record-{index}", tokens, [False] * prompt + [True] * (length - prompt)))
     return made

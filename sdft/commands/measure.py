@@ -69,7 +69,7 @@ def _gap(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 def _drift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     from sdft.experiment.lab import first, sampling
     from sdft.measure.abilities import evaluate
-    from sdft.measure.drift import drift, seed_answers
+    from sdft.measure.drift import drift, seed_answers, seed_view
     from sdft.model.lora import adapter_off
     from sdft.tasks import general_suite
 
@@ -78,4 +78,4 @@ def _drift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     with adapter_off(model):
         rows = evaluate(model, tokenizer, suite, Path(options.out) / "general.jsonl",
                         sampling(config, suite.max_new_tokens), config.generate.rows, config.model.chat)
-    return drift(model, seed_answers(tokenizer, suite, rows, config.model.chat))
+    return drift(model, seed_view(model, seed_answers(tokenizer, suite, rows, config.model.chat)))

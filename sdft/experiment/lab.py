@@ -17,7 +17,7 @@ from sdft.experiment.config import Config
 from sdft.files import Journal
 from sdft.generate import Sampling
 from sdft.measure.abilities import against, evaluate, summarise
-from sdft.measure.drift import seed_answers
+from sdft.measure.drift import SeedView, seed_answers, seed_view
 from sdft.measure.texts import compare_texts
 from sdft.model.llama import Llama
 from sdft.model.lora import match_targets, remove_lora
@@ -115,6 +115,11 @@ class Lab:
     def seed_answers(self) -> list[Example]:
         """The seed's own answers to the general prompts, on which drift is measured."""
         return seed_answers(self.tokenizer, self.general, self.answers["seed"][self.general.name], self.chat)
+
+    @cached_property
+    def seed_view(self) -> SeedView:
+        """What the seed makes of these answers, computed before the first arm is set against it."""
+        return seed_view(self.seed, self.seed_answers)
 
 
 def sampling(config: Config, max_new_tokens: int) -> Sampling:

@@ -11,7 +11,7 @@ from typing import Any
 from sdft.distill import audit, choose, mix, rewrite_records, write_distilled
 from sdft.experiment.lab import Lab
 from sdft.measure.drift import drift
-from sdft.measure.gap import gap
+from sdft.measure.gap import gaps
 from sdft.measure.weights import shift
 from sdft.train import train
 
@@ -36,8 +36,7 @@ def compare(lab: Lab) -> dict[str, Any]:
 
     # The gap: how surprising the targets are to the seed, before and after.
     with lab.timed("gap"):
-        measures = {"gap": {"original": gap(seed, examples["sft"], "gap, original"),
-                            "distilled": gap(seed, examples["sdft"], "gap, distilled")},
+        measures = {"gap": gaps(seed, {"original": examples["sft"], "distilled": examples["sdft"]}),
                     "audit": audit(records, rewrites, distilled, mixed, lab.ratio, tokenizer)}
     measures["arms"] = {"seed": lab.abilities("seed", seed)}
 
@@ -48,7 +47,7 @@ def compare(lab: Lab) -> dict[str, Any]:
             training = train(model, targets, lab.settings, lab.folder / arm, base_name=lab.model_name)
         measures["arms"][arm] = lab.abilities(arm, model)
         with lab.timed(f"drift {arm}"):
-            measures["arms"][arm]["general"] |= drift(model, lab.seed_answers, lab.other_seed(model), f"drift, {arm}")
+            measures["arms"][arm]["general"] |= drift(model, lab.seed_view, f"drift, {arm}")
         measures["arms"][arm] |= {"shift": shift(model, lab.other_seed(model)), "training": training}
         lab.give_back(model)
     return measures

@@ -3,27 +3,32 @@
     KL(π₀ ‖ π) = Σ_v π₀(v) · (log π₀(v) − log π(v))      nats, at every token of answers y ~ π₀ of the seed
 
 averaged over the tokens of all answers. On general prompts it is what best predicts forgetting (arXiv 2509.04259). The
-seed is the same model with its adapter off, so no second model is loaded.
+seed is the same model with its adapter off, so no second model is loaded; what it makes of the answers is computed once.
 
-    from sdft.measure.drift import drift, seed_answers
-    print(drift(model, seed_answers(tokenizer, suite, seed_rows))["kl"])
+    from sdft.measure.drift import drift, seed_answers, seed_view
+    print(drift(model, seed_view(model, seed_answers(tokenizer, suite, seed_rows)))["kl"])
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sdft.errors import SdftError
-from sdft.measure.gap import ROWS, packed, target_counts, target_hidden
+from sdft.measure.gap import ROWS, fitting, packed, target_hidden
 from sdft.measure.statistics import bootstrap_ratio
 from sdft.model.llama import Llama
-from sdft.model.lora import adapter_off, lora_layers
+from sdft.model.lora import adapter_off
 from sdft.tasks.base import Suite
 from sdft.text.chat import Example, encode_example
+
+PLACES = (1, 2, 9, 33, 129)                 # of a token in its answer: where each band begins
 
 
 def seed_answers(tokenizer, suite: Suite, rows: Sequence[dict[str, Any]], chat: str | None = None) -> list[Example]:
@@ -48,42 +53,61 @@ def _without_end(example: Example) -> Example:
     return replace(example, mask=[learned and index != last for index, learned in enumerate(example.mask)])
 
 
-def drift(model: Llama, answers: Sequence[Example], seed: Llama | None = None, desc: str = "drift") -> dict[str, Any]:
-    """The drift of `model` from its seed on answers of the seed's.
+@dataclass(frozen=True)
+class SeedView:
+    """What the seed makes of its own answers, kept to be set against one tuned model after another."""
 
-    kl, kl_low, kl_high: forward KL in nats per token, with its 95 % bootstrap interval over the answers; top1: the
-    share of tokens where both have the same most probable one; tokens, n: how many tokens, of how many answers. seed:
-    the seed model, where it is not `model` with its adapter off (full fine-tuning).
-    """
-    rows = token_drift(model, answers, seed, desc)
-    tokens = [row["tokens"] for row in rows]
-    kl, low, high = bootstrap_ratio([row["kl"] * row["tokens"] for row in rows], tokens)
-    top1 = sum(row["top1"] * row["tokens"] for row in rows) / sum(tokens)
-    return {"kl": kl, "kl_low": low, "kl_high": high, "top1": top1, "tokens": sum(tokens), "n": len(rows)}
+    answers: list[Example]
+    hidden: list[Tensor]            # the last hidden states (n, D) of the target rows, pack by pack
+    head: Tensor                    # (V, D), which makes logits of them
 
 
 @torch.inference_mode()
-def token_drift(model: Llama, answers: Sequence[Example], seed: Llama | None = None,
-                desc: str = "drift") -> list[dict[str, Any]]:
-    """The drift on every answer by itself: id, kl (nats per token), top1 (a share), tokens."""
-    if seed is None and not lora_layers(model):
-        raise SdftError("drift compares with the seed, which is the model with its adapter off; load an adapter, or "
-                        "give the seed model")
+def seed_view(model: Llama, answers: Sequence[Example], desc: str = "drift, seed") -> SeedView:
+    """The seed's view of its answers; `model` is the seed, under an adapter or not."""
+    kept = fitting(model, answers, desc)
+    with adapter_off(model):
+        return SeedView(kept, [target_hidden(model, batch) for batch in packed(model, kept, desc)], model.head_weight)
+
+
+def drift(model: Llama, seed: SeedView, desc: str = "drift") -> dict[str, Any]:
+    """The drift of `model` from its seed on answers of the seed's.
+
+    kl, kl_low, kl_high: forward KL in nats per token, with its 95 % bootstrap interval over the answers; top1: the
+    share of tokens where both have the same most probable one; by_position: the KL by place in the answer, as {first,
+    last, kl, tokens} with places counted from 1; tokens, n: how many tokens, of how many answers.
+    """
+    rows = token_drift(model, seed, desc)
+    counts = [len(row["kl"]) for row in rows]
+    kl, low, high = bootstrap_ratio([math.fsum(row["kl"]) for row in rows], counts)
+    top1 = sum(sum(row["top1"]) for row in rows) / sum(counts)
+    return {"kl": kl, "kl_low": low, "kl_high": high, "top1": top1, "by_position": _by_position(rows),
+            "tokens": sum(counts), "n": len(rows)}
+
+
+def _by_position(rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """What training made likely at an answer's start, such as ending at once, shows there alone: the later tokens are given."""
+    longest = max(len(row["kl"]) for row in rows)
+    found = []
+    for first, following in pairwise((*PLACES, longest + 1)):
+        values = [kl for row in rows for kl in row["kl"][first - 1 : following - 1]]
+        if values:
+            found.append({"first": first, "last": min(following - 1, longest), "kl": fmean(values),
+                          "tokens": len(values)})
+    return found
+
+
+@torch.inference_mode()
+def token_drift(model: Llama, seed: SeedView, desc: str = "drift") -> list[dict[str, Any]]:
+    """The drift at every token, answer by answer: id, kl (nats), top1 (whether both have the same most probable token)."""
     rows = []
-    for batch in packed(model, answers, desc):
+    for x_seed, batch in zip(seed.hidden, packed(model, seed.answers, desc), strict=True):
         x = target_hidden(model, batch)                                             # (n, D)
-        if seed is None:
-            with adapter_off(model):
-                x_seed, head_seed = target_hidden(model, batch), model.head
-        else:
-            x_seed, head_seed = target_hidden(seed, batch), seed.head
-        parts = [compare(head_seed(before), model.head(after))
+        parts = [compare(F.linear(before, seed.head), model.head(after))
                  for before, after in zip(x_seed.split(ROWS), x.split(ROWS), strict=True)]
-        counts = target_counts(batch)
-        kl, same = (torch.cat(part).split(counts) for part in zip(*parts, strict=True))
-        for id, own_kl, own_same, count in zip(batch.ids, kl, same, counts, strict=True):
-            rows.append({"id": id, "kl": own_kl.double().mean().item(), "top1": own_same.double().mean().item(),
-                         "tokens": count})
+        kl, same = (torch.cat(part).split(batch.counts) for part in zip(*parts, strict=True))
+        rows += [{"id": id, "kl": own_kl.tolist(), "top1": own_same.tolist()}
+                 for id, own_kl, own_same in zip(batch.ids, kl, same, strict=True)]
     return rows
 
 

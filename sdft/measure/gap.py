@@ -4,20 +4,21 @@
 
 Original answers against distilled ones, record by record: rewriting is to close the gap.
 
-    from sdft.measure.gap import gap
+    from sdft.measure.gap import gap, gaps
     print(gap(model, examples)["nll"])                              # the model as it is: the seed before training
+    print(gaps(model, {"original": examples, "distilled": others})["distilled"]["nll"])     # prompts computed once
 """
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdft.kernels.attention import DocumentAttention
 from sdft.model.llama import Llama
 from sdft.progress import progress
 from sdft.text.chat import Example
@@ -29,25 +30,41 @@ ROWS = 128           # rows of logits at a time: 128 × 49152 in fp32 are 25 MB
 
 def gap(model: Llama, examples: Sequence[Example], desc: str = "gap") -> dict[str, Any]:
     """nll: nats per token over all targets; perplexity: its exponential; tokens: how many; records: `target_nll`."""
-    records = target_nll(model, examples, desc)
+    return _summary(target_nll(model, examples, desc))
+
+
+def gaps(model: Llama, sets: Mapping[str, Sequence[Example]], desc: str = "gap") -> dict[str, dict[str, Any]]:
+    """`gap` of several sets of targets for the same records: what their prompts share is computed once."""
+    kept = {name: fitting(model, examples, f"{desc}, {name}") for name, examples in sets.items()}
+    side_by_side = zip_longest(*([(name, example) for example in examples] for name, examples in kept.items()))
+    named = [pair for pair in chain(*side_by_side) if pair is not None]
+    rows = _nll(model, [example for _, example in named], desc)
+    return {name: _summary([row for (own, _), row in zip(named, rows, strict=True) if own == name]) for name in sets}
+
+
+def _summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     tokens = sum(record["tokens"] for record in records)
     nll = math.fsum(record["nll"] * record["tokens"] for record in records) / tokens
     return {"nll": nll, "perplexity": math.exp(nll), "tokens": tokens, "records": records}
 
 
-@torch.inference_mode()
 def target_nll(model: Llama, examples: Sequence[Example], desc: str = "gap") -> list[dict[str, Any]]:
     """The mean negative log-likelihood of every example's target tokens: id, nll (nats per token), tokens.
 
     An example that does not fit the context, or has no target, is told on stderr and has no row.
     """
+    return _nll(model, fitting(model, examples, desc), desc)
+
+
+@torch.inference_mode()
+def _nll(model: Llama, examples: Sequence[Example], desc: str) -> list[dict[str, Any]]:
     rows = []
     for batch in packed(model, examples, desc):
         x = target_hidden(model, batch)                                             # (n, D)
         labels = batch.labels[batch.rows]                                           # (n,)
         nll = torch.cat([token_nll(model.head(x_rows), y_rows)
                          for x_rows, y_rows in zip(x.split(ROWS), labels.split(ROWS), strict=True)])        # (n,)
-        for id, own in zip(batch.ids, nll.split(target_counts(batch)), strict=True):
+        for id, own in zip(batch.ids, nll.split(batch.counts), strict=True):
             rows.append({"id": id, "nll": own.double().mean().item(), "tokens": len(own)})
     return rows
 
@@ -58,24 +75,22 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.logsumexp(-1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
-def packed(model: Llama, examples: Sequence[Example], desc: str) -> Iterator[Batch]:
-    """The examples in packs of about PACK tokens on the model's device, with a progress bar in tokens."""
+def fitting(model: Llama, examples: Sequence[Example], desc: str) -> list[Example]:
+    """The examples that fit the context and have a target; the others are told on stderr."""
     kept, left_out = trainable(examples, model.config.context_length)
     for reason, count in left_out.items():
         print(f"{desc}: left out {count} of {len(examples)} records: {reason}", file=sys.stderr)
-    with progress(total=sum(len(example.tokens) for example in kept), desc=desc, unit="token") as bar:
-        for batch in pack_within(kept, PACK):
+    return kept
+
+
+def packed(model: Llama, examples: Sequence[Example], desc: str) -> Iterator[Batch]:
+    """The examples in packs of about PACK tokens on the model's device, with a progress bar in tokens."""
+    with progress(total=sum(len(example.tokens) for example in examples), desc=desc, unit="token") as bar:
+        for batch in pack_within(examples, PACK, share=model.device.type == "cpu"):
             yield batch.to(model.device)
-            bar.update(len(batch.tokens))
+            bar.update(sum(batch.lengths))
 
 
 def target_hidden(model: Llama, batch: Batch) -> Tensor:
     """The last hidden states (n, D) of the rows whose next token is a target; only they need the head."""
-    return model.hidden(batch.tokens, batch.positions, DocumentAttention(batch.lengths))[batch.rows]
-
-
-def target_counts(batch: Batch) -> list[int]:
-    """How many targets each document of the batch has."""
-    ends = torch.tensor(batch.lengths).cumsum(0)
-    before = torch.searchsorted(batch.rows.cpu(), ends)                             # targets up to each document's end
-    return torch.diff(before, prepend=torch.zeros(1, dtype=before.dtype)).tolist()
+    return model.hidden(batch.tokens, batch.positions, batch.attention())[batch.rows]

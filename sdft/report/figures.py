@@ -47,7 +47,8 @@ def require_matplotlib() -> None:
 def draw_figures(run: Run) -> list[Figure]:
     """Draw every figure for which the run has the numbers."""
     require_matplotlib()
-    drawn = [trade_off(run), target_nll(run), training_curves(run), shift_by_layer(run), response_lengths(run)]
+    drawn = [trade_off(run), drift_by_place(run), target_nll(run), training_curves(run), shift_by_layer(run),
+             response_lengths(run)]
     return [figure for figure in drawn if figure is not None]
 
 
@@ -76,6 +77,33 @@ def trade_off(run: Run) -> Figure | None:
     return Figure("trade_off", _svg(draw), "Every arm by what it learned and how far its answers to "
                   f"{counts['general']} general prompts drifted from the seed. Bars: 95 % bootstrap intervals. "
                   "Lower right is better.")
+
+
+def drift_by_place(run: Run) -> Figure | None:
+    """KL from the seed by place in the answer, arm by arm."""
+    bands = {arm: (run.measures["arms"][arm].get("general") or {}).get("by_position") for arm in run.trained}
+    bands = {arm: rows for arm, rows in bands.items() if rows}
+    if not bands:
+        return None
+    first = next(iter(bands.values()))
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for arm, rows in bands.items():
+            axes.plot(range(len(rows)), [row["kl"] for row in rows], color=_colour(run, arm), marker=_marker(run, arm),
+                      label=arm)
+        axes.set_xticks(range(len(first)), [_band(row) for row in first])
+        axes.set(xlabel="place of the token in the seed's answer", ylabel="KL from the seed, nats/token", ylim=(0, None),
+                 title=f"Where in an answer the drift is (n = {sum(row['tokens'] for row in first)} tokens)")
+        axes.legend()
+
+    return Figure("drift_by_place", _svg(draw), "The seed's own answers to the general prompts, read by every arm. An arm "
+                  "that learned to answer in a word would end at once: that shows at the first tokens, and less and less "
+                  "behind them, where the seed's long answer is given. The mean over all tokens hides this.")
+
+
+def _band(row: Row) -> str:
+    return str(row["first"]) if row["first"] == row["last"] else f"{row['first']}–{row['last']}"
 
 
 def target_nll(run: Run) -> Figure | None:

@@ -41,7 +41,7 @@ def write_report(folder: Path) -> Path:
 def html_page(run: Run, figures: dict[str, Figure]) -> str:
     """The whole page as one HTML text."""
     sections = [
-        ("Result", _table(result_table(run)) + _list(findings(run)) + _figures(figures, "trade_off", "lengths")),
+        ("Result", _table(result_table(run)) + _list(findings(run)) + _figures(figures, "trade_off", "drift_by_place", "lengths")),
         ("What was trained on", _table(training_table(run)) + _audit(run) + _examples(run)),
         ("Why: the gap, and what it did to the weights", _figures(figures, "target_nll", "training", "shift")),
         ("Abilities, item by item", _table(difference_table(run)) + _kinds(run)),

@@ -26,4 +26,4 @@ def general_suite() -> Suite:
             kind = line[2:]
         else:
             items.append(Item(f"general-{len(items):03d}", [{"role": "user", "content": line}], kind=kind))
-    return Suite("general", items, None, "", max_new_tokens=256)
+    return Suite("general", items, None, "", max_new_tokens=128)

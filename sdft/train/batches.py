@@ -8,22 +8,33 @@ A batch is one row of tokens without padding. Each document's positions start at
     labels      -100 a1  a2 eos -100│ a1 eos -100        the last of a document predicts nothing: what follows it here
                                                          belongs to another record
 
+Prompts begin alike: with a system text, a template, an instruction. What several documents of a batch begin with is laid
+once, as a segment that they all continue; it is the same function, with the gradients of the shared tokens summed.
+
+    s1 s2 s3 │ u1 a1 eos │ u2 a2 eos                     the documents s1 s2 s3 u1 a1 eos and s1 s2 s3 u2 a2 eos
+    parents: -1        0           0
+
 The order follows from the seed and the epoch alone, so the number of the step *is* the position in the data.
 """
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdft.errors import SdftError
+from sdft.kernels.attention import DocumentAttention
 from sdft.kernels.linear_cross_entropy import IGNORE
 from sdft.text.chat import Example
+
+SHORTEST = 16           # a shared beginning of fewer tokens costs more as a segment of its own than it saves
 
 
 @dataclass(frozen=True)
@@ -33,45 +44,110 @@ class Batch:
     tokens: Tensor          # (N,)
     positions: Tensor       # (N,)
     labels: Tensor          # (N,) the next token where it is to be learned, else -100
-    rows: Tensor            # (n,) where the labels are
-    lengths: list[int]      # tokens of each document, Σ = N
-    ids: list[str]          # its record
+    rows: Tensor            # (n,) where the labels are, document by document
+    segments: list[int]     # tokens of each segment, Σ = N,
+    parents: list[int]      # and the segment that it continues, -1 for none
+    ids: list[str]          # each document's record,
+    lengths: list[int]      # its tokens, shared ones included,
+    counts: list[int]       # and its labels, Σ = n
 
     @property
     def targets(self) -> int:
         """How many tokens are to be learned."""
         return len(self.rows)
 
+    def attention(self) -> DocumentAttention:
+        """Who sees whom: the `attend` of the model's forward pass."""
+        return DocumentAttention(self.segments, self.parents)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
-        moved = (x.to(device, non_blocking=True) for x in (self.tokens, self.positions, self.labels, self.rows))
-        return Batch(*moved, self.lengths, self.ids)
+        names = ("tokens", "positions", "labels", "rows")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
 
 
-def pack(examples: Sequence[Example]) -> Batch:
-    """Lay examples behind one another."""
-    tokens = [token for example in examples for token in example.tokens]
-    positions = [position for example in examples for position in range(len(example.tokens))]
-    labels = []
-    for example in examples:
-        labels += [token if learned else IGNORE for token, learned in zip(example.tokens[1:], example.mask[1:])]
-        labels.append(IGNORE)
-    rows = [row for row, label in enumerate(labels) if label != IGNORE]
-    return Batch(*(torch.tensor(x, dtype=torch.long) for x in (tokens, positions, labels, rows)),
-                 [len(example.tokens) for example in examples], [example.id for example in examples])
+def pack(examples: Sequence[Example], share: bool = False) -> Batch:
+    """Lay examples behind one another; with `share`, what several of them begin with only once."""
+    tokens: list[int] = []
+    positions: list[int] = []
+    labels: list[int] = []
+    segments: list[int] = []
+    parents: list[int] = []
+    rows: dict[int, list[int]] = {index: [] for index in range(len(examples))}
+    for index, start, stop, parent in (_tree(examples) if share else _apart(examples)):
+        example = examples[index]
+        for place in range(start, stop):
+            if place + 1 < len(example.tokens) and example.mask[place + 1]:
+                rows[index].append(len(labels))
+                labels.append(example.tokens[place + 1])
+            else:
+                labels.append(IGNORE)
+        tokens += example.tokens[start:stop]
+        positions += range(start, stop)
+        segments.append(stop - start)
+        parents.append(parent)
+    tensors = (torch.tensor(x, dtype=torch.long) for x in (tokens, positions, labels, list(chain(*rows.values()))))
+    return Batch(*tensors, segments, parents, [example.id for example in examples],
+                 [len(example.tokens) for example in examples], [len(own) for own in rows.values()])
 
 
-def pack_within(examples: Sequence[Example], limit: int) -> list[Batch]:
+Segment = tuple[int, int, int, int]         # tokens [start, stop) of an example (its index), and the parent segment
+
+
+def _apart(examples: Sequence[Example]) -> list[Segment]:
+    return [(index, 0, len(example.tokens), -1) for index, example in enumerate(examples)]
+
+
+def _tree(examples: Sequence[Example]) -> list[Segment]:
+    """The prefix tree of the examples, every segment behind the one that it continues."""
+    segments: list[Segment] = []
+
+    def grow(group: list[int], start: int, parent: int) -> None:
+        """Lay what the examples `group`, alike up to `start`, hold from there on."""
+        if len(group) == 1:
+            segments.append((group[0], start, len(examples[group[0]].tokens), parent))
+            return
+        stop = min(_alike(examples[group[0]], examples[other]) for other in group[1:])
+        if stop - start >= SHORTEST:
+            segments.append((group[0], start, stop, parent))
+            start, parent = stop, len(segments) - 1
+        branches: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index in group:                                     # by the token that follows, where it may be shared at all
+            shareable = _unlearned(examples[index]) > stop
+            branches[(0, examples[index].tokens[stop]) if shareable else (1, index)].append(index)
+        for branch in branches.values():
+            grow(branch, start, parent)
+
+    grow(list(range(len(examples))), 0, -1)
+    return segments
+
+
+def _unlearned(example: Example) -> int:
+    """How many of its first tokens have no label, and so may stand for those of other examples."""
+    return max(0, next(place for place, learned in enumerate(example.mask) if learned and place) - 1)
+
+
+def _alike(first: Example, second: Example) -> int:
+    """How many tokens two examples begin with that are the same and have no label."""
+    limit = min(_unlearned(first), _unlearned(second))
+    pairs = zip(first.tokens[:limit], second.tokens[:limit], strict=True)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), limit)
+
+
+def pack_within(examples: Sequence[Example], limit: int, share: bool = False) -> list[Batch]:
     """Pack examples, in their order, into batches of at most `limit` tokens; a longer example gets its own."""
     groups: list[list[Example]] = []
     room = 0
     for example in examples:
-        if len(example.tokens) > room or not groups:
+        size = len(example.tokens)
+        if share and groups:
+            size -= max(0, _alike(groups[-1][-1], example) - SHORTEST)       # what is certain not to be laid again
+        if size > room or not groups:
             groups.append([])
-            room = limit
+            room, size = limit, len(example.tokens)
         groups[-1].append(example)
-        room -= len(example.tokens)
-    return [pack(group) for group in groups]
+        room -= size
+    return [pack(group, share) for group in groups]
 
 
 def trainable(examples: Sequence[Example], longest: int) -> tuple[list[Example], dict[str, int]]:
@@ -113,12 +189,13 @@ def steps_per_epoch(examples: Sequence[Example], batch_size: int) -> int:
     return -(-len(examples) // batch_size)
 
 
-def step_batches(examples: Sequence[Example], step: int, batch_size: int, limit: int, seed: int) -> list[Batch]:
+def step_batches(examples: Sequence[Example], step: int, batch_size: int, limit: int, seed: int,
+                 share: bool = False) -> list[Batch]:
     """The packed batches of optimiser step `step` (from 0, through all epochs)."""
     epoch, index = divmod(step, steps_per_epoch(examples, batch_size))
     order = np.random.default_rng([seed, 0, epoch]).permutation(len(examples))
     chosen = order[index * batch_size : (index + 1) * batch_size].tolist()
-    return pack_within([examples[i] for i in chosen], limit)
+    return pack_within([examples[i] for i in chosen], limit, share)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -70,6 +70,8 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     done = load_state(folder, about, parameters, optimiser)
     trained.publish()
 
+    # Shared beginnings: not on a GPU, whose attention kernel knows no tree, nor where each record draws its own dropout.
+    share = model.device.type == "cpu" and not settings.dropout
     per_epoch = steps_per_epoch(examples, settings.batch_size)
     total = per_epoch * settings.epochs
     bar = progress(total=total, desc="train", unit="step")
@@ -78,7 +80,7 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     with torch.random.fork_rng(), open_log(folder / "log.jsonl", done) as log, StopRequest() as stop, bar:
         for step in range(done, total):
             started = time.perf_counter()
-            batches = step_batches(examples, step, settings.batch_size, settings.micro_tokens, settings.seed)
+            batches = step_batches(examples, step, settings.batch_size, settings.micro_tokens, settings.seed, share)
             torch.manual_seed(settings.seed * 1_000_003 + step)         # dropout: by step, so that it can be resumed
             lr = learning_rate(step, total, settings)
 
@@ -116,7 +118,7 @@ def evaluate(model: Llama, examples: Sequence[Example], limit: int) -> float:
     was_training = model.training
     model.eval()
     total, targets = torch.zeros((), device=model.device), 0
-    for batch in pack_within(examples, limit):
+    for batch in pack_within(examples, limit, share=model.device.type == "cpu"):
         batch = batch.to(model.device)
         total += cross_entropy(batch, Views(model, batch))
         targets += batch.targets
@@ -139,7 +141,7 @@ def _prepare(model: Llama, examples: Sequence[Example], validation: Sequence[Exa
 def _line(step: int, epoch: float, loss: float, lr: float, norm: float, trained: Trained, batches: Sequence[Batch],
           seconds: float) -> dict:
     """A line of log.jsonl; loss in nats per target token, norms in the weights' own units."""
-    tokens = sum(len(batch.tokens) for batch in batches)
+    tokens = sum(sum(batch.lengths) for batch in batches)
     return {"step": step, "epoch": round(epoch, 4), "loss": loss, "lr": lr, "grad_norm": norm,
             "delta_norm": trained.delta_norm().item(), "tokens": tokens,
             "target_tokens": sum(batch.targets for batch in batches),

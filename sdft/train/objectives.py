@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from sdft.errors import SdftError, nearest
-from sdft.kernels.attention import DocumentAttention
 from sdft.kernels.linear_cross_entropy import linear_cross_entropy
 from sdft.model.llama import Llama
 from sdft.model.lora import adapter_off, lora_layers
@@ -31,9 +30,9 @@ class Views:
     @cached_property
     def trained(self) -> Tensor:
         """Of the model as it is, with a gradient."""
-        attend = DocumentAttention(self.batch.lengths)
-        x_ND = self.model.hidden(self.batch.tokens, self.batch.positions, attend, checkpoint=self.checkpoint)
-        return x_ND[self.batch.rows]                                            # (N, D) → (n, D)
+        batch = self.batch
+        x_ND = self.model.hidden(batch.tokens, batch.positions, batch.attention(), checkpoint=self.checkpoint)
+        return x_ND[batch.rows]                                                 # (N, D) → (n, D)
 
     @cached_property
     def seed(self) -> Tensor:
