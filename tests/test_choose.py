@@ -1,12 +1,17 @@
 """Which rewrites are kept: the paper's own checks, and what its system let through."""
 from __future__ import annotations
 
-import pytest
+import json
 
-from sdft.distill import Distilled, Limits, Rewrite, choose, read_distilled, write_distilled
+import pytest
+from tiny_chat import byte_tokenizer
+
+from sdft.distill import Distilled, Limits, Rewrite, choose, mix, read_distilled, write_distilled
 from sdft.distill.choose import repeated_share, words
 from sdft.errors import SdftError
-from sdft.text.records import Record
+from sdft.experiment.lab import training_example
+from sdft.text.records import Record, read_records
+from sdft.text.templates import get_template
 
 RECORD = Record("a", "What is the capital of Norway?", "Oslo")
 
@@ -102,15 +107,35 @@ def test_impossible_limits_are_refused():
 
 def test_distilled_rows_survive_the_file(tmp_path):
     rows = [Distilled("a", "x\u2028y", "Oslo", "It is “Oslo”.\nYes.", "rewrite", ""),
-            Distilled("b", "x", "y", "y", "original", "empty")]
+            Distilled("b", "x", "y", "y", "original", "empty", "Be brief.", (("u", "v"), ("w", "")))]
     write_distilled(tmp_path / "distilled.jsonl", rows)
     assert read_distilled(tmp_path / "distilled.jsonl") == rows
+    first, second = (json.loads(line) for line in (tmp_path / "distilled.jsonl").read_text().split("\n")[:2])
+    assert list(first) == ["id", "instruction", "reference", "response", "source", "reason"]
+    assert second["system"] == "Be brief." and second["history"] == [["u", "v"], ["w", ""]]
+
+
+def test_training_on_the_file_is_training_on_what_the_run_trains_on(tmp_path):
+    talk = Record("b", "And of Sweden?", "Stockholm", "Be brief.", (("Of Norway?", "Oslo"), ("Sure?", "Yes")))
+    rows = choose([RECORD, talk], [rewrite("It is Oslo."), Rewrite("b", "It is Stockholm.", [], "stop", 0)], accept)
+    write_distilled(tmp_path / "distilled.jsonl", rows)
+    for template in ("plain", "alpaca", "gsm8k"):
+        from_file, from_run = (
+            [training_example(byte_tokenizer(), record, get_template(template)) for record in records]
+            for records in (read_records(tmp_path / "distilled.jsonl"), mix([RECORD, talk], rows)))
+        assert from_file == from_run
+    text = byte_tokenizer().decode(from_file[1].tokens, skip_special=False)
+    assert all(part in text for part in ("Be brief.", "Of Norway?", "Sure?", "It is Stockholm."))
 
 
 def test_a_damaged_distilled_file_is_told_with_its_line(tmp_path):
     path = tmp_path / "distilled.jsonl"
     write_distilled(path, [Distilled("a", "x", "y", "y", "original", "empty")])
-    path.write_text(path.read_text() + '{"id": "b"}\n')
+    line = path.read_text()
+    path.write_text(line + line.replace("}", ', "history": ["u"]}'))
+    with pytest.raises(SdftError, match="line 2: expected history as"):
+        read_distilled(path)
+    path.write_text(line + '{"id": "b"}\n')
     with pytest.raises(SdftError, match="line 2: expected the texts id, instruction"):
         read_distilled(path)
     with pytest.raises(SdftError, match="no such file; make it with"):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdft.distill import Distilled, Rewrite, audit, effective_share, mix
+from sdft.distill import Distilled, Rewrite, audit, effective_share, leave_out, mix
 from sdft.errors import SdftError
 from sdft.text.records import Record
 
@@ -35,6 +35,21 @@ def test_only_the_response_changes():
     record = Record("a", "x", "y", system="s", history=(("u", "v"),), extra={"kind": "k"})
     mixed, = mix([record], [Distilled("a", "x", "y", "z", "rewrite", "")])
     assert mixed == Record("a", "x", "z", system="s", history=(("u", "v"),), extra={"kind": "k"})
+
+
+def test_rows_outside_the_mix_hold_what_is_trained_and_say_so():
+    rows = leave_out(ROWS, 0.25, seed=3)
+    mixed = mix(RECORDS, ROWS, 0.25, seed=3)
+    assert [row.response for row in rows] == [record.response for record in mixed]
+    assert mix(RECORDS, rows, 0.25, seed=3) == mixed == mix(RECORDS, rows)
+    outside = [row for row in rows if row.source == "original"]
+    assert len(outside) == 30 and {row.reason for row in outside} == {"not in the mix"}
+    assert all(row == old for row, old in zip(rows, ROWS, strict=True) if row.id in rewritten(mixed))
+    rejected = Distilled("r0", "question 0", "0", "0", "original", "empty")
+    assert leave_out([rejected], 0) == [rejected]              # keeps the reason that it has
+    assert leave_out(ROWS) == ROWS
+    with pytest.raises(SdftError, match="mix ratio = 2"):
+        leave_out(ROWS, 2)
 
 
 def test_the_effective_share_counts_only_targets_that_differ():

@@ -58,7 +58,8 @@ def choose(records: Iterable[Record], rewrites: Iterable[Rewrite], check: Callab
         rewrite = written.get(record.id)
         reason = reason_against(record, rewrite, check, limits)
         response, source = (record.response, "original") if reason else (rewrite.text.strip(), "rewrite")
-        rows.append(Distilled(record.id, record.instruction, record.response, response, source, reason))
+        rows.append(Distilled(record.id, record.instruction, record.response, response, source, reason,
+                              record.system, record.history))
     return rows
 
 

@@ -20,22 +20,28 @@ from sdft.distill.distilled import Distilled
 from sdft.errors import SdftError
 from sdft.text.records import Record
 
+OUTSIDE = "not in the mix"          # the reason in distilled.jsonl
+
 
 def mix(records: Sequence[Record], distilled: Iterable[Distilled], ratio: float = 1.0, seed: int = 0) -> list[Record]:
     """Return the records with the chosen response in place of the original in `ratio` of them, in their order.
 
     Raises SdftError for a ratio outside [0, 1], and where a record has no line in `distilled`.
     """
-    if not 0 <= ratio <= 1:
-        raise SdftError(f"mix ratio = {ratio}: expected a share from 0 (all original) to 1 (every accepted rewrite)")
+    may = _may([record.id for record in records], ratio, seed)
     chosen = {row.id: row.response for row in distilled}
     missing = [record.id for record in records if record.id not in chosen]
     if missing:
         raise SdftError(f"{len(missing)} of {len(records)} records are not among the distilled ones (the first is "
                         f"{missing[0]}): distil again with the same data")
-    ranked = sorted({record.id for record in records}, key=lambda id: _rank(seed, id))
-    may = set(ranked[: round(ratio * len(ranked))])
     return [replace(record, response=chosen[record.id]) if record.id in may else record for record in records]
+
+
+def leave_out(distilled: Sequence[Distilled], ratio: float = 1.0, seed: int = 0) -> list[Distilled]:
+    """The rows with the original back in those that `mix` leaves out: what `ratio` of them is to be trained on."""
+    may = _may([row.id for row in distilled], ratio, seed)
+    return [row if row.id in may or row.source == "original" else
+            replace(row, response=row.reference, source="original", reason=OUTSIDE) for row in distilled]
 
 
 def effective_share(records: Sequence[Record], mixed: Iterable[Record]) -> float:
@@ -43,6 +49,14 @@ def effective_share(records: Sequence[Record], mixed: Iterable[Record]) -> float
     original = {record.id: record.response.strip() for record in records}
     changed = sum(record.response.strip() != original[record.id] for record in mixed)
     return changed / len(records) if records else 0.0
+
+
+def _may(ids: Iterable[str], ratio: float, seed: int) -> set[str]:
+    """The ids that may take the rewrite."""
+    if not 0 <= ratio <= 1:
+        raise SdftError(f"mix ratio = {ratio}: expected a share from 0 (all original) to 1 (every accepted rewrite)")
+    ranked = sorted(set(ids), key=lambda id: _rank(seed, id))
+    return set(ranked[: round(ratio * len(ranked))])
 
 
 def _rank(seed: int, id: str) -> str:
