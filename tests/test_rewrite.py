@@ -178,3 +178,12 @@ def test_the_fingerprint_tells_models_and_adapters_apart():
         assert fingerprint(model) == bare
     next(iter(model.model.layers)).self_attn.q_proj.lora_B.data += 1
     assert fingerprint(model) not in (bare, adapted)
+
+
+@pytest.mark.parametrize("line", ['{"text": "no id"}', '{"id": 3}', '["a"]', "null"])
+def test_a_line_without_an_id_is_told_with_its_place(tmp_path, line):
+    run(tmp_path, records(1))
+    path = tmp_path / "rewrites.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(SdftError, match=r'rewrites.jsonl, line 2: expected an object with the text "id", got'):
+        run(tmp_path, records(1))

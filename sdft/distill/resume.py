@@ -29,18 +29,31 @@ def resume(path: Path, made_with: Mapping[str, Any]) -> tuple[Journal, dict[str,
     Raises SdftError when lines are there that were not made with `made_with` (JSON values), saying what differs.
     """
     journal, settings = Journal(path), settings_path(path)
-    lines = {line["id"]: line for line in journal.read()}
+    lines = {line["id"]: line for line in answers(journal)}
     if lines:
         if not settings.exists():
             raise SdftError(f"{path}: expected {settings.name} beside it, which tells how its lines were made; bring "
                             "it back, or name another folder to start anew")
-        differ = differences(read_json(settings), made_with)
+        old = read_json(settings)
+        differ = differences(old, made_with)
+        if old.get("model") != made_with.get("model"):
+            differ[0:0] = ["by another model or adapter than the one given now"]
         if differ:
             raise SdftError(f"{path} was made in another way: {'; '.join(differ)}. Use the old settings to go on, or "
                             "another folder to start anew")
     else:
         write_json(settings, dict(made_with))
     return journal, lines
+
+
+def answers(journal: Journal) -> list[dict]:
+    """The lines of a journal of answers (SdftError with the line where one is no object with an id)."""
+    lines = journal.read()
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or not isinstance(line.get("id"), str):
+            raise SdftError(f"{journal.path}, line {number}: expected an object with the text \"id\", got "
+                            f"{_short(line)}; remove the line, and its answer is written again")
+    return lines
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> list[str]:
