@@ -4,5 +4,5 @@ Reading order: statistics.py (intervals), abilities.py (running the suites), gap
 from the seed), drift.py and texts.py (how far its answers moved), weights.py (how far its weights moved), spectrum.py
 (in which directions), checkpoints.py (between any two folders).
 
-    sdft measure --out runs/mine
+    sdft measure shift --adapter runs/mine/sdft
 """

@@ -3,7 +3,7 @@
     items ─encode→ requests ─stream→ eval/<arm>/<suite>.jsonl ─summarise→ mean and interval, by kind
                                      (a line as each finishes)  ─against→ paired difference from another arm
 
-    sdft eval --suite instructions --model smollm2-135m --out answers.jsonl
+    sdft eval --suite instructions --model smollm2-135m --out eval/seed
 """
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ B·A (O, D) is never formed: both Gram matrices are (R, R). Everything is in fp6
 to get an adapter's ΔW, for their rounding can be larger than it. arXiv 2402.13669 reports a parameter shift
 whose formula and code were not published, so no fidelity to its figures is claimed.
 
-    sdft measure --out runs/mine
+    sdft measure shift --adapter runs/mine/sdft
 """
 from __future__ import annotations
 
