@@ -152,3 +152,24 @@ def test_a_full_disk_is_one_line(fails, model, tmp_path):
     (out / "general.jsonl").symlink_to("/dev/full")
     error = fails("eval", "--model", model, "--suite=general", "--out", out)
     assert "cannot write" in error and "No space left" in error
+
+
+def test_a_task_of_the_users_own_without_answers_or_items_is_refused_before_rewriting(model, tmp_path):
+    from dataclasses import replace
+
+    from sdft.errors import SdftError
+    from sdft.experiment.config import make_config, with_task
+    from sdft.experiment.lab import Lab
+    from sdft.model import load
+    from sdft.tasks import load_task
+
+    config, given = make_config(None, {"dtype": "float32", "max_length": "2048"})
+    config, task = with_task(config, given, 1, "using", "plain", 8), load_task("passages", limit=2)
+    seed, tokenizer = load(model, "float32")
+    Lab(config, tmp_path, seed, tokenizer, task).check()
+    for change, message in (
+        ({"train": [replace(task.train[0], response=" "), task.train[1]]}, "answer in every record, but 1 of 2 have"),
+        ({"suites": [replace(task.suites[0], items=[])]}, "suite passages: expected test items, got none"),
+    ):
+        with pytest.raises(SdftError, match=message):
+            Lab(config, tmp_path, seed, tokenizer, replace(task, **change)).check()

@@ -4,7 +4,7 @@ from dataclasses import fields
 import pytest
 
 from sdft.errors import SdftError
-from sdft.experiment.config import SECTIONS, Config, make_config, to_toml, with_paths, with_task
+from sdft.experiment.config import SECTIONS, Config, make_config, of_task, to_toml, with_paths, with_task
 from sdft.experiment.folder import default_folder
 
 
@@ -44,11 +44,14 @@ def test_resolved_settings_read_back_the_same(tmp_path):
 
 def test_the_task_decides_what_nobody_set():
     config, given = make_config(None, {"epochs": "3"})
-    resolved = with_task(config, given, 5, "refer", "alpaca")
+    resolved = with_task(config, given, 5, "refer", "alpaca", 512)
     assert (resolved.train.epochs, resolved.distill.template, resolved.eval.train_template) == (3, "refer", "alpaca")
-    config, given = make_config(None, {"template": "using"})
-    resolved = with_task(config, given, 5, "refer", "alpaca")
-    assert (resolved.train.epochs, resolved.distill.template) == (5, "using")
+    assert resolved.distill.rewrite_tokens == 512
+    config, given = make_config(None, {"template": "using", "rewrite_tokens": "30"})
+    resolved = with_task(config, given, 5, "refer", "alpaca", 512)
+    assert (resolved.train.epochs, resolved.distill.template, resolved.distill.rewrite_tokens) == (5, "using", 30)
+    assert of_task(resolved) == {"epochs": 5, "distill_template": "using", "train_template": "alpaca",
+                                 "rewrite_tokens": 30}
 
 
 def test_paths_hold_from_any_working_directory(tmp_path, monkeypatch):

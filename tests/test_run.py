@@ -30,7 +30,7 @@ def finished(model, tmp_path_factory):
 
 def test_the_run_folder_holds_what_the_contract_says(finished):
     for name in ("config.toml", "environment.json", "rewrites.jsonl", "distilled.jsonl", "measures.json",
-                 "summary.json", "report.md", "report.html"):
+                 "distilled.settings.json", "summary.json", "report.md", "report.html"):
         assert (finished / name).is_file(), name
     for arm in ARMS:
         for suite in ("passages", "instructions", "general"):
@@ -98,8 +98,8 @@ def test_the_resolved_settings_are_a_valid_input(finished, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(("file", "number"), [
-    ("rewrites.jsonl", signal.SIGKILL), ("eval/seed/instructions.jsonl", signal.SIGKILL), ("sft/log.jsonl", signal.SIGINT),
-    ("sdft/state.safetensors", signal.SIGKILL),
+    ("rewrites.jsonl", signal.SIGKILL), ("eval/seed/instructions.jsonl", signal.SIGKILL),
+    ("sft/log.jsonl", signal.SIGINT), ("sdft/state.safetensors", signal.SIGKILL),
 ])
 def test_a_run_stopped_at_any_stage_goes_on_to_the_same_result(finished, model, tmp_path, file, number):
     folder = tmp_path / "killed"

@@ -151,5 +151,32 @@ def test_a_missing_file_and_too_few_records(folder, tmp_path):
         load_task("custom", folder / "one.jsonl")
 
 
+def test_records_without_an_answer_are_told_and_left_out_before_the_split(folder, capsys):
+    path = folder / "mine.jsonl"
+    rows = [{"instruction": f"Question {i}?", "output": "" if i % 2 else " It is. "} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task("custom", path)
+    assert len(task.train) == 18 and len(task.suites[0].items) == 2 and all(record.response for record in task.train)
+    assert capsys.readouterr().err == f"task custom: left out 20 of 40 records of {path}, which have no answer\n"
+    rows = json.loads((folder / "gsm8k_train.json").read_text())
+    (folder / "gsm8k_train.json").write_text(json.dumps([*rows, {"question": "?", "answer": " \n"}]))
+    assert len(load_task("gsm8k", folder).train) == 200
+    assert "left out 1 of 201 records of" in capsys.readouterr().err
+    path.write_text("".join(json.dumps({"instruction": f"Question {i}?"}) + "\n" for i in range(9)))
+    with pytest.raises(SdftError, match="mine.jsonl: expected records with an answer, but none of the 9 has one; fill"):
+        load_task("custom", path)
+
+
+def test_rewrites_may_be_as_long_as_the_paper_has_it(folder):
+    assert {name: load_task(name, folder).rewrite_tokens for name in ("gsm8k", "openfunctions", "alpaca", "dolly")} == {
+        "gsm8k": 512, "openfunctions": 512, "alpaca": 512, "dolly": 512}
+    assert load_task("passages", limit=1).rewrite_tokens == 256
+
+
+def test_columns_of_a_task_without_a_file_are_refused():
+    with pytest.raises(SdftError, match="--columns: task passages is generated and has no columns to name; leave it"):
+        load_task("passages", columns={"instruction": "q"})
+
+
 def test_every_task_is_known_by_name():
     assert list(TASKS) == ["passages", "gsm8k", "openfunctions", "alpaca", "dolly", "custom"]

@@ -3,31 +3,40 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from sdft.commands import add_settings, load_with_adapter, settings, task_of
+from sdft.experiment.config import of_task, with_task
 
 
 def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
-    """Write rewrites.jsonl and distilled.jsonl to a folder; print the audit as JSON."""
+    """Write rewrites.jsonl and distilled.jsonl, which `sdft train` reads, to a folder; print the audit as JSON."""
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for rewrites.jsonl and distilled.jsonl")
-    add_settings(parser, {"model": (), "task": (), "distill": (), "generate": ()})
+    add_settings(parser, {"model": (), "task": (), "distill": (), "generate": (), "train": ("seed",)})
 
     def execute(options: argparse.Namespace) -> None:
-        config, _ = settings(options)
-        from sdft.distill import Limits, audit, choose, mix, rewrite_records, write_distilled
+        config, given = settings(options)
+        from sdft.distill import Limits, audit, choose, leave_out, mix, rewrite_records, write_distilled
+        from sdft.distill.resume import settings_path
         from sdft.experiment.lab import sampling
+        from sdft.files import write_json
         from sdft.text.templates import get_template
 
-        task, out, knobs = task_of(config), Path(options.out), config.distill
-        template = get_template(knobs.template or task.distill_template)
+        task, out, seed = task_of(config), Path(options.out), config.train.seed
+        config = with_task(config, given, task.epochs, task.distill_template, task.train_template, task.rewrite_tokens)
+        knobs = config.distill
+        template = get_template(knobs.template)
+        print(f"distill: {len(task.train)} records ({task.source})", file=sys.stderr)
         model, tokenizer = load_with_adapter(config, None)
         rewrites = rewrite_records(model, tokenizer, task.train, template, sampling(config, knobs.rewrite_tokens),
                                    out / "rewrites.jsonl", config.generate.rows, config.model.chat)
-        distilled = choose(task.train, rewrites, task.check, Limits(knobs.repetition, knobs.times, knobs.words))
+        chosen = choose(task.train, rewrites, task.check, Limits(knobs.repetition, knobs.times, knobs.words))
+        distilled = leave_out(chosen, knobs.ratio, seed)
+        write_json(settings_path(out / "distilled.jsonl"), of_task(config))
         write_distilled(out / "distilled.jsonl", distilled)
-        mixed = mix(task.train, distilled, knobs.ratio)
+        mixed = mix(task.train, distilled, knobs.ratio, seed)
         counts = audit(task.train, rewrites, distilled, mixed, knobs.ratio, tokenizer)
         del counts["examples"]
         print(json.dumps(counts | {"distilled": str(out / "distilled.jsonl")}, ensure_ascii=False))

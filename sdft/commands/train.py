@@ -3,10 +3,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sdft.commands import add_settings, load_with_adapter, records_of, settings
+from sdft.commands import add_settings, load_with_adapter, records_of, settings, task_of
+from sdft.errors import SdftError
+from sdft.experiment.config import Config, of_task, with_task
+
+if TYPE_CHECKING:
+    from sdft.text.records import Record
 
 
 def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -15,12 +22,12 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
     add_settings(parser, {"model": (), "task": (), "train": (), "eval": ("train_template",)})
 
     def execute(options: argparse.Namespace) -> None:
-        config, _ = settings(options)
+        config, given = settings(options)
         from sdft.experiment.lab import training_example
         from sdft.text.templates import get_template
         from sdft.train import train as train_model
 
-        records = records_of(config)
+        config, records = training_data(config, given)
         model, tokenizer = load_with_adapter(config, None)
         template = get_template(config.eval.train_template or "plain")
         examples = [training_example(tokenizer, record, template, config.model.chat) for record in records]
@@ -28,3 +35,27 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
         print(json.dumps(summary | {"out": options.out}, ensure_ascii=False))
 
     return execute
+
+
+def training_data(config: Config, given: frozenset[str]) -> tuple[Config, list[Record]]:
+    """The records to train on, and the settings with what their task decides where nobody has set it.
+
+    Of a file that `sdft distill` or `sdft run` made, the task's decisions stand beside it.
+    """
+    from sdft.distill.resume import settings_path
+    from sdft.files import read_json
+
+    data = Path(config.task.data) if config.task.data else None
+    if data is None or data.is_dir():
+        task = task_of(config)
+        return with_task(config, given, task.epochs, task.distill_template, task.train_template,
+                         task.rewrite_tokens), task.train
+    records, path = records_of(config), settings_path(data)
+    decided = read_json(path) if path.is_file() else None
+    if isinstance(decided, dict) and decided.keys() == of_task(config).keys():      # not any other file of that name
+        if any(not isinstance(decided[name], int if name in ("epochs", "rewrite_tokens") else str) for name in decided):
+            raise SdftError(f"{path}: expected numbers for epochs and rewrite_tokens and names of templates, got "
+                            f"{decided}; make it again with `sdft distill`")
+        config = with_task(config, given, **decided)
+        print(f"{path.name}: template {config.eval.train_template!r}, {config.train.epochs} epochs", file=sys.stderr)
+    return config, records

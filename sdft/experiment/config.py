@@ -56,7 +56,7 @@ class DistillConfig:
     """Rewriting the reference answers, and choosing among the rewrites."""
 
     template: str | None = _knob(None, "template of the rewriting prompt (default: the task's)")
-    rewrite_tokens: int = _knob(256, "longest rewrite, in tokens")
+    rewrite_tokens: int | None = _knob(None, "longest rewrite, in tokens (default: the task's)")
     ratio: float = _knob(1.0, "share of the records that may take their rewrite")
     repetition: float = _knob(0.5, "a rewrite is rejected when more of its word 4-grams occurred before")
     times: float = _knob(5.0, "… when it has so many times the reference's words")
@@ -118,12 +118,20 @@ def make_config(path: Path | None = None, options: Mapping[str, Any] | None = No
     return config, frozenset(name for values in given.values() for name in values)
 
 
-def with_task(config: Config, given: frozenset[str], epochs: int, distill_template: str, train_template: str) -> Config:
+def with_task(config: Config, given: frozenset[str], epochs: int, distill_template: str, train_template: str,
+              rewrite_tokens: int) -> Config:
     """Fill what the task decides where nobody has set it."""
     train = config.train if "epochs" in given else replace(config.train, epochs=epochs)
     return replace(config, train=train,
-                   distill=replace(config.distill, template=config.distill.template or distill_template),
+                   distill=replace(config.distill, template=config.distill.template or distill_template,
+                                   rewrite_tokens=config.distill.rewrite_tokens or rewrite_tokens),
                    eval=replace(config.eval, train_template=config.eval.train_template or train_template))
+
+
+def of_task(config: Config) -> dict[str, Any]:
+    """What `with_task` has filled in, as its arguments; it stands beside distilled.jsonl for `sdft train`."""
+    return {"epochs": config.train.epochs, "distill_template": config.distill.template,
+            "train_template": config.eval.train_template, "rewrite_tokens": config.distill.rewrite_tokens}
 
 
 def with_paths(config: Config) -> Config:
@@ -236,7 +244,8 @@ def _check(config: Config) -> None:
     generate, distill, counted = config.generate, config.distill, config.eval
     for holds, text in (
         (generate.rows >= 1, f"generate.rows: expected at least 1, got {generate.rows}"),
-        (distill.rewrite_tokens >= 1, f"distill.rewrite_tokens: expected at least 1, got {distill.rewrite_tokens}"),
+        (distill.rewrite_tokens is None or distill.rewrite_tokens >= 1,
+         f"distill.rewrite_tokens: expected at least 1, got {distill.rewrite_tokens}"),
         (0 <= distill.ratio <= 1, f"distill.ratio: expected a share from 0 to 1, got {distill.ratio}"),
         (0 < distill.repetition <= 1,
          f"distill.repetition: expected a share above 0, up to 1, got {distill.repetition}"),

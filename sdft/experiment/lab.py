@@ -49,6 +49,13 @@ class Lab:
         get_objective(self.settings.objective)
         if self.settings.method == "lora":
             match_targets(self.seed, self.settings.targets)
+        empty = sum(not record.response.strip() for record in self.task.train)
+        if empty:
+            raise SdftError(f"task {self.task.name}: expected an answer in every record, but {empty} of "
+                            f"{len(self.task.train)} have none; leave them out")
+        for suite in self.suites:
+            if not suite.items:
+                raise SdftError(f"suite {suite.name}: expected test items, got none; give it some")
         distill_prompt(self.tokenizer, self.task.train[0], self.distill_template, self.chat)
         longest = min(self.settings.max_length, self.seed.config.context_length)
         if not any(len(self.example(record).tokens) <= longest for record in self.task.train):

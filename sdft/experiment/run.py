@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import sdft.model
-from sdft.experiment.config import Config, with_paths, with_task
+from sdft.distill.resume import settings_path
+from sdft.experiment.config import Config, of_task, with_paths, with_task
 from sdft.experiment.folder import check_folder, default_folder, is_new, make_folder
 from sdft.experiment.lab import Lab
 from sdft.experiment.method import compare
@@ -22,7 +23,8 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     asked = config.task
     task = load_task(asked.task, asked.data, asked.columns, asked.limit, asked.train_records, asked.test_records,
                      asked.data_seed)
-    config = with_paths(with_task(config, given, task.epochs, task.distill_template, task.train_template))
+    config = with_paths(with_task(config, given, task.epochs, task.distill_template, task.train_template,
+                                  task.rewrite_tokens))
     folder = folder or default_folder(config)
     path = resolve(config.model.model)
     digest = model_hash(path)
@@ -36,6 +38,7 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     lab.check()
     if new:
         make_folder(folder, config, digest)     # not before: a folder of impossible settings would refuse better ones
+    write_json(settings_path(folder / "distilled.jsonl"), of_task(config))
     measures = compare(lab)
     write_json(folder / "measures.json", measures)
     write_json(folder / "summary.json", summary(measures) | {"seconds": lab.seconds(), "source": task.source,

@@ -12,6 +12,7 @@ part, an evaluation part and the check that decides whether a rewrite is kept).
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +57,7 @@ class Task:
     epochs: int
     check: Callable[[Record, str], str | None]              # None: accepted, else the reason in a few words
     source: str                                             # one line: where the records come from
+    rewrite_tokens: int = 256                               # the longest rewrite
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,18 @@ class Selection:
         if not path.is_file():
             raise SdftError(f"task {self.task} expects {path}, which is not there; pass --data with the folder that "
                             f"holds {file}")
-        return read_records(path, self.columns)
+        return self.answered(read_records(path, self.columns), path)
+
+    def answered(self, records: list[Record], path: Path) -> list[Record]:
+        """The records with an answer: without one there is nothing to rewrite, to learn or to score against."""
+        kept = [record for record in records if record.response.strip()]
+        if not kept:
+            raise SdftError(f"{path}: expected records with an answer, but none of the {len(records)} has one; fill "
+                            "it, or say which column it is with --columns response=NAME")
+        if len(kept) < len(records):
+            print(f"task {self.task}: left out {len(records) - len(kept)} of {len(records)} records of {path}, which "
+                  "have no answer", file=sys.stderr)
+        return kept
 
     def held_out(self, records: list[Record]) -> tuple[list[Record], list[Record]]:
         """Split one file into (train, test): a tenth is held out, at most 150 records, or `test_records` of them.

@@ -37,10 +37,10 @@ def load(selection: Selection) -> Task:
         file = f"{selection.task}_train.json"
         records, template, where = selection.records(file), "alpaca", f"{file} in {selection.data}"
     train, test = selection.held_out(records)
-    items = items_of((record for record in test if record.response), template)
+    items = items_of(test, template)
     suite = Suite(selection.task, items[: selection.test_size(len(items))], score, "rouge-l", max_new_tokens=512)
     return Task(selection.task, train[: selection.train_size(len(train))], [suite], "using", template, 2, check,
-                f"{where}, {len(test)} of {len(records)} records held out")
+                f"{where}, {len(test)} of {len(records)} records held out for the test", rewrite_tokens=512)
 
 
 def _own_records(selection: Selection) -> list[Record]:
@@ -50,4 +50,4 @@ def _own_records(selection: Selection) -> list[Record]:
         what = "a folder" if selection.data.is_dir() else "not there"
         raise SdftError(f"task custom expects a .json, .jsonl or .csv file, but {selection.data} is {what}; "
                         "pass --data FILE")
-    return read_records(selection.data, selection.columns)
+    return selection.answered(read_records(selection.data, selection.columns), selection.data)

@@ -37,4 +37,4 @@ def load(selection: Selection) -> Task:
         items = items_of(selection.records(file), "gsm8k_infer")
         suites.append(Suite(name, items[: selection.test_size(len(items))], score, "accuracy", max_new_tokens=512))
     return Task("gsm8k", train[: selection.train_size(len(train))], suites, "gsm8k_distill", "gsm8k", 5, check,
-                f"gsm8k_train.json, gsm8k_test.json and multiarith_test.json in {selection.data}")
+                f"gsm8k_train.json, gsm8k_test.json and multiarith_test.json in {selection.data}", rewrite_tokens=512)

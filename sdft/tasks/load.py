@@ -35,5 +35,8 @@ def load_task(name: str, data: Path | str | None = None, columns: Mapping[str, s
     if name not in TASKS:
         raise SdftError(f"unknown task {name!r}{nearest(name, TASKS)}; known tasks: {', '.join(TASKS)}, or the path "
                         "of a .json, .jsonl or .csv file")
+    if name == "passages" and columns and data is None:
+        raise SdftError("--columns: task passages is generated and has no columns to name; leave it out, or use --task "
+                        "custom --data FILE")
     path = None if data is None else Path(data)
     return TASKS[name](Selection(name, path, columns, limit, train_records, test_records, seed))

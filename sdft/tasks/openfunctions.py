@@ -28,4 +28,4 @@ def load(selection: Selection) -> Task:
     items = items_of(selection.records("openfunction_test.json"), "alpaca")
     suite = Suite("openfunctions", items[: selection.test_size(len(items))], score, "accuracy", max_new_tokens=512)
     return Task("openfunctions", train[: selection.train_size(len(train))], [suite], "refer", "alpaca", 5, check,
-                f"openfunction_train.json and openfunction_test.json in {selection.data}")
+                f"openfunction_train.json and openfunction_test.json in {selection.data}", rewrite_tokens=512)
