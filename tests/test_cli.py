@@ -1,15 +1,19 @@
 """The commands as a user types them: help, results on stdout, exit status, and one line for a failure."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from small_run import save_tiny_model
+from tiny_chat import byte_tokenizer
 
 from sdft.cli import COMMANDS, main
+from sdft.distill import leave_out, read_distilled
 from sdft.model.adapters import save_adapter
 from sdft.model.lora import add_lora, lora_layers
+from sdft.tasks import Item, Suite
 
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}     # as a user's shell is
 
@@ -111,12 +115,90 @@ def test_the_stages_alone(model, adapter, data, tmp_path, capsys):
     assert main(["generate", "--model", str(tmp_path / "merged"), "--max_new_tokens=2", "x"]) == 0
 
 
+def _told(capsys, *arguments, status=0):
+    """Run a command; return its last line on stdout read as JSON (None for a failure), and stderr."""
+    assert main([str(argument) for argument in arguments]) == status
+    streams = capsys.readouterr()
+    return (None if status else json.loads(streams.out.splitlines()[-1])), streams.err
+
+
+def test_distill_tells_what_is_held_out_and_train_takes_the_task_s_template(model, tmp_path, capsys, monkeypatch):
+    """A distilled file is trained as its task has it, whatever the default is; options go over that."""
+    rows = [{"instruction": f"Call {i}.", "output": f"f(a={i})"} for i in range(4)]
+    for part in ("train", "test"):
+        (tmp_path / f"openfunction_{part}.json").write_text(json.dumps(rows))
+    common = ["--model", model, "--dtype=float32"]
+    task = ["--task=openfunctions", "--data", tmp_path]
+    _, told = _told(capsys, "distill", *common, *task, "--rewrite_tokens=2", "--out", tmp_path / "out")
+    assert "distill: 4 records (openfunction_train.json" in told
+    asked = []
+
+    def train(model, examples, settings, folder, base_name):
+        asked.append((byte_tokenizer().decode(examples[0].tokens, skip_special=False), settings.epochs))
+        return {}
+
+    monkeypatch.setattr("sdft.train.train", train)
+    file = ["--data", tmp_path / "out" / "distilled.jsonl"]
+    for data in (task, file, [*file, "--train_template=plain", "--epochs=3"]):
+        _told(capsys, "train", *common, *data, "--out", tmp_path / "x")
+    (alpaca, epochs), from_file, (plain, three) = asked
+    assert "Below is an instruction" in alpaca and epochs == 5 and from_file == (alpaca, 5)
+    assert "Below is an instruction" not in plain and three == 3
+    gaps = [_told(capsys, "measure", "gap", *common, *data)[0]["nll"]
+            for data in (task, [*task, "--train_template=alpaca"], [*task, "--train_template=plain"])]
+    assert gaps[0] == gaps[1] != gaps[2]
+    (tmp_path / "out" / "distilled.settings.json").write_text((tmp_path / "out" / "distilled.settings.json").read_text()
+                                                              .replace('"epochs": 5', '"epochs": "5"'))
+    assert "distilled.settings.json: expected numbers for epochs" in _told(
+        capsys, "train", *common, *file, "--out", tmp_path / "x", status=1)[1]
+
+
+def test_the_standalone_file_holds_the_mix_of_the_run_s_seed(model, data, tmp_path, capsys, monkeypatch):
+    """Every rewrite accepted: a half of them is taken, by train.seed, and the rest say why not."""
+    monkeypatch.setattr(sys.modules["sdft.distill.choose"], "reason_against", lambda *_: "")
+
+    def distil(*more):
+        found, told = _told(capsys, "distill", "--model", model, "--dtype=float32", "--data", data, "--columns",
+                            "instruction=prompt,response=completion", "--rewrite_tokens=2", "--out", tmp_path / "out",
+                            *more)
+        assert f"distill: 5 records ({data}, 1 of 6 records held out for the test)" in told
+        return found, read_distilled(tmp_path / "out" / "distilled.jsonl")
+
+    everything = distil()[1]
+    assert all(row.source == "rewrite" for row in everything)
+    for seed in (0, 1, 2):
+        found, rows = distil("--ratio=0.4", f"--seed={seed}")
+        assert rows == leave_out(everything, 0.4, seed)
+        assert found["accepted"] == 2 and found["reasons"] == {"not in the mix": 3}
+        assert found["effective_share"] == sum(row.response != row.reference for row in rows) / 5
+
+
+def test_answers_of_seed_and_adapter_stand_apart_and_fewer_prompts_follow_more(model, adapter, tmp_path, capsys,
+                                                                               monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    common = ["--model", model, "--dtype=float32"]
+    drift = ["measure", "drift", *common, "--adapter", adapter]
+    two, one = (_told(capsys, *drift, f"--general_items={count}")[0] for count in (2, 1))
+    assert (two["n"], one["n"]) == (2, 1) and two["tokens"] > one["tokens"]
+    assert _told(capsys, *drift, "--general_items=1", "--out=new")[0] == one
+    item = Item("a", [{"role": "user", "content": "Hello"}])
+    monkeypatch.setattr("sdft.tasks.general_suite", lambda: Suite("general", [item], None, "", 4))
+    for more, folder in ((["--adapter", adapter], adapter.name), ([], "seed")):
+        shutil.rmtree("eval", ignore_errors=True)
+        assert _told(capsys, "eval", *common, *more, "--suite=general")[0]["answers"] == f"eval/{folder}/general.jsonl"
+    message = _told(capsys, "eval", *common, "--adapter", adapter, "--suite=general", "--out=eval/seed", status=1)[1]
+    assert "was made in another way: by another model or adapter than the one given now" in message
+
+
 def test_prompt_shows_a_record_of_a_file(model, data, capsys):
     assert main(["prompt", "--model", str(model), "--data", str(data), "--template=alpaca"]) == 0
     out = capsys.readouterr().out
     assert "⟦" in out and "tokens" in out
     assert main(["prompt", "--model", str(model), "--data", str(data), "--id=none"]) == 1
     assert "no record is called 'none'" in capsys.readouterr().err
+    for both in (["--data", str(data)], ["--id=a"]):
+        assert main(["prompt", "--model", str(model), "Why?", *both]) == 1
+        assert "expected TEXT or a record of --data or --id, got both" in capsys.readouterr().err
 
 
 def test_chat_keeps_the_conversation(model):

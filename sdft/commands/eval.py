@@ -15,7 +15,8 @@ def eval(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None
     parser.add_argument("--adapter", metavar="DIR", help="adapter to put on the model")
     parser.add_argument("--suite", action="append", metavar="NAME",
                         help="a suite of the task, instructions, or general; can be given again (default: the task's)")
-    parser.add_argument("--out", default="eval", metavar="DIR", help="folder for the answers (default: eval)")
+    parser.add_argument("--out", metavar="DIR",
+                        help="folder for the answers (default: eval/NAME of the adapter's folder, or eval/seed)")
     add_settings(parser, {"model": (), "task": (), "generate": ()})
 
     def execute(options: argparse.Namespace) -> None:
@@ -32,9 +33,10 @@ def eval(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None
         for name in chosen:
             if name not in known:
                 raise SdftError(f"--suite: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+        out = Path(options.out or Path("eval") / (Path(options.adapter).resolve().name if options.adapter else "seed"))
         model, tokenizer = load_with_adapter(config, options.adapter)
         for name in chosen:
-            path = Path(options.out) / f"{name}.jsonl"
+            path = out / f"{name}.jsonl"
             rows = evaluate(model, tokenizer, known[name], path, sampling(config, known[name].max_new_tokens),
                             config.generate.rows, config.model.chat)
             scores = {"metric": known[name].metric, **summarise(rows)} if known[name].score else {"n": len(rows)}

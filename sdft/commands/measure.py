@@ -4,10 +4,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdft.commands import add_settings, existing, load_with_adapter, records_of, settings
+from sdft.commands import add_settings, existing, load_with_adapter, settings
+from sdft.commands.train import training_data
 from sdft.errors import SdftError
 from sdft.experiment.config import Config
 
@@ -16,14 +18,14 @@ def measure(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], N
     """Print one measure as JSON."""
     parser.add_argument("what", choices=("shift", "gap", "drift", "weights"),
                         help="shift: of the weights by an adapter; gap: NLL of the targets in --data under the model; "
-                        "drift: of the outputs from the seed's, under an adapter; weights: between the checkpoint folders "
-                        "A and B")
+                        "drift: of the outputs from the seed's, under an adapter; weights: between the checkpoint "
+                        "folders A and B")
     parser.add_argument("folders", nargs="*", metavar="A B", help="weights: the two checkpoint folders")
     parser.add_argument("--spectra", metavar="NAMES",
                         help="weights: also the singular values of these matrices (q_proj,…)")
     parser.add_argument("--adapter", metavar="DIR", help="adapter to measure")
-    parser.add_argument("--out", default="eval", metavar="DIR",
-                        help="drift: folder of the seed's answers (default: eval)")
+    parser.add_argument("--out", default="eval/seed", metavar="DIR",
+                        help="drift: folder of the seed's answers (default: eval/seed)")
     add_settings(parser, {"model": (), "task": (), "generate": (), "eval": ("train_template", "general_items")})
 
     def execute(options: argparse.Namespace) -> None:
@@ -60,22 +62,28 @@ def _gap(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     from sdft.measure.gap import gap
     from sdft.text.templates import get_template
 
+    config, records = training_data(*settings(options))
     template = get_template(config.eval.train_template or "plain")
-    records = records_of(config)
     model, tokenizer = load_with_adapter(config, options.adapter)
     return gap(model, [training_example(tokenizer, record, template, config.model.chat) for record in records])
 
 
 def _drift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    from sdft.distill.resume import answers
     from sdft.experiment.lab import first, sampling
+    from sdft.files import Journal
     from sdft.measure.abilities import evaluate
     from sdft.measure.drift import drift, seed_answers, seed_view
     from sdft.model.lora import adapter_off
     from sdft.tasks import general_suite
 
-    suite = first(general_suite(), config.eval.general_items)[0]
+    whole, path = general_suite(), Path(options.out) / "general.jsonl"
+    asked = first(whole, config.eval.general_items)[0]
+    ids, there = {item.id for item in asked.items}, {line["id"] for line in answers(Journal(path))}
+    suite = replace(whole, items=[item for item in whole.items if item.id in ids | there])      # more may be answered
     model, tokenizer = load_with_adapter(config, options.adapter)
     with adapter_off(model):
-        rows = evaluate(model, tokenizer, suite, Path(options.out) / "general.jsonl",
-                        sampling(config, suite.max_new_tokens), config.generate.rows, config.model.chat)
-    return drift(model, seed_view(model, seed_answers(tokenizer, suite, rows, config.model.chat)))
+        rows = evaluate(model, tokenizer, suite, path, sampling(config, suite.max_new_tokens), config.generate.rows,
+                        config.model.chat)
+    rows = [row for row in rows if row["id"] in ids]
+    return drift(model, seed_view(model, seed_answers(tokenizer, asked, rows, config.model.chat)))

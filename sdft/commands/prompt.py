@@ -48,6 +48,8 @@ def _record(config, options: argparse.Namespace):
     from sdft.commands import records_of
     from sdft.text.records import Record
 
+    if options.instruction is not None and (config.task.data or options.id):
+        raise SdftError("prompt: expected TEXT or a record of --data or --id, got both; leave one out")
     if options.instruction is not None:
         return Record("prompt", options.instruction, options.answer or "", options.system)
     for record in records_of(config):
