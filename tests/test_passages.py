@@ -8,7 +8,7 @@ from sdft.errors import SdftError
 from sdft.tasks import load_task
 from sdft.tasks import passage_words as words
 from sdft.tasks.passage_kinds import KINDS
-from sdft.tasks.passages import check, passage_records, score
+from sdft.tasks.passages import FORM, check, passage_records, score
 from sdft.tasks.scorers import normalise
 
 
@@ -56,7 +56,7 @@ def test_the_answer_is_one_word_that_the_passage_tells_once_and_the_question_doe
         assert len(answer.split()) == 1
         assert normalise(record.extra["passage"]).split().count(answer) == 1, record
         assert answer not in normalise(record.extra["question"]).split(), record
-        assert record.instruction.endswith(record.extra["question"])
+        assert record.instruction.endswith(f"{record.extra['question']} {FORM}")
         assert check(record, f"I think it is {record.response}.") is None
         assert check(record, "I do not know.") == "the answer does not occur"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdft.distill import audit, choose, mix, rewrite_records, write_distilled
+from sdft.distill import audit, choose, leave_out, mix, rewrite_records, write_distilled
 from sdft.experiment.lab import Lab
 from sdft.measure.drift import drift
 from sdft.measure.gap import gaps
@@ -29,7 +29,7 @@ def compare(lab: Lab) -> dict[str, Any]:
                                    lab.folder / "rewrites.jsonl", lab.rows, lab.chat)
 
     # 2. Choose: the rewrite where every check accepts it, else the original answer.
-    distilled = choose(records, rewrites, lab.task.check, lab.limits)
+    distilled = leave_out(choose(records, rewrites, lab.task.check, lab.limits), lab.ratio, lab.settings.seed)
     write_distilled(lab.folder / "distilled.jsonl", distilled)
     mixed = mix(records, distilled, lab.ratio, lab.settings.seed)
     examples = {"sft": lab.examples(records), "sdft": lab.examples(mixed)}
