@@ -66,16 +66,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:     # the reader of our output has gone, as `| head` does: nothing to tell
         _close_stdout()
         return 0
-    except OSError as error:    # files tell of their own failures: what remains is the output
-        _close_stdout()
-        print(f"sdft: cannot write the output: {error.strerror or error}; free some space or write elsewhere",
-              file=sys.stderr)
+    except OSError as error:    # most files tell of their own failures; what has no name is the output
+        if error.filename is None:
+            _close_stdout()
+            print(f"sdft: cannot write the output: {error.strerror or error}; free some space or write elsewhere",
+                  file=sys.stderr)
+        else:
+            print(f"sdft: {str(error.filename)[:100]}: {error.strerror}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
-        print("sdft: out of memory; what is finished is kept. Try fewer --rows, a smaller --micro_tokens or "
-              "--max_length, --checkpoint, or a smaller model", file=sys.stderr)
+        print("sdft: out of memory; what is finished is kept. Go on with fewer --rows, a smaller --micro_tokens or "
+              "--checkpoint=true, or start in another folder with a smaller --max_length or model", file=sys.stderr)
         return 1
 
 
@@ -126,7 +129,7 @@ def _overview() -> str:
              "Self-distillation fine-tuning of chat models (arXiv 2402.13669), and what it does to them.", "",
              "commands:"]
     lines += [f"  {name:<10}{text}" for name, (_, text, _) in COMMANDS.items()]
-    return "\n".join([*lines, "", "example:  sdft run        (built-in model and data; ends with a table and a report)"])
+    return "\n".join([*lines, "", "example:  sdft run      (built-in model and data; ends with a table and a report)"])
 
 
 def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> None:

@@ -11,7 +11,8 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,32 @@ def _replace(path: Path, write: Callable[[Path], None]) -> None:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split())
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a process that was killed while writing left this file."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process (SdftError where another one does); the system frees it when the process ends."""
+    try:
+        import fcntl
+    except ImportError:         # Windows: two runs in one folder are not told apart there
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SdftError(f"{folder}: another run is at work in this folder: wait for it, or name another with "
+                        "--out") from error
+    else:
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

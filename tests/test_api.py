@@ -1,11 +1,14 @@
 """The names that `import sdft` offers."""
+import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from small_run import save_tiny_model
 
 import sdft
+from sdft.experiment.method import compare
 
 
 def test_a_model_is_loaded_asked_and_adapted_through_the_top_level(tmp_path):
@@ -23,3 +26,7 @@ def test_importing_sdft_imports_no_torch():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="sdft"):
         sdft.no_such_name
+
+
+def test_readme_shows_the_method_as_it_is():
+    assert inspect.getsource(compare) in (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

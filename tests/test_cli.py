@@ -133,7 +133,7 @@ def test_distill_tells_what_is_held_out_and_train_takes_the_task_s_template(mode
     assert "distill: 4 records (openfunction_train.json" in told
     asked = []
 
-    def train(model, examples, settings, folder, base_name):
+    def train(model, examples, settings, folder, base_name, tokenizer):
         asked.append((byte_tokenizer().decode(examples[0].tokens, skip_special=False), settings.epochs))
         return {}
 

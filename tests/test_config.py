@@ -78,7 +78,7 @@ def test_paths_hold_from_any_working_directory(tmp_path, monkeypatch):
     ({"rows": "0"}, "generate.rows: expected at least 1"),
     ({"instruction_items": "-1"}, "eval.instruction_items: expected 0 .none. or more"),
     ({"general_items": "0"}, "eval.general_items: expected at least 1"),
-    ({"seed": "-1"}, "seed: expected 0 or more"),
+    ({"seed": "-1"}, "seed: expected a whole number from 0 to 4294967295"),
     ({"columns": "question"}, "task.columns: expected OURS=THEIRS"),
     ({"model": ""}, "model.model: expected a text"),
 ])

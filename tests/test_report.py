@@ -118,3 +118,9 @@ def test_a_run_without_optional_parts_still_reports(folder):
 def test_a_folder_without_a_finished_run_is_one_line(tmp_path):
     with pytest.raises(SdftError, match="expected a finished run with measures.json"):
         write_report(tmp_path)
+
+
+def test_measures_without_arms_are_one_line(folder):
+    write_json(folder / "measures.json", {"arms": {}})
+    with pytest.raises(SdftError, match="measures.json: expected the measures of the arms"):
+        write_report(folder)

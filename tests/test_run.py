@@ -138,3 +138,4 @@ def test_full_fine_tuning_is_the_second_way(model, tmp_path):
     assert (folder / "sdft" / "model.safetensors").is_file()
     assert {module["kind"] for module in measures["arms"]["sft"]["shift"]["modules"]} >= {"q_proj", "down_proj", "norm"}
     assert measures["arms"]["sft"]["general"]["kl"] > 0
+    assert main(["generate", "Hello", f"--model={folder / 'sdft'}", "--dtype=float32", "--max_new_tokens=2"]) == 0

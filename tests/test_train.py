@@ -205,23 +205,24 @@ def test_an_objective_sees_the_seed_beside_the_trained_model(tmp_path, monkeypat
         Views(tiny_model(), batch).seed
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize("number, at", [(signal.SIGINT, 3), (signal.SIGTERM, 3), (signal.SIGINT, 6)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, monkeypatch, number, at):
+    """In the last step as well: what would follow the training must not begin."""
     calls = []
 
     def interrupting(batch, views):
         calls.append(batch)
-        if len(calls) == 3:
+        if len(calls) == at:
             os.kill(os.getpid(), number)
         return cross_entropy(batch, views)
 
     monkeypatch.setitem(OBJECTIVES, "interrupting", interrupting)
     settings = replace(SETTINGS, objective="interrupting")
     before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match="stopped after step 3 of 6, .* run the same command again"):
+    with pytest.raises(Interrupted, match=f"stopped after step {at} of 6, .* run the same command again"):
         train(tiny_model(), examples(12), settings, tmp_path / "a")
     assert signal.getsignal(number) is before
-    assert [line["step"] for line in log_lines(tmp_path / "a")] == [1, 2, 3]
+    assert [line["step"] for line in log_lines(tmp_path / "a")] == list(range(1, at + 1))
     train(tiny_model(), examples(12), settings, tmp_path / "a")
     train(tiny_model(), examples(12), replace(settings, objective="interrupting"), tmp_path / "b")
     broken, whole = (tmp_path / name / "adapter_model.safetensors" for name in "ab")
@@ -262,8 +263,40 @@ def test_a_state_of_another_run_is_refused_by_name(tmp_path):
     assert summary["steps"] == 4 and (tmp_path / "adapter_model.safetensors").read_bytes() == finished
 
 
+def test_how_a_step_is_cut_may_change_in_mid_run(tmp_path, monkeypatch):
+    """As the advice for a machine out of memory needs it; only the order of the sums differs."""
+    def failing(batch, views):
+        raise MemoryError
+
+    records = examples(8)
+    whole, cut = tiny_model(), tiny_model()
+    train(whole, records, SETTINGS, tmp_path / "whole")
+    monkeypatch.setitem(OBJECTIVES, "cross_entropy", lambda batch, views: failing(batch, views) if (
+        tmp_path / "cut" / "state.safetensors").exists() else cross_entropy(batch, views))
+    with pytest.raises(MemoryError):
+        train(tiny_model(), records, replace(SETTINGS, save_every=2), tmp_path / "cut")
+    monkeypatch.setitem(OBJECTIVES, "cross_entropy", cross_entropy)
+    assert train(cut, records, replace(SETTINGS, micro_tokens=1, checkpoint=True), tmp_path / "cut")["steps"] == 4
+    for ours, theirs in zip(lora_layers(cut).values(), lora_layers(whole).values(), strict=True):
+        torch.testing.assert_close(ours.delta(), theirs.delta(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda lines: [*lines, '{"loss": 1}'], "log.jsonl, line 5: expected an object with the number of its step"),
+    (lambda lines: [], "expected a line for each of the 4 steps in state.safetensors, found 0"),
+    (lambda lines: lines[1:], "each of the 4 steps .* found 3")])
+def test_a_log_that_does_not_fit_the_state_is_told(tmp_path, damage, message):
+    train(tiny_model(), examples(8), SETTINGS, tmp_path)
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(f"{line}\n" for line in damage(log.read_text().splitlines())))
+    with pytest.raises(SdftError, match=message):
+        train(tiny_model(), examples(8), SETTINGS, tmp_path)
+
+
 @pytest.mark.parametrize("wrong, message", [
-    ({"lr": 0.0}, "lr: expected a positive number, got 0.0"), ({"dropout": 1.0}, "dropout: .* below 1"),
+    ({"lr": 1e300}, "lr: expected a positive number up to a million"), ({"seed": 2**32}, "seed: .* got 4294967296"),
+    ({"rank": 33}, "rank: expected at most (16|32), the full rank of model.layers.[01].self_attn.[qv]_proj, got 33"),
+    ({"lr": 0.0}, "lr: expected a positive number up to a million, got 0.0"), ({"dropout": 1.0}, "dropout: .* below 1"),
     ({"method": "lorra"}, "did you mean lora"), ({"epochs": 0}, "epochs: expected at least 1"),
     ({"objective": "cross_entrpy"}, "did you mean cross_entropy"), ({"targets": ()}, "targets")])
 def test_impossible_settings_are_told_in_one_line(wrong, message, tmp_path):

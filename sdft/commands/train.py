@@ -27,11 +27,14 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
         from sdft.text.templates import get_template
         from sdft.train import train as train_model
 
+        if Path(options.out).exists() and not Path(options.out).is_dir():
+            raise SdftError(f"--out {options.out}: expected a folder, but it is a file; name another")
         config, records = training_data(config, given)
         model, tokenizer = load_with_adapter(config, None)
         template = get_template(config.eval.train_template or "plain")
         examples = [training_example(tokenizer, record, template, config.model.chat) for record in records]
-        summary = train_model(model, examples, config.train, Path(options.out), base_name=config.model.model)
+        summary = train_model(model, examples, config.train, Path(options.out), base_name=config.model.model,
+                              tokenizer=tokenizer)
         print(json.dumps(summary | {"out": options.out}, ensure_ascii=False))
 
     return execute

@@ -206,7 +206,7 @@ def _pairs(value: Any) -> dict[str, str]:
 
 
 _PARSERS = {int: _whole, float: _number, bool: _truth, str: _string, tuple: _list, dict: _pairs}
-_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", 
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
              tuple: "names, separated by commas", dict: "OURS=THEIRS,… pairs"}
 
 

@@ -17,10 +17,11 @@ from typing import Any
 from sdft.distill.resume import differences
 from sdft.errors import SdftError
 from sdft.experiment.config import Config, to_toml, to_values
-from sdft.files import read_json, read_text, write_json, write_text
+from sdft.files import is_temporary, read_json, read_text, write_json, write_text
 
 PACKAGES = ("torch", "sentencepiece", "safetensors", "numpy", "tqdm", "matplotlib")
-MAY_DIFFER = ("model.device ", "generate.rows ", "train.save_every ")     # how a run goes, not what it is
+MAY_DIFFER = ("model.device ", "generate.rows ", "train.save_every ", "train.micro_tokens ", "train.checkpoint ")
+# how a run goes, not what it is
 
 
 def default_folder(config: Config) -> Path:
@@ -31,10 +32,14 @@ def default_folder(config: Config) -> Path:
 
 
 def is_new(folder: Path) -> bool:
-    """Whether no run has begun in `folder` (SdftError where it holds something else)."""
+    """Whether no run has begun in `folder` (SdftError where it holds something else).
+
+    One that was killed inside `make_folder` left environment.json alone, or a temporary file; it has not begun.
+    """
     if (folder / "config.toml").exists():
         return False
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(path.name != "environment.json" and not is_temporary(path)
+                                                       for path in folder.iterdir())):
         found = "holds other files and no config.toml" if folder.is_dir() else "is a file"
         raise SdftError(f"{folder}: expected a run folder or an empty one, but it {found}; name another with --out")
     return True

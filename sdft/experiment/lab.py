@@ -48,7 +48,7 @@ class Lab:
         """Refuse at once what a later stage would refuse after minutes of work (SdftError)."""
         get_objective(self.settings.objective)
         if self.settings.method == "lora":
-            match_targets(self.seed, self.settings.targets)
+            match_targets(self.seed, self.settings.targets, self.settings.rank)
         empty = sum(not record.response.strip() for record in self.task.train)
         if empty:
             raise SdftError(f"task {self.task.name}: expected an answer in every record, but {empty} of "

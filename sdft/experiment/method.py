@@ -44,7 +44,8 @@ def compare(lab: Lab) -> dict[str, Any]:
     for arm, targets in examples.items():
         model = lab.copy_of_seed()
         with lab.timed(f"train {arm}"):
-            training = train(model, targets, lab.settings, lab.folder / arm, base_name=lab.model_name)
+            training = train(model, targets, lab.settings, lab.folder / arm, base_name=lab.model_name,
+                             tokenizer=tokenizer)
         measures["arms"][arm] = lab.abilities(arm, model)
         with lab.timed(f"drift {arm}"):
             measures["arms"][arm]["general"] |= drift(model, lab.seed_view, f"drift, {arm}")

@@ -10,7 +10,7 @@ from sdft.experiment.config import Config, of_task, with_paths, with_task
 from sdft.experiment.folder import check_folder, default_folder, is_new, make_folder
 from sdft.experiment.lab import Lab
 from sdft.experiment.method import compare
-from sdft.files import write_json
+from sdft.files import locked, write_json
 from sdft.model.fetch import model_hash, resolve
 from sdft.tasks import load_task
 
@@ -28,21 +28,21 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     folder = folder or default_folder(config)
     path = resolve(config.model.model)
     digest = model_hash(path)
-    new = is_new(folder)
-    if not new:
+    if not is_new(folder):
         check_folder(folder, config, digest)
     if (folder / "summary.json").exists():
         return folder
     model, tokenizer = sdft.model.load(path, config.model.dtype, config.model.device)
     lab = Lab(config, folder, model, tokenizer, task)
     lab.check()
-    if new:
-        make_folder(folder, config, digest)     # not before: a folder of impossible settings would refuse better ones
-    write_json(settings_path(folder / "distilled.jsonl"), of_task(config))
-    measures = compare(lab)
-    write_json(folder / "measures.json", measures)
-    write_json(folder / "summary.json", summary(measures) | {"seconds": lab.seconds(), "source": task.source,
-                                                             "report": str(folder / "report.html")})
+    with locked(folder):
+        if is_new(folder):                      # not made before: impossible settings would refuse better ones
+            make_folder(folder, config, digest)
+        write_json(settings_path(folder / "distilled.jsonl"), of_task(config))
+        measures = compare(lab)
+        write_json(folder / "measures.json", measures)
+        write_json(folder / "summary.json", summary(measures) | {"seconds": lab.seconds(), "source": task.source,
+                                                                 "report": str(folder / "report.html")})
     return folder
 
 

@@ -3,7 +3,8 @@
     KL(π₀ ‖ π) = Σ_v π₀(v) · (log π₀(v) − log π(v))      nats, at every token of answers y ~ π₀ of the seed
 
 averaged over the tokens of all answers. On general prompts it is what best predicts forgetting (arXiv 2509.04259). The
-seed is the same model with its adapter off, so no second model is loaded; what it makes of the answers is computed once.
+seed is the same model with its adapter off, so no second model is loaded; what it makes of the answers is computed
+once.
 
     from sdft.measure.drift import drift, seed_answers, seed_view
     print(drift(model, seed_view(model, seed_answers(tokenizer, suite, seed_rows)))["kl"])
@@ -86,7 +87,7 @@ def drift(model: Llama, seed: SeedView, desc: str = "drift") -> dict[str, Any]:
 
 
 def _by_position(rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """What training made likely at an answer's start, such as ending at once, shows there alone: the later tokens are given."""
+    """What training made likely at an answer's start, such as ending at once, shows there alone: the rest is given."""
     longest = max(len(row["kl"]) for row in rows)
     found = []
     for first, following in pairwise((*PLACES, longest + 1)):
@@ -99,7 +100,7 @@ def _by_position(rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
 
 @torch.inference_mode()
 def token_drift(model: Llama, seed: SeedView, desc: str = "drift") -> list[dict[str, Any]]:
-    """The drift at every token, answer by answer: id, kl (nats), top1 (whether both have the same most probable token)."""
+    """The drift at every token, answer by answer: id, kl (nats), top1 (whether both have the same likeliest token)."""
     rows = []
     for x_seed, batch in zip(seed.hidden, packed(model, seed.answers, desc), strict=True):
         x = target_hidden(model, batch)                                             # (n, D)

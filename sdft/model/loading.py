@@ -92,12 +92,14 @@ def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def as_device(device: str | torch.device) -> torch.device:
     """The torch device of a name such as "cuda:1" (SdftError for an unknown one, and one that is not there)."""
     try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
+        found = torch.device(device)
+        torch.empty(0, device=found)
+        if found.type not in ("cpu", "cuda"):
+            raise RuntimeError("nothing here was tried on it")
     except (RuntimeError, AssertionError) as error:
         raise SdftError(f"device: {device!s} cannot be used here ({str(error).splitlines()[0][:100]}); expected cpu, "
                         "or cuda where a GPU is there") from error
-    return device
+    return found
 
 
 def weight_files(folder: Path) -> dict[str, Path]:

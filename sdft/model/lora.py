@@ -71,7 +71,7 @@ def add_lora(model: Llama, rank: int = 8, alpha: float = 16, targets: Sequence[s
                         "result")
     if rank < 1 or not 0 <= dropout < 1:
         raise SdftError(f"expected a LoRA rank of at least 1 and a dropout in [0, 1), got {rank} and {dropout}")
-    names = match_targets(model, targets)
+    names = match_targets(model, targets, rank)
     generator = torch.Generator().manual_seed(seed)
     model.requires_grad_(False)
     for name in names:
@@ -82,8 +82,11 @@ def add_lora(model: Llama, rank: int = 8, alpha: float = 16, targets: Sequence[s
     return names
 
 
-def match_targets(model: Llama, targets: Sequence[str]) -> list[str]:
-    """The names of the linear layers inside the decoder that `targets` mean, in the model's order."""
+def match_targets(model: Llama, targets: Sequence[str], rank: int = 1) -> list[str]:
+    """The names of the linear layers inside the decoder that `targets` mean, in the model's order.
+
+    Raises SdftError for a target that names none, and for a rank above that which any change of such a layer can have.
+    """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
     chosen = set()
     for target in targets:
@@ -93,6 +96,9 @@ def match_targets(model: Llama, targets: Sequence[str]) -> list[str]:
             raise SdftError(f"LoRA target {target!r} names no linear layer{nearest(target, known)}; expected "
                             f"{', '.join(known)}, a layer's whole name, or a pattern of it")
         chosen.update(matched)
+    for name in chosen:
+        if rank > (largest := min(model.get_submodule(name).weight.shape)):
+            raise SdftError(f"rank: expected at most {largest}, the full rank of {name}, got {rank}")
     return [name for name in linear if name in chosen]
 
 

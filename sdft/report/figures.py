@@ -86,6 +86,7 @@ def drift_by_place(run: Run) -> Figure | None:
     if not bands:
         return None
     first = next(iter(bands.values()))
+    n = sum(row["tokens"] for row in first)
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
@@ -93,13 +94,13 @@ def drift_by_place(run: Run) -> Figure | None:
             axes.plot(range(len(rows)), [row["kl"] for row in rows], color=_colour(run, arm), marker=_marker(run, arm),
                       label=arm)
         axes.set_xticks(range(len(first)), [_band(row) for row in first])
-        axes.set(xlabel="place of the token in the seed's answer", ylabel="KL from the seed, nats/token", ylim=(0, None),
-                 title=f"Where in an answer the drift is (n = {sum(row['tokens'] for row in first)} tokens)")
+        axes.set(xlabel="place of the token in the seed's answer", ylabel="KL from the seed, nats/token",
+                 ylim=(0, None), title=f"Where in an answer the drift is (n = {n} tokens)")
         axes.legend()
 
-    return Figure("drift_by_place", _svg(draw), "The seed's own answers to the general prompts, read by every arm. An arm "
-                  "that learned to answer in a word would end at once: that shows at the first tokens, and less and less "
-                  "behind them, where the seed's long answer is given. The mean over all tokens hides this.")
+    return Figure("drift_by_place", _svg(draw), "The seed's own answers to the general prompts, read by every arm. "
+                  "An arm that learned to answer in a word would end at once: that shows at the first tokens, and less "
+                  "and less behind them, where the seed's long answer is given. The mean over all tokens hides this.")
 
 
 def _band(row: Row) -> str:

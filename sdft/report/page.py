@@ -17,10 +17,10 @@ from sdft.report.tables import (
 )
 
 INTRODUCTION = (
-    "This page compares copies of one chat model, the arms. seed: the model as it was published. sft: the seed, fine-tuned "
-    "(LoRA) on the reference answers of a data set. sdft: the seed, fine-tuned in the same way on its own rewrites of those "
-    "answers, where a rewrite passed the checks (self-distillation, arXiv 2402.13669). The question is what each learned, "
-    "and what it lost or changed elsewhere.")
+    "This page compares copies of one chat model, the arms. seed: the model as it was published. sft: the seed, "
+    "fine-tuned (LoRA) on the reference answers of a data set. sdft: the seed, fine-tuned in the same way on its own "
+    "rewrites of those answers, where a rewrite passed the checks (self-distillation, arXiv 2402.13669). The "
+    "question is what each learned, and what it lost or changed elsewhere.")
 EXAMPLES = 4          # accepted rewrites shown, and rejected ones of each reason
 OPEN = 5              # general prompts whose answers are unfolded
 
@@ -41,7 +41,8 @@ def write_report(folder: Path) -> Path:
 def html_page(run: Run, figures: dict[str, Figure]) -> str:
     """The whole page as one HTML text."""
     sections = [
-        ("Result", _table(result_table(run)) + _list(findings(run)) + _figures(figures, "trade_off", "drift_by_place", "lengths")),
+        ("Result", _table(result_table(run)) + _list(findings(run))
+         + _figures(figures, "trade_off", "drift_by_place", "lengths")),
         ("What was trained on", _table(training_table(run)) + _audit(run) + _examples(run)),
         ("Why: the gap, and what it did to the weights", _figures(figures, "target_nll", "training", "shift")),
         ("Abilities, item by item", _table(difference_table(run)) + _kinds(run)),
@@ -60,7 +61,8 @@ def html_page(run: Run, figures: dict[str, Figure]) -> str:
 
 def markdown_page(run: Run) -> str:
     """The tables and conclusions as Markdown, for a terminal or a repository."""
-    parts = [f"# {_title(run)}", INTRODUCTION, _markdown(result_table(run)), "\n".join(f"- {line}" for line in findings(run)),
+    parts = [f"# {_title(run)}", INTRODUCTION, _markdown(result_table(run)),
+             "\n".join(f"- {line}" for line in findings(run)),
              "## Against the seed", _markdown(difference_table(run)), "## What was trained on",
              _markdown(training_table(run)), _markdown(reasons_table(run))]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -46,7 +46,10 @@ def read_run(folder: Path) -> Run:
         raise SdftError(f"{folder}: expected a finished run with measures.json, found none; "
                         "make one with `sdft run --out DIR`, or run the same command again to finish it")
     measures = read_json(folder / "measures.json")
-    arms = measures["arms"]
+    arms = measures.get("arms") if isinstance(measures, dict) else None
+    if not arms or "seed" not in arms:
+        raise SdftError(f"{folder / 'measures.json'}: expected the measures of the arms, the seed's among them, found "
+                        "none; run the same command again to make them")
     return Run(
         folder=folder,
         measures=measures,

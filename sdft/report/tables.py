@@ -136,8 +136,8 @@ def _sdft_against_sft(sft: dict[str, Any], sdft: dict[str, Any], gap: dict[str, 
                          f"the intervals {'do not overlap' if apart else 'overlap'}).")
         if a.get("by_position") and b.get("by_position"):
             ends = [(x["by_position"][0]["kl"], x["by_position"][-1]["kl"]) for x in (a, b)]
-            sentences.append(f"At an answer's first token sft drifted {ends[0][0]:.2f} nats and sdft {ends[1][0]:.2f}; from "
-                             f"token {a['by_position'][-1]['first']} on, {ends[0][1]:.3f} and {ends[1][1]:.3f}.")
+            sentences.append(f"At an answer's first token sft drifted {ends[0][0]:.2f} nats and sdft {ends[1][0]:.2f}; "
+                             f"from token {a['by_position'][-1]['first']} on, {ends[0][1]:.3f} and {ends[1][1]:.3f}.")
     if sft.get("shift") and sdft.get("shift"):
         a, b = sft["shift"]["total"], sdft["shift"]["total"]
         sentences.append(f"The weights moved {_ratio(b, a)} under sdft as under sft (‖ΔW‖ {b:.2f} against {a:.2f}; "

@@ -8,8 +8,8 @@ A batch is one row of tokens without padding. Each document's positions start at
     labels      -100 a1  a2 eos -100│ a1 eos -100        the last of a document predicts nothing: what follows it here
                                                          belongs to another record
 
-Prompts begin alike: with a system text, a template, an instruction. What several documents of a batch begin with is laid
-once, as a segment that they all continue; it is the same function, with the gradients of the shared tokens summed.
+Prompts begin alike: with a system text, a template, an instruction. What several documents of a batch begin with is
+laid once, as a segment that they all continue; it is the same function, with the gradients of the shared tokens summed.
 
     s1 s2 s3 │ u1 a1 eos │ u2 a2 eos                     the documents s1 s2 s3 u1 a1 eos and s1 s2 s3 u2 a2 eos
     parents: -1        0           0
@@ -112,7 +112,7 @@ def _tree(examples: Sequence[Example]) -> list[Segment]:
             segments.append((group[0], start, stop, parent))
             start, parent = stop, len(segments) - 1
         branches: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index in group:                                     # by the token that follows, where it may be shared at all
+        for index in group:                                 # by the token that follows, where it may be shared at all
             shareable = _unlearned(examples[index]) > stop
             branches[(0, examples[index].tokens[stop]) if shareable else (1, index)].append(index)
         for branch in branches.values():

@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -37,6 +38,9 @@ from sdft.train.signals import StopRequest
 from sdft.train.state import NAME, describe, load_state, open_log, save_state
 from sdft.train.weights import Adapter, FullWeights, Trained
 
+if TYPE_CHECKING:
+    from sdft.text.tokenizer import Tokenizer
+
 
 def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, checkpoint: bool = False) -> Tensor:
     """Add to .grad the gradient of the objective's mean per target over all batches; return that mean (0-d)."""
@@ -51,12 +55,13 @@ def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, check
 
 
 def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, folder: Path,
-          validation: Sequence[Example] = (), base_name: str = "") -> dict:
+          validation: Sequence[Example] = (), base_name: str = "", tokenizer: Tokenizer | None = None) -> dict:
     """Train `model` in place and leave the trained adapter in it; return a summary of the run.
 
     Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method
-    lora) or model.safetensors with config.json (method full). When a state of the same run is there, goes on from it, and the
-    result is bit for bit that of a run without interruption (same machine, same number of threads).
+    lora) or model.safetensors with config.json and the tokenizer's files (method full). When a state of the same run
+    is there, goes on from it, and the result is bit for bit that of a run without interruption (same machine, same
+    number of threads).
 
     Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
     """
@@ -70,7 +75,7 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     done = load_state(folder, about, parameters, optimiser)
     trained.publish()
 
-    # Shared beginnings: not on a GPU, whose attention kernel knows no tree, nor where each record draws its own dropout.
+    # No shared beginnings on a GPU, whose attention kernel knows no tree, nor where each record draws its own dropout.
     share = model.device.type == "cpu" and not settings.dropout
     per_epoch = steps_per_epoch(examples, settings.batch_size)
     total = per_epoch * settings.epochs
@@ -104,11 +109,11 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
                 save_state(folder, step + 1, about, parameters, optimiser)
             bar.set_postfix_str(f"loss {loss:.3f}")
             bar.update()
-            if stop.asked and step + 1 < total:
+            if stop.asked:
                 raise Interrupted(f"stopped after step {step + 1} of {total}, which is saved in {folder / NAME}: run "
                                   "the same command again to go on")
     model.eval()
-    trained.save(folder, base_name)
+    trained.save(folder, base_name, tokenizer)
     return _summary(log, len(examples), settings.epochs, left_out)
 
 
@@ -151,8 +156,8 @@ def _line(step: int, epoch: float, loss: float, lr: float, norm: float, trained:
 def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch], folder: Path) -> SdftError:
     ids = ", ".join(name for batch in batches for name in batch.ids)
     return SdftError(f"step {step + 1}: expected a finite loss, got loss {loss} with gradient norm {norm} on the "
-                     f"records {ids}; the state after step {step} is kept in {folder / NAME}: look at these records, or start "
-                     "anew in another folder with a lower lr")
+                     f"records {ids}; the state after step {step} is kept in {folder / NAME}: look at these records, or "
+                     "start anew in another folder with a lower lr")
 
 
 def _summary(log: Journal, records: int, epochs: int, left_out: dict[str, int]) -> dict:

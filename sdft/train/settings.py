@@ -13,6 +13,7 @@ from sdft.errors import SdftError, nearest
 
 METHODS = ("lora", "full")
 SCHEDULES = ("cosine", "constant")
+LARGEST_SEED = 2**32 - 1            # the loop makes a seed of its own for every step of it, which torch must take
 
 
 def _knob(default: Any, text: str) -> Any:
@@ -57,9 +58,10 @@ class TrainSettings:
             self._check(name, lambda value: value >= 1, "at least 1")
         self._check("max_length", lambda value: value >= 2, "at least 2")
         for name in ("lr", "alpha"):
-            self._check(name, lambda value: 0 < value < float("inf"), "a positive number")
-        for name in ("warmup", "weight_decay", "clip", "seed"):
+            self._check(name, lambda value: 0 < value <= 1e6, "a positive number up to a million")
+        for name in ("warmup", "weight_decay", "clip"):
             self._check(name, lambda value: 0 <= value < float("inf"), "0 or more")
+        self._check("seed", lambda value: 0 <= value <= LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}")
         for name in ("dropout", "validation"):
             self._check(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
         if not self.targets:

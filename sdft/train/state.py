@@ -23,7 +23,8 @@ from sdft.train.optimiser import moments, restore_moments
 from sdft.train.settings import TrainSettings
 
 NAME = "state.safetensors"
-FREE = ("save_every",)          # settings that may change in mid-run: the result does not depend on them
+# Settings that may change in mid-run: the gradient does not depend on them; micro_tokens only rounds its sums anew.
+FREE = ("save_every", "micro_tokens", "checkpoint")
 
 
 def describe(settings: TrainSettings, data: str, model: str) -> dict[str, str]:
@@ -70,9 +71,19 @@ def _short(value: str | None) -> str:
 
 
 def open_log(path: Path, step: int) -> Journal:
-    """The journal of steps, without the lines of steps that are not in the saved state and will be done again."""
+    """The journal of steps, without the lines of steps that are not in the saved state and will be done again.
+
+    Raises SdftError where a line tells of no step, and where lines of steps in the state are missing.
+    """
     lines = Journal(path).read()
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise SdftError(f"{path}, line {number}: expected an object with the number of its step, as training "
+                            "writes it; remove the line, or train anew in another folder")
     kept = [line for line in lines if line["step"] <= step]
+    if [line["step"] for line in kept] != list(range(1, step + 1)):
+        raise SdftError(f"{path}: expected a line for each of the {step} steps in {NAME}, found {len(kept)}; bring the "
+                        "log back, or train anew in another folder")
     if len(kept) < len(lines):
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return Journal(path)

@@ -3,11 +3,12 @@
     parameters     name → the fp32 tensor that the optimiser changes
     publish()      brings the model up to date after an optimiser step
     delta_norm()   how far the weights have moved from the seed, ‖ΔW‖_F over all of them
-    save(folder)   the result as files that PEFT or transformers load
+    save(folder, …) the result as files that PEFT or transformers load
 """
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from sdft.model.llama import Llama
 from sdft.model.lora import add_lora, lora_layers
 from sdft.model.saving import save_checkpoint
 from sdft.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from sdft.text.tokenizer import Tokenizer
 
 
 class Adapter:
@@ -44,8 +48,8 @@ class Adapter:
             total += layer.scale**2 * ((B.t() @ B) * (A @ A.t())).sum()          # (R, R) each
         return total.clamp_min(0).sqrt()
 
-    def save(self, folder: Path, base_name: str) -> None:
-        """Write adapter_model.safetensors and adapter_config.json."""
+    def save(self, folder: Path, base_name: str, tokenizer: Tokenizer | None) -> None:
+        """Write adapter_model.safetensors and adapter_config.json; the tokenizer is the base model's."""
         save_adapter(self.model, folder, base_name)
 
 
@@ -78,9 +82,9 @@ class FullWeights:
         norms = [(master.detach() - self.seed[name]).norm() for name, master in self.parameters.items()]
         return torch.stack(norms).norm()
 
-    def save(self, folder: Path, base_name: str) -> None:
-        """Write model.safetensors in the model's dtype, and config.json."""
-        save_checkpoint(self.model, None, folder)
+    def save(self, folder: Path, base_name: str, tokenizer: Tokenizer | None) -> None:
+        """Write model.safetensors in the model's dtype, config.json and the tokenizer's files, where there is one."""
+        save_checkpoint(self.model, tokenizer, folder)
 
 
 def _hand_to(master: Tensor):
