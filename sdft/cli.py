@@ -17,6 +17,7 @@ from sdft.errors import Interrupted, SdftError, nearest
 COMMANDS = {     # name → module of sdft.commands, what it does, an example
     "run": ("run", "the whole experiment: distil, train, evaluate, measure, report", "sdft run --train_records=100"),
     "fetch": ("models", "download and convert a model", "sdft fetch smollm2-135m"),
+    "plan": ("plan", "what a run will need: memory, tokens, operations, time", "sdft plan --train_records=100"),
     "distill": ("distill", "let the seed rewrite reference answers, and choose among the rewrites",
                 "sdft distill --data mine.jsonl --out runs/mine"),
     "train": ("train", "fine-tune on records or on distilled.jsonl",

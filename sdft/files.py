@@ -70,9 +70,12 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        os.close(handle)
         raise SdftError(f"{folder}: another run is at work in this folder: wait for it, or name another with "
                         "--out") from error
-    else:
+    except OSError:             # a file system without locks
+        pass
+    try:
         yield
     finally:
         os.close(handle)

@@ -14,7 +14,7 @@ from sdft.experiment.method import compare
 def test_a_model_is_loaded_asked_and_adapted_through_the_top_level(tmp_path):
     model, tokenizer = sdft.load(save_tiny_model(tmp_path / "tiny"), dtype="float32")
     first, second = (sdft.generate(model, tokenizer, ["Why?"], max_new_tokens=3) for _ in range(2))
-    assert first[0].tokens == second[0].tokens and first[0].finish in ("stop", "length")    # 2nd: a package has the name
+    assert first[0].tokens == second[0].tokens and first[0].finish in ("stop", "length")    # 2nd: a package has its name
     assert sdft.add_lora(model, rank=2, targets=("q_proj",))
 
 

@@ -121,6 +121,7 @@ def test_a_folder_without_a_finished_run_is_one_line(tmp_path):
 
 
 def test_measures_without_arms_are_one_line(folder):
-    write_json(folder / "measures.json", {"arms": {}})
-    with pytest.raises(SdftError, match="measures.json: expected the measures of the arms"):
-        write_report(folder)
+    for arms in ({}, {"seed": {}}):
+        write_json(folder / "measures.json", {"arms": arms})
+        with pytest.raises(SdftError, match="measures.json: expected the suites that each arm answered"):
+            write_report(folder)

@@ -263,6 +263,13 @@ def test_a_state_of_another_run_is_refused_by_name(tmp_path):
     assert summary["steps"] == 4 and (tmp_path / "adapter_model.safetensors").read_bytes() == finished
 
 
+def test_weights_that_overflow_are_told_and_never_saved(tmp_path):
+    settings = replace(SETTINGS, weight_decay=1e300, save_every=1)
+    with pytest.raises(SdftError, match="step 1: the update left weights that are not finite"):
+        train(tiny_model(), examples(8), settings, tmp_path)
+    assert not any((tmp_path / name).exists() for name in ("state.safetensors", "log.jsonl"))
+
+
 def test_how_a_step_is_cut_may_change_in_mid_run(tmp_path, monkeypatch):
     """As the advice for a machine out of memory needs it; only the order of the sums differs."""
     def failing(batch, views):
@@ -279,6 +286,10 @@ def test_how_a_step_is_cut_may_change_in_mid_run(tmp_path, monkeypatch):
     assert train(cut, records, replace(SETTINGS, micro_tokens=1, checkpoint=True), tmp_path / "cut")["steps"] == 4
     for ours, theirs in zip(lora_layers(cut).values(), lora_layers(whole).values(), strict=True):
         torch.testing.assert_close(ours.delta(), theirs.delta(), rtol=1e-3, atol=1e-5)
+    dropping = replace(SETTINGS, dropout=0.1)                           # there the draws go by pack
+    train(tiny_model(), records, dropping, tmp_path / "dropout")
+    with pytest.raises(SdftError, match="micro_tokens was 2048, is 1"):
+        train(tiny_model(), records, replace(dropping, micro_tokens=1), tmp_path / "dropout")
 
 
 @pytest.mark.parametrize("damage, message", [

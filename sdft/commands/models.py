@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +38,9 @@ def merge(parser: argparse.ArgumentParser) -> Execute:
         model, tokenizer = load_with_adapter(config, options.adapter)
         report = merge_adapter(model)
         save_checkpoint(model, tokenizer, Path(options.out))
+        if report["relative"] > 0.1:
+            print(f"merge: rounding to {config.model.dtype} lost {report['relative']:.0%} of the change (its norm); "
+                  "--dtype=float32 keeps it", file=sys.stderr)
         print(json.dumps(report | {"dtype": config.model.dtype, "checkpoint": options.out}))
 
     return execute

@@ -24,6 +24,7 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
     def execute(options: argparse.Namespace) -> None:
         config, given = settings(options)
         from sdft.experiment.lab import training_example
+        from sdft.files import locked
         from sdft.text.templates import get_template
         from sdft.train import train as train_model
 
@@ -33,8 +34,9 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
         model, tokenizer = load_with_adapter(config, None)
         template = get_template(config.eval.train_template or "plain")
         examples = [training_example(tokenizer, record, template, config.model.chat) for record in records]
-        summary = train_model(model, examples, config.train, Path(options.out), base_name=config.model.model,
-                              tokenizer=tokenizer)
+        with locked(Path(options.out)):
+            summary = train_model(model, examples, config.train, Path(options.out), base_name=config.model.model,
+                                  tokenizer=tokenizer)
         print(json.dumps(summary | {"out": options.out}, ensure_ascii=False))
 
     return execute

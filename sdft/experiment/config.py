@@ -19,69 +19,65 @@ from typing import Any
 
 from sdft.errors import SdftError, nearest
 from sdft.files import read_text
-from sdft.train.settings import TrainSettings
+from sdft.train.settings import TrainSettings, option
 
 Values = dict[str, dict[str, Any]]          # section → key → value
-
-
-def _knob(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The seed model and how it computes."""
 
-    model: str = _knob("smollm2-135m", "seed model: a name, a folder, a .gguf file, or org/name of the hub")
-    dtype: str = _knob("bfloat16", "of the weights: bfloat16, float16 or float32")
-    device: str = _knob("cpu", "cpu, cuda, cuda:1, …")
-    chat: str | None = _knob(None, "chat format (default: the model's own)")
+    model: str = option("smollm2-135m", "seed model: a name, a folder, a .gguf file, or org/name of the hub")
+    dtype: str = option("bfloat16", "of the weights: bfloat16, float16 or float32")
+    device: str = option("cpu", "cpu, cuda, cuda:1, …")
+    chat: str | None = option(None, "chat format (default: the model's own)")
 
 
 @dataclass(frozen=True)
 class TaskConfig:
     """The data."""
 
-    task: str = _knob("passages", "passages (built in), gsm8k, openfunctions, alpaca, dolly, or custom")
-    data: str | None = _knob(None, "folder of the task's files; for custom, the file")
-    columns: dict[str, str] | None = _knob(None, "instruction=NAME,response=NAME,…: the file's names of our columns")
-    limit: int | None = _knob(None, "only the first N training records, and fewer test items with them")
-    train_records: int | None = _knob(None, "training records")
-    test_records: int | None = _knob(None, "test items of the task")
-    data_seed: int = _knob(0, "seeds generated data and the held-out split")
+    task: str = option("passages", "passages (built in), gsm8k, openfunctions, alpaca, dolly, or custom")
+    data: str | None = option(None, "folder of the task's files; for custom, the file")
+    columns: dict[str, str] | None = option(None, "instruction=NAME,response=NAME,…: the file's names of our columns")
+    limit: int | None = option(None, "only the first N training records, and fewer test items with them")
+    train_records: int | None = option(None, "training records")
+    test_records: int | None = option(None, "test items of the task")
+    data_seed: int = option(0, "seeds generated data and the held-out split")
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """Rewriting the reference answers, and choosing among the rewrites."""
 
-    template: str | None = _knob(None, "template of the rewriting prompt (default: the task's)")
-    rewrite_tokens: int | None = _knob(None, "longest rewrite, in tokens (default: the task's)")
-    ratio: float = _knob(1.0, "share of the records that may take their rewrite")
-    repetition: float = _knob(0.5, "a rewrite is rejected when more of its word 4-grams occurred before")
-    times: float = _knob(5.0, "… when it has so many times the reference's words")
-    words: int = _knob(300, "    and more words than this")
+    template: str | None = option(None, "template of the rewriting prompt (default: the task's)")
+    rewrite_tokens: int | None = option(None, "longest rewrite, in tokens (default: the task's)")
+    ratio: float = option(1.0, "share of the records that may take their rewrite")
+    repetition: float = option(0.5, "a rewrite is rejected when more of its word 4-grams occurred before")
+    times: float = option(5.0, "… when it has so many times the reference's words")
+    words: int = option(300, "    and more words than this")
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
     """Decoding, for rewriting and evaluation alike."""
 
-    rows: int = _knob(64, "responses written at a time")
-    temperature: float = _knob(0.0, "0: greedy")
-    top_k: int = _knob(0, "sample among the k most probable tokens; 0: all")
-    top_p: float = _knob(1.0, "sample among the most probable tokens that make up this share")
-    repetition_penalty: float = _knob(1.0, "above 1: tokens that occurred before are less likely")
-    sampling_seed: int = _knob(0, "seeds sampling, record by record")
+    rows: int = option(64, "responses written at a time")
+    temperature: float = option(0.0, "0: greedy")
+    top_k: int = option(0, "sample among the k most probable tokens; 0: all")
+    top_p: float = option(1.0, "sample among the most probable tokens that make up this share")
+    repetition_penalty: float = option(1.0, "above 1: tokens that occurred before are less likely")
+    sampling_seed: int = option(0, "seeds sampling, record by record")
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """What is measured beside the task itself."""
 
-    train_template: str | None = _knob(None, "template of the training prompt (default: the task's)")
-    instruction_items: int | None = _knob(None, "prompts of the suite `instructions` (default: all; 0: none)")
-    general_items: int | None = _knob(None, "general prompts (default: all)")
+    train_template: str | None = option(None, "template of the training prompt (default: the task's)")
+    instruction_items: int | None = option(None, "prompts of the suite `instructions` (default: all; 0: none)")
+    general_items: int | None = option(None, "general prompts (default: all)")
 
 
 @dataclass(frozen=True)

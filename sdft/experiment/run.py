@@ -38,6 +38,8 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     with locked(folder):
         if is_new(folder):                      # not made before: impossible settings would refuse better ones
             make_folder(folder, config, digest)
+        else:
+            check_folder(folder, config, digest)
         write_json(settings_path(folder / "distilled.jsonl"), of_task(config))
         measures = compare(lab)
         write_json(folder / "measures.json", measures)

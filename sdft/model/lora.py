@@ -96,7 +96,7 @@ def match_targets(model: Llama, targets: Sequence[str], rank: int = 1) -> list[s
             raise SdftError(f"LoRA target {target!r} names no linear layer{nearest(target, known)}; expected "
                             f"{', '.join(known)}, a layer's whole name, or a pattern of it")
         chosen.update(matched)
-    for name in chosen:
+    for name in (name for name in linear if name in chosen):
         if rank > (largest := min(model.get_submodule(name).weight.shape)):
             raise SdftError(f"rank: expected at most {largest}, the full rank of {name}, got {rank}")
     return [name for name in linear if name in chosen]

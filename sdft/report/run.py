@@ -47,9 +47,9 @@ def read_run(folder: Path) -> Run:
                         "make one with `sdft run --out DIR`, or run the same command again to finish it")
     measures = read_json(folder / "measures.json")
     arms = measures.get("arms") if isinstance(measures, dict) else None
-    if not arms or "seed" not in arms:
-        raise SdftError(f"{folder / 'measures.json'}: expected the measures of the arms, the seed's among them, found "
-                        "none; run the same command again to make them")
+    if not arms or not all(isinstance(arm, dict) and "suites" in arm for arm in arms.values()):
+        raise SdftError(f"{folder / 'measures.json'}: expected the suites that each arm answered, found none; "
+                        "run the same command again to make them")
     return Run(
         folder=folder,
         measures=measures,

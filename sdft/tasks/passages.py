@@ -26,6 +26,7 @@ from sdft.text.records import Record
 
 TRAIN_RECORDS, TEST_RECORDS = 400, 150
 REQUEST, FORM = "Read the passage and answer the question.", "Please answer in a complete sentence."
+MOST_RECORDS = 100_000                                      # well below how many different ones there are
 TEST_SHARE = 4                                              # one subject in four is kept for the test
 
 
@@ -93,6 +94,10 @@ def load(selection: Selection) -> Task:
     if selection.data is not None:
         raise SdftError(f"task passages is generated and reads no data, but got {selection.data}; to train on a file "
                         "of yours, use --task custom")
+    for name in ("train_records", "test_records"):
+        if (getattr(selection, name) or 0) > MOST_RECORDS:
+            raise SdftError(f"{name}: expected at most {MOST_RECORDS:,} generated passages, got "
+                            f"{getattr(selection, name):,}")
     train = passage_records("train", selection.train_size(selection.train_records or TRAIN_RECORDS), selection.seed)
     test = passage_records("test", selection.test_size(selection.test_records or TEST_RECORDS), selection.seed)
     suite = Suite("passages", items_of(test, "plain"), score, "accuracy", max_new_tokens=256)

@@ -102,16 +102,21 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
 
             seconds = time.perf_counter() - started
             line = _line(step + 1, (step + 1) / per_epoch, loss, lr, norm, trained, batches, seconds)
+            if not math.isfinite(line["delta_norm"]):
+                raise SdftError(f"step {step + 1}: the update left weights that are not finite; {folder / NAME} was not "
+                                "touched by it: start anew in another folder with a lower lr or weight_decay")
             if held and (step + 1) % per_epoch == 0:
                 line["validation_loss"] = evaluate(model, held, settings.micro_tokens)
             log.append(line)
-            if (step + 1) % settings.save_every == 0 or step + 1 == total or stop.asked:
+            asked = stop.asked                                          # once: it may come between the two uses
+            if (step + 1) % settings.save_every == 0 or step + 1 == total or asked:
                 save_state(folder, step + 1, about, parameters, optimiser)
             bar.set_postfix_str(f"loss {loss:.3f}")
             bar.update()
-            if stop.asked:
-                raise Interrupted(f"stopped after step {step + 1} of {total}, which is saved in {folder / NAME}: run "
-                                  "the same command again to go on")
+            if asked and step + 1 < total:
+                raise _stopped(step + 1, total, folder)
+    if stop.asked:                                                      # in the last step, or behind it
+        raise _stopped(total, total, folder)
     model.eval()
     trained.save(folder, base_name, tokenizer)
     return _summary(log, len(examples), settings.epochs, left_out)
@@ -151,6 +156,11 @@ def _line(step: int, epoch: float, loss: float, lr: float, norm: float, trained:
             "delta_norm": trained.delta_norm().item(), "tokens": tokens,
             "target_tokens": sum(batch.targets for batch in batches),
             "tokens_per_second": round(tokens / seconds, 1), "seconds": round(seconds, 4)}
+
+
+def _stopped(step: int, total: int, folder: Path) -> Interrupted:
+    return Interrupted(f"stopped after step {step} of {total}, which is saved in {folder / NAME}: run the same command "
+                       "again to go on")
 
 
 def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch], folder: Path) -> SdftError:

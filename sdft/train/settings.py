@@ -16,7 +16,7 @@ SCHEDULES = ("cosine", "constant")
 LARGEST_SEED = 2**32 - 1            # the loop makes a seed of its own for every step of it, which torch must take
 
 
-def _knob(default: Any, text: str) -> Any:
+def option(default: Any, text: str) -> Any:
     """A field with its default and the text that the command line shows for it."""
     return field(default=default, metadata={"help": text})
 
@@ -25,27 +25,27 @@ def _knob(default: Any, text: str) -> Any:
 class TrainSettings:
     """How to train. Raises SdftError for an impossible value."""
 
-    method: str = _knob("lora", "lora: low-rank adapters on a frozen base; full: every weight, with fp32 masters")
-    objective: str = _knob("cross_entropy", "what is minimised")
-    lr: float = _knob(5e-4, "peak learning rate")
-    epochs: int = _knob(2, "passes over the training records")
-    batch_size: int = _knob(8, "records per optimiser step")
-    micro_tokens: int = _knob(2048, "a step runs in packs of at most this many tokens, one record at the least; less "
+    method: str = option("lora", "lora: low-rank adapters on a frozen base; full: every weight, with fp32 masters")
+    objective: str = option("cross_entropy", "what is minimised")
+    lr: float = option(5e-4, "peak learning rate")
+    epochs: int = option(2, "passes over the training records")
+    batch_size: int = option(8, "records per optimiser step")
+    micro_tokens: int = option(2048, "a step runs in packs of at most this many tokens, one record at the least; less "
                                     "memory for less, the same gradient")
-    warmup: int = _knob(0, "steps in which the learning rate rises from 0")
-    schedule: str = _knob("cosine", "cosine: falls to 0 at the end; constant")
-    weight_decay: float = _knob(0.0, "AdamW's decoupled weight decay")
-    clip: float = _knob(1.0, "largest norm of the gradient; 0 turns clipping off")
-    max_length: int = _knob(1024, "a longer record is left out, counted and told")
-    rank: int = _knob(8, "LoRA rank")
-    alpha: float = _knob(16.0, "LoRA alpha: the update is scaled by alpha / rank")
-    dropout: float = _knob(0.0, "dropout on what enters an adapter")
-    rslora: bool = _knob(False, "scale by alpha / sqrt(rank) instead")
-    targets: tuple[str, ...] = _knob(("q_proj", "v_proj"), "names or patterns of the linear layers to adapt")
-    checkpoint: bool = _knob(False, "keep only the layers' inputs and compute the rest again in the backward")
-    validation: float = _knob(0.0, "share of the records held out; their loss is logged after every epoch")
-    save_every: int = _knob(20, "steps between saved states")
-    seed: int = _knob(42, "seeds the adapter, the order of the records and the dropout")
+    warmup: int = option(0, "steps in which the learning rate rises from 0")
+    schedule: str = option("cosine", "cosine: falls to 0 at the end; constant")
+    weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
+    clip: float = option(1.0, "largest norm of the gradient; 0 turns clipping off")
+    max_length: int = option(1024, "a longer record is left out, counted and told")
+    rank: int = option(8, "LoRA rank")
+    alpha: float = option(16.0, "LoRA alpha: the update is scaled by alpha / rank")
+    dropout: float = option(0.0, "dropout on what enters an adapter")
+    rslora: bool = option(False, "scale by alpha / sqrt(rank) instead")
+    targets: tuple[str, ...] = option(("q_proj", "v_proj"), "names or patterns of the linear layers to adapt")
+    checkpoint: bool = option(False, "keep only the layers' inputs and compute the rest again in the backward")
+    validation: float = option(0.0, "share of the records held out; their loss is logged after every epoch")
+    save_every: int = option(20, "steps between saved states")
+    seed: int = option(42, "seeds the adapter, the order of the records and the dropout")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", tuple(self.targets))

@@ -29,7 +29,8 @@ FREE = ("save_every", "micro_tokens", "checkpoint")
 
 def describe(settings: TrainSettings, data: str, model: str) -> dict[str, str]:
     """What a state must agree on before it can be continued: each setting, the data and the model, as JSON text."""
-    fixed = {name: json.dumps(value) for name, value in asdict(settings).items() if name not in FREE}
+    free = [name for name in FREE if not (name == "micro_tokens" and settings.dropout)]     # its draws go by pack
+    fixed = {name: json.dumps(value) for name, value in asdict(settings).items() if name not in free}
     return {**fixed, "data": data, "model": model}
 
 

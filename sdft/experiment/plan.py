@@ -1,0 +1,126 @@
+"""What a run will need, before it starts: bytes by group of tensors, tokens, floating-point operations.
+
+Everything follows from the model's configuration and the settings: no weight is read. Bytes are counted tensor by
+tensor as the code makes them; operations are those of the matrix products, which are nearly all. Not in it is what the
+allocator keeps of freed tensors, and Python, torch and the tokenizer: with the 135M model on two CPU cores, training's
+peak above the imports was 1.36 times the planned sum (8 records of 128 tokens, and of 256), and 1.16 times with an
+allocator that returns large blocks at once (MALLOC_MMAP_THRESHOLD_=65536).
+
+    sdft plan --task gsm8k --data FOLDER
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sdft.generate.cache import GROUP, blocks
+from sdft.generate.engine import PREFILL_TOKENS
+from sdft.generate.packed import LARGEST
+from sdft.kernels.attention import BLOCK
+from sdft.kernels.linear_cross_entropy import ROWS
+from sdft.model.config import LlamaConfig
+from sdft.model.llama import Llama
+from sdft.model.lora import match_targets
+from sdft.train.settings import TrainSettings
+
+FP32 = 4                                # bytes of the masters, AdamW's moments, the softmax
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that a plan is made of; parameters of the layers, of the embedding and head, and of the adapter."""
+
+    config: LlamaConfig
+    layers: int
+    embeddings: int
+    adapter: int
+    saves: dict[str, bool]              # which inputs of products an adapter keeps for its backward
+    first: int                          # the first layer with something to train: no gradient goes below it
+
+    @property
+    def weights(self) -> int:
+        return self.layers + self.embeddings
+
+
+def shape_of(config: LlamaConfig, settings: TrainSettings) -> Shape:
+    """Count a model's parameters without making them. Raises SdftError for targets and ranks that it cannot have."""
+    with torch.device("meta"):
+        model = Llama(config)
+    parameters = dict(model.named_parameters())
+    in_layers = sum(weight.numel() for name, weight in parameters.items() if ".layers." in name)
+    rest = sum(weight.numel() for weight in parameters.values()) - in_layers
+    if settings.method == "full":
+        return Shape(config, in_layers, rest, 0, dict.fromkeys(("attention", "o", "mlp", "down"), True), 0)
+    names = match_targets(model, settings.targets, settings.rank)
+    adapter = sum(settings.rank * sum(model.get_submodule(name).weight.shape) for name in names)
+    kinds = {name.rpartition(".")[2] for name in names}
+    saves = {"attention": bool(kinds & {"q_proj", "k_proj", "v_proj"}), "o": "o_proj" in kinds,
+             "mlp": bool(kinds & {"gate_proj", "up_proj"}), "down": "down_proj" in kinds}
+    return Shape(config, in_layers, rest, adapter, saves, min(int(name.split(".")[2]) for name in names))
+
+
+def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: int, targets: int,
+                    longest: int) -> dict[str, int]:
+    """Bytes of training on packs of `tokens` tokens, `targets` of them learned, `longest` in one record.
+
+    size: bytes of a weight. The activations are what each layer keeps for the backward (kernels/): both norms their
+    input, attention q, k and v, the gate its two factors, an adapter the input of its product.
+    """
+    c, full = shape.config, settings.method == "full"
+    D, F, V = c.hidden_size, c.intermediate_size, c.vocab_size
+    HC, KC = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    saved = 2 * D + HC + 2 * KC + 2 * F + sum(width * shape.saves[kind] for kind, width in (
+        ("attention", D), ("o", HC), ("mlp", D), ("down", F)))
+    saved += (HC + KC if c.qk_norm else 0)
+    layers = c.num_hidden_layers - shape.first
+    kept = tokens * layers * (D if settings.checkpoint else saved) * size
+    layer = tokens * size * (saved if settings.checkpoint else 0)                # the layer that is computed again
+    backward = tokens * size * (4 * F + 2 * D)                                   # of the gate: dy, dy·up, dgate, dup
+    scores = 4 * c.num_attention_heads * min(longest, BLOCK) * longest * size    # of one block: P, dP, dS, a product
+    rows = min(ROWS, targets)
+    trained = shape.weights if full else shape.adapter
+    masters = trained * FP32 * 4 if size != FP32 or not full else trained * FP32 * 3
+    return {"weights": shape.weights * size * (2 if full else 1),                # full: the seed's too, for ‖ΔW‖
+            "trained, gradients, AdamW": masters,
+            "activations": kept + layer,
+            "head and loss": rows * V * (size + FP32) + 2 * targets * D * size,
+            "working space": max(backward, scores)}
+
+
+def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Sequence[int], rows: int,
+                      on_cpu: bool = True) -> dict[str, int]:
+    """Bytes of answering prompts, `rows` at a time; lengths: the tokens of each prompt and its longest answer."""
+    c = config
+    K, C, L, D, F = c.num_key_value_heads, c.head_dim, c.num_hidden_layers, c.hidden_size, c.intermediate_size
+    longest = sorted(lengths, reverse=True)[:rows]
+    slots = sum(blocks(longest[first]) * len(longest[first : first + GROUP]) for first in range(0, len(longest), GROUP))
+    copied = on_cpu and weights * size <= LARGEST                                # sdft/generate/packed.py
+    return {"weights": weights * size * (2 if copied else 1),
+            "cache": slots * 2 * L * K * C * size,
+            "head": len(longest) * c.vocab_size * (size + FP32),
+            "working space": max(PREFILL_TOKENS, max(longest, default=0)) * size * (3 * F + 4 * D)}
+
+
+def training_flops(shape: Shape, tokens: int, targets: int, pairs: int, full: bool = False) -> float:
+    """Of the products, forward and backward. pairs: how many (query, key) pairs attention computes, in all."""
+    c = shape.config
+    attention = 6 * 2 * pairs * c.num_attention_heads * c.head_dim * c.num_hidden_layers
+    return (6 if full else 4) * (shape.layers * tokens + c.vocab_size * c.hidden_size * targets) + attention
+
+
+def generation_flops(shape: Shape, prompt: int, written: int, pairs: int) -> float:
+    """Of the products: every token once through the layers, the written ones through the head."""
+    c = shape.config
+    attention = 2 * 2 * pairs * c.num_attention_heads * c.head_dim * c.num_hidden_layers
+    return 2 * (shape.layers * (prompt + written) + c.vocab_size * c.hidden_size * written) + attention
+
+
+def largest_fit(needed, limit: int, room: float) -> int:
+    """The largest n ≤ `limit` for which needed(n), growing with n, is at most `room` bytes; 0 where none is."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if sum(needed(middle).values()) <= room else (low, middle - 1)
+    return low
