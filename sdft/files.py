@@ -12,7 +12,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,14 +68,12 @@ def locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise SdftError(f"{folder}: another run is at work in this folder: wait for it, or name another with "
-                        "--out") from error
-    except OSError:             # a file system without locks
-        pass
-    try:
+        with suppress(OSError):         # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SdftError(f"{folder}: another run is at work in this folder: wait for it, or name another with "
+                                "--out") from error
         yield
     finally:
         os.close(handle)

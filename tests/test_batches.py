@@ -2,10 +2,20 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from sdft.errors import SdftError
 from sdft.text.chat import Example
-from sdft.train.batches import fingerprint, hold_out, pack, pack_within, step_batches, steps_per_epoch, trainable
+from sdft.train.batches import (
+    fingerprint,
+    hold_out,
+    may_share,
+    pack,
+    pack_within,
+    step_batches,
+    steps_per_epoch,
+    trainable,
+)
 
 A = Example("a", [10, 11, 12, 13, 2], [False, False, True, True, True])
 B = Example("b", [20, 21, 2], [False, True, True])
@@ -73,6 +83,11 @@ def test_packs_with_shared_beginnings_hold_more_and_stay_within_the_limit():
         packs, apart = pack_within(examples, limit, share=True), pack_within(examples, limit)
         assert [id for batch in packs for id in batch.ids] == [str(n) for n in range(8)]
         assert all(len(batch.tokens) <= limit for batch in packs) and len(packs) < len(apart)
+
+
+def test_beginnings_are_shared_on_the_cpu_without_dropout_alone():
+    assert may_share("cpu") and may_share(torch.device("cpu"), dropout=0.0)
+    assert not may_share("cpu", dropout=0.1) and not may_share("cuda:1")
 
 
 def test_packs_hold_whole_examples_in_order_within_the_limit():

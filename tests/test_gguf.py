@@ -131,7 +131,7 @@ def test_unsupported_types_and_damaged_files_are_one_line(tmp_path):
     path.write_bytes(data[:at] + b"\x05" + data[at + 1 :])
     with pytest.raises(SdftError, match="a tensor of 5 dimensions in the header; the file is corrupt"):
         GGUF(path)
-    path.write_bytes(b"XXXX" + data[4:])
+    path.write_bytes(b"GGML" + data[4:])
     with pytest.raises(SdftError, match="expected a GGUF file"):
         GGUF(path)
     path.write_bytes(b"")

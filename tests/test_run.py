@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_run import ARMS, options, save_tiny_model
 
 from sdft.cli import main
+from sdft.distill import Distilled
 from sdft.files import Journal
 
 
@@ -129,6 +130,20 @@ def test_a_run_stopped_at_any_stage_goes_on_to_the_same_result(finished, model, 
     for arm in ARMS[1:]:
         del measured["arms"][arm]["training"]["seconds"], expected["arms"][arm]["training"]["seconds"]
     assert measured == expected
+
+
+def test_the_mix_decides_what_is_trained_and_what_the_distilled_file_says(model, tmp_path, monkeypatch):
+    """As if every check had accepted "My own words."; half of the records may take it."""
+    def accept(records, rewrites, check, limits):
+        return [Distilled(r.id, r.instruction, r.response, "My own words.", "rewrite", "") for r in records]
+
+    monkeypatch.setattr("sdft.experiment.method.choose", accept)
+    assert main(["run", *options(model), "--ratio=0.5", "--out", str(tmp_path / "half")]) == 0
+    rows = Journal(tmp_path / "half" / "distilled.jsonl").read()
+    assert sorted(row["reason"] for row in rows) == ["", "", "not in the mix", "not in the mix"]
+    assert all((row["response"] == "My own words.") == (row["source"] == "rewrite") for row in rows)
+    audit = json.loads((tmp_path / "half" / "measures.json").read_text())["audit"]
+    assert (audit["accepted"], audit["effective_share"], audit["nominal_ratio"]) == (2, 0.5, 0.5)
 
 
 def test_full_fine_tuning_is_the_second_way(model, tmp_path):

@@ -24,8 +24,8 @@ def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], N
         from sdft.files import write_json
         from sdft.text.templates import get_template
 
-        task, out, seed = task_of(config), Path(options.out), config.train.seed
-        config = with_task(config, given, task.epochs, task.distill_template, task.train_template, task.rewrite_tokens)
+        task, out = task_of(config), Path(options.out)
+        config = with_task(config, given, **task.decides)
         knobs = config.distill
         template = get_template(knobs.template)
         print(f"distill: {len(task.train)} records ({task.source})", file=sys.stderr)
@@ -33,10 +33,10 @@ def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], N
         rewrites = rewrite_records(model, tokenizer, task.train, template, sampling(config, knobs.rewrite_tokens),
                                    out / "rewrites.jsonl", config.generate.rows, config.model.chat)
         chosen = choose(task.train, rewrites, task.check, Limits(knobs.repetition, knobs.times, knobs.words))
-        distilled = leave_out(chosen, knobs.ratio, seed)
+        distilled = leave_out(chosen, knobs.ratio, config.train.seed)
         write_json(settings_path(out / "distilled.jsonl"), of_task(config))
         write_distilled(out / "distilled.jsonl", distilled)
-        mixed = mix(task.train, distilled, knobs.ratio, seed)
+        mixed = mix(task.train, distilled)
         counts = audit(task.train, rewrites, distilled, mixed, knobs.ratio, tokenizer)
         del counts["examples"]
         print(json.dumps(counts | {"distilled": str(out / "distilled.jsonl")}, ensure_ascii=False))

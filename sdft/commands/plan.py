@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ def plan(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None
             raise SdftError(f"expected positive --gflops and --memory, got {options.gflops} and {options.memory}")
         config, given = settings(options, options.config)
         task = task_of(config)
-        found = needs(with_task(config, given, task.epochs, task.distill_template, task.train_template,
-                                task.rewrite_tokens), task, options.gflops, options.memory)
+        found = needs(with_task(config, given, **task.decides), task, options.gflops, options.memory)
         print(json.dumps(found) if options.json else as_text(found))
 
     return execute
@@ -41,7 +39,7 @@ def needs(config: Config, task: Any, gflops: float, memory: float | None) -> dic
     from sdft.experiment.lab import training_example
     from sdft.model.loading import as_dtype
     from sdft.text.templates import get_template
-    from sdft.train.batches import pack_within, step_batches, steps_per_epoch, trainable
+    from sdft.train.batches import may_share, step_batches, steps_per_epoch, trainable
 
     model_config, tokenizer = _model(config)
     train, size = config.train, as_dtype(config.model.dtype).itemsize
@@ -50,7 +48,7 @@ def needs(config: Config, task: Any, gflops: float, memory: float | None) -> dic
     template = get_template(config.eval.train_template)
     examples, _ = trainable([training_example(tokenizer, record, template, config.model.chat)
                              for record in task.train], context)
-    share = config.model.device == "cpu" and not train.dropout
+    share = may_share(config.model.device, train.dropout)
     steps = steps_per_epoch(examples, train.batch_size)
     batches = [batch for step in range(steps)
                for batch in step_batches(examples, step, train.batch_size, train.micro_tokens, train.seed, share)]
@@ -59,8 +57,8 @@ def needs(config: Config, task: Any, gflops: float, memory: float | None) -> dic
     tokens, targets = sum(len(batch.tokens) for batch in batches), sum(batch.targets for batch in batches)
     pairs = sum(int(batch.positions.sum()) + len(batch.tokens) for batch in batches)
 
-    prompts = [len(distill_prompt(tokenizer, record, get_template(config.distill.template), config.model.chat))
-               for record in task.train]
+    distill_template = get_template(config.distill.template)
+    prompts = [len(distill_prompt(tokenizer, record, distill_template, config.model.chat)) for record in task.train]
     limit = config.distill.rewrite_tokens
     lengths = [prompt + limit for prompt in prompts]
 
@@ -120,6 +118,6 @@ def as_text(plan: dict[str, Any]) -> str:
         lines += [f"  {name:<28}{plan['fits'][name]:>14,}" for name in ("rows at a time", "tokens in a pack")]
         if plan["fits"]["tokens in a pack"] < plan["fits"]["tokens of the longest record"]:
             lines.append("  less than the longest record needs: try --checkpoint, --max_length, or a smaller model")
-    lines += ["", "A process needs more than its tensors: about 0.3 GB for its imports, and up to 1.4 times the sum of the",
-              "tensors for what the allocator does not give back."]
+    lines += ["", "A process needs more than its tensors: about 0.3 GB for its imports, and up to 1.4 times the sum of",
+              "the tensors for what the allocator does not give back."]
     return "\n".join(lines)

@@ -28,14 +28,15 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
         from sdft.text.templates import get_template
         from sdft.train import train as train_model
 
-        if Path(options.out).exists() and not Path(options.out).is_dir():
-            raise SdftError(f"--out {options.out}: expected a folder, but it is a file; name another")
+        out = Path(options.out)
+        if out.exists() and not out.is_dir():
+            raise SdftError(f"--out {out}: expected a folder, but it is a file; name another")
         config, records = training_data(config, given)
         model, tokenizer = load_with_adapter(config, None)
         template = get_template(config.eval.train_template or "plain")
         examples = [training_example(tokenizer, record, template, config.model.chat) for record in records]
-        with locked(Path(options.out)):
-            summary = train_model(model, examples, config.train, Path(options.out), base_name=config.model.model,
+        with locked(out):
+            summary = train_model(model, examples, config.train, out, base_name=config.model.model,
                                   tokenizer=tokenizer)
         print(json.dumps(summary | {"out": options.out}, ensure_ascii=False))
 
@@ -53,8 +54,7 @@ def training_data(config: Config, given: frozenset[str]) -> tuple[Config, list[R
     data = Path(config.task.data) if config.task.data else None
     if data is None or data.is_dir():
         task = task_of(config)
-        return with_task(config, given, task.epochs, task.distill_template, task.train_template,
-                         task.rewrite_tokens), task.train
+        return with_task(config, given, **task.decides), task.train
     records, path = records_of(config), settings_path(data)
     decided = read_json(path) if path.is_file() else None
     if isinstance(decided, dict) and decided.keys() == of_task(config).keys():      # not any other file of that name

@@ -18,10 +18,10 @@ from sdft.distill.resume import differences
 from sdft.errors import SdftError
 from sdft.experiment.config import Config, to_toml, to_values
 from sdft.files import is_temporary, read_json, read_text, write_json, write_text
+from sdft.train.settings import FREE
 
 PACKAGES = ("torch", "sentencepiece", "safetensors", "numpy", "tqdm", "matplotlib")
-MAY_DIFFER = ("model.device ", "generate.rows ", "train.save_every ", "train.micro_tokens ", "train.checkpoint ")
-# how a run goes, not what it is
+MAY_DIFFER = ("model.device ", "generate.rows ", *(f"train.{name} " for name in FREE))    # how a run goes, not what it is
 
 
 def default_folder(config: Config) -> Path:

@@ -31,7 +31,7 @@ def compare(lab: Lab) -> dict[str, Any]:
     # 2. Choose: the rewrite where every check accepts it, else the original answer.
     distilled = leave_out(choose(records, rewrites, lab.task.check, lab.limits), lab.ratio, lab.settings.seed)
     write_distilled(lab.folder / "distilled.jsonl", distilled)
-    mixed = mix(records, distilled, lab.ratio, lab.settings.seed)
+    mixed = mix(records, distilled)
     examples = {"sft": lab.examples(records), "sdft": lab.examples(mixed)}
 
     # The gap: how surprising the targets are to the seed, before and after.

@@ -23,8 +23,7 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     asked = config.task
     task = load_task(asked.task, asked.data, asked.columns, asked.limit, asked.train_records, asked.test_records,
                      asked.data_seed)
-    config = with_paths(with_task(config, given, task.epochs, task.distill_template, task.train_template,
-                                  task.rewrite_tokens))
+    config = with_paths(with_task(config, given, **task.decides))
     folder = folder or default_folder(config)
     path = resolve(config.model.model)
     digest = model_hash(path)

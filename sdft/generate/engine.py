@@ -24,6 +24,7 @@ from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
 from sdft.generate.packed import packed
 from sdft.generate.sampling import Sampling, choose, record_uniforms
 from sdft.generate.speculation import NgramIndex, accepted
+from sdft.text.chat import common_prefix
 
 PREFILL_TOKENS = 2048          # prompts are prefilled together up to about so many tokens
 
@@ -290,13 +291,6 @@ class Engine:
                         buffer[place] = buffer[last]
 
 
-
 def shared_prefix(prompts: Sequence[list[int]]) -> int:
-    """How many tokens all of several prompts begin with; each keeps at least one token of its own. One prompt shares nothing."""
-    if len(prompts) < 2:
-        return 0
-    least, greatest = min(prompts), max(prompts)                            # what these two share, all between them share
-    length = 0
-    while length < min(map(len, prompts)) - 1 and least[length] == greatest[length]:
-        length += 1
-    return length
+    """How many tokens all of several prompts share; each keeps at least one of its own. One prompt shares nothing."""
+    return min(common_prefix(prompts), min(map(len, prompts)) - 1) if len(prompts) > 1 else 0

@@ -22,7 +22,7 @@ from torch import Tensor
 from sdft.model.llama import Llama
 from sdft.progress import progress
 from sdft.text.chat import Example
-from sdft.train.batches import Batch, pack_within, trainable
+from sdft.train.batches import Batch, may_share, pack_within, trainable
 
 PACK = 4096          # tokens of one forward pass
 ROWS = 128           # rows of logits at a time: 128 × 49152 in fp32 are 25 MB
@@ -86,7 +86,7 @@ def fitting(model: Llama, examples: Sequence[Example], desc: str) -> list[Exampl
 def packed(model: Llama, examples: Sequence[Example], desc: str) -> Iterator[Batch]:
     """The examples in packs of about PACK tokens on the model's device, with a progress bar in tokens."""
     with progress(total=sum(len(example.tokens) for example in examples), desc=desc, unit="token") as bar:
-        for batch in pack_within(examples, PACK, share=model.device.type == "cpu"):
+        for batch in pack_within(examples, PACK, may_share(model.device)):
             yield batch.to(model.device)
             bar.update(sum(batch.lengths))
 

@@ -59,6 +59,11 @@ class Task:
     source: str                                             # one line: where the records come from
     rewrite_tokens: int = 256                               # the longest rewrite
 
+    @property
+    def decides(self) -> dict[str, Any]:
+        """The settings that are the task's where nobody has set them."""
+        return {name: getattr(self, name) for name in ("epochs", "distill_template", "train_template", "rewrite_tokens")}
+
 
 @dataclass(frozen=True)
 class Selection:

@@ -281,3 +281,9 @@ def _control(tokenizer: Tokenizer, piece: Piece) -> int | None:
     if piece.text == EOS:
         return tokenizer.eos_id
     return tokenizer.special.get(piece.text)
+
+
+def common_prefix(documents: Sequence[list[int]]) -> int:
+    """How many tokens all of at least one document begin with."""
+    least, greatest = min(documents), max(documents)                # what these two share, all between them share
+    return next((place for place, (a, b) in enumerate(zip(least, greatest)) if a != b), min(len(least), len(greatest)))

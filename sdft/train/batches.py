@@ -32,7 +32,7 @@ from torch import Tensor
 from sdft.errors import SdftError
 from sdft.kernels.attention import DocumentAttention
 from sdft.kernels.linear_cross_entropy import IGNORE
-from sdft.text.chat import Example
+from sdft.text.chat import Example, common_prefix
 
 SHORTEST = 16           # a shared beginning of fewer tokens costs more as a segment of its own than it saves
 
@@ -101,20 +101,21 @@ def _apart(examples: Sequence[Example]) -> list[Segment]:
 def _tree(examples: Sequence[Example]) -> list[Segment]:
     """The prefix tree of the examples, every segment behind the one that it continues."""
     segments: list[Segment] = []
+    unlearned = [_unlearned(example) for example in examples]
 
     def grow(group: list[int], start: int, parent: int) -> None:
         """Lay what the examples `group`, alike up to `start`, hold from there on."""
         if len(group) == 1:
             segments.append((group[0], start, len(examples[group[0]].tokens), parent))
             return
-        stop = min(_alike(examples[group[0]], examples[other]) for other in group[1:])
+        stop = common_prefix([unlearned[index] for index in group])
         if stop - start >= SHORTEST:
             segments.append((group[0], start, stop, parent))
             start, parent = stop, len(segments) - 1
         branches: dict[tuple[int, int], list[int]] = defaultdict(list)
         for index in group:                                 # by the token that follows, where it may be shared at all
-            shareable = _unlearned(examples[index]) > stop
-            branches[(0, examples[index].tokens[stop]) if shareable else (1, index)].append(index)
+            shareable = len(unlearned[index]) > stop
+            branches[(0, unlearned[index][stop]) if shareable else (1, index)].append(index)
         for branch in branches.values():
             grow(branch, start, parent)
 
@@ -122,16 +123,14 @@ def _tree(examples: Sequence[Example]) -> list[Segment]:
     return segments
 
 
-def _unlearned(example: Example) -> int:
-    """How many of its first tokens have no label, and so may stand for those of other examples."""
-    return max(0, next(place for place, learned in enumerate(example.mask) if learned and place) - 1)
+def may_share(device: torch.device | str, dropout: float = 0.0) -> bool:
+    """Not on a GPU, whose attention kernel knows no tree, nor where each record draws its own dropout."""
+    return str(device).partition(":")[0] == "cpu" and not dropout
 
 
-def _alike(first: Example, second: Example) -> int:
-    """How many tokens two examples begin with that are the same and have no label."""
-    limit = min(_unlearned(first), _unlearned(second))
-    pairs = zip(first.tokens[:limit], second.tokens[:limit], strict=True)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), limit)
+def _unlearned(example: Example) -> list[int]:
+    """Its first tokens, as far as they have no label, and so may stand for those of other examples."""
+    return example.tokens[: max(0, next(place for place, learned in enumerate(example.mask) if learned and place) - 1)]
 
 
 def pack_within(examples: Sequence[Example], limit: int, share: bool = False) -> list[Batch]:
@@ -141,7 +140,8 @@ def pack_within(examples: Sequence[Example], limit: int, share: bool = False) ->
     for example in examples:
         size = len(example.tokens)
         if share and groups:
-            size -= max(0, _alike(groups[-1][-1], example) - SHORTEST)       # what is certain not to be laid again
+            alike = common_prefix([_unlearned(groups[-1][-1]), _unlearned(example)])
+            size -= max(0, alike - SHORTEST)                                # what is certain not to be laid again
         if size > room or not groups:
             groups.append([])
             room, size = limit, len(example.tokens)

@@ -30,7 +30,16 @@ from sdft.model.fingerprint import fingerprint as model_fingerprint
 from sdft.model.llama import Llama
 from sdft.progress import progress
 from sdft.text.chat import Example
-from sdft.train.batches import Batch, fingerprint, hold_out, pack_within, step_batches, steps_per_epoch, trainable
+from sdft.train.batches import (
+    Batch,
+    fingerprint,
+    hold_out,
+    may_share,
+    pack_within,
+    step_batches,
+    steps_per_epoch,
+    trainable,
+)
 from sdft.train.objectives import Objective, Views, cross_entropy, get_objective
 from sdft.train.optimiser import adamw, learning_rate, set_learning_rate
 from sdft.train.settings import TrainSettings
@@ -75,8 +84,7 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     done = load_state(folder, about, parameters, optimiser)
     trained.publish()
 
-    # No shared beginnings on a GPU, whose attention kernel knows no tree, nor where each record draws its own dropout.
-    share = model.device.type == "cpu" and not settings.dropout
+    share = may_share(model.device, settings.dropout)
     per_epoch = steps_per_epoch(examples, settings.batch_size)
     total = per_epoch * settings.epochs
     bar = progress(total=total, desc="train", unit="step")
@@ -128,7 +136,7 @@ def evaluate(model: Llama, examples: Sequence[Example], limit: int) -> float:
     was_training = model.training
     model.eval()
     total, targets = torch.zeros((), device=model.device), 0
-    for batch in pack_within(examples, limit, share=model.device.type == "cpu"):
+    for batch in pack_within(examples, limit, may_share(model.device)):
         batch = batch.to(model.device)
         total += cross_entropy(batch, Views(model, batch))
         targets += batch.targets

@@ -14,6 +14,8 @@ from sdft.errors import SdftError, nearest
 METHODS = ("lora", "full")
 SCHEDULES = ("cosine", "constant")
 LARGEST_SEED = 2**32 - 1            # the loop makes a seed of its own for every step of it, which torch must take
+# What may change in mid-run: the gradient does not depend on it; micro_tokens only rounds its sums anew.
+FREE = ("save_every", "micro_tokens", "checkpoint")
 
 
 def option(default: Any, text: str) -> Any:

@@ -20,11 +20,9 @@ from torch import Tensor
 from sdft.errors import SdftError
 from sdft.files import Journal, read_tensors, save_tensors, write_text
 from sdft.train.optimiser import moments, restore_moments
-from sdft.train.settings import TrainSettings
+from sdft.train.settings import FREE, TrainSettings
 
 NAME = "state.safetensors"
-# Settings that may change in mid-run: the gradient does not depend on them; micro_tokens only rounds its sums anew.
-FREE = ("save_every", "micro_tokens", "checkpoint")
 
 
 def describe(settings: TrainSettings, data: str, model: str) -> dict[str, str]:
