@@ -64,6 +64,14 @@ def child(kind: str, step: str, task: str, data: Path | None) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
+def peak_of(kind: str, step: str, task: str = "passages", data: Path | None = None) -> int:
+    """The peak in bytes of a process of its own; step: a task's name, or the tokens of a synthetic record."""
+    command = [sys.executable, __file__, "--child", kind, step, "--task", task]
+    command += ["--data", str(data)] if data else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="passages")
@@ -81,10 +89,7 @@ def main() -> None:
     for kind in KINDS:
         peaks[kind] = {}
         for step in steps:
-            command = [sys.executable, __file__, "--child", kind, step, "--task", args.task]
-            command += ["--data", str(args.data)] if args.data else []
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            peaks[kind][step] = int(done.stdout.split()[-1])
+            peaks[kind][step] = peak_of(kind, step, args.task, args.data)
         print(f"{kind:22}" + "".join(f"{peaks[kind][step] / 1e9:>12.2f}" for step in steps) + f"   {KINDS[kind]}")
     ratios = {step: round(peaks["transformers + peft"][step] / peaks["sdft"][step], 2) for step in steps}
     print(f"{'ratio':22}" + "".join(f"{ratios[step]:>12.2f}" for step in steps))
