@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sdft.errors import SdftError
-from sdft.measure.spectrum import (Factors, compare_spectra, effective_rank, factor_cosine, factor_spaces, factor_spectrum,
-                                   named_by, principal_cosines, stable_rank)
+from sdft.measure.spectrum import (Factors, compare_spectra, effective_rank, factor_cosine, factor_spaces,
+                                   factor_spectrum, named_by, principal_cosines, stable_rank)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -73,8 +73,8 @@ def test_a_strong_new_direction_is_an_intruder_and_scaling_is_none():
 
 
 def test_the_spaces_of_the_factors_are_those_of_their_product():
-    full = factors(1)
-    same = full._replace(A=torch.cat([full.A, full.A[:1]]), B=torch.cat([full.B, full.B[:, :1]], dim=1))     # rank 4 of 5
+    full = factors(1)                                               # of rank 4, and once more with 5 rows in A
+    same = full._replace(A=torch.cat([full.A, full.A[:1]]), B=torch.cat([full.B, full.B[:, :1]], dim=1))
     for each in (full, same):
         U, _, Vt = torch.linalg.svd(delta(each))
         for space, direct in zip(factor_spaces(each), (U[:, :4], Vt[:4].t()), strict=True):
@@ -91,5 +91,5 @@ def test_patterns_name_modules():
     assert named_by((), names) == set()
     assert named_by(("up_proj",), names) == {names[1], names[2]}
     assert named_by(("model.layers.0.*", "lm_head"), names) == {names[0], names[1], names[3]}
-    with pytest.raises(SdftError, match=r"'upproj' names nothing here .did you mean up_proj\?.; expected q_proj, up_proj"):
+    with pytest.raises(SdftError, match=r"'upproj' names nothing here.*mean up_proj.*; expected q_proj, up_proj"):
         named_by(("upproj",), names)

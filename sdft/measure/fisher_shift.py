@@ -1,6 +1,6 @@
-"""The shift of the weights as the seed feels it: each change weighted by how much the seed's answers hang on that weight.
+"""The shift of the weights as the seed feels it: each change weighted by how much its answers hang on that weight.
 
-    Σ_i F_i·(θ_i − θ₀_i)²,    F_i = E_{y ~ π₀} [ (∂ log π₀(y | x) / ∂θ_i)² ]                  arXiv 2509.04259, section 6
+    Σ_i F_i·(θ_i − θ₀_i)²,    F_i = E_{y ~ π₀} [ (∂ log π₀(y | x) / ∂θ_i)² ]              arXiv 2509.04259, section 6
 
 F is the diagonal of the Fisher information on answers that the seed itself wrote. To second order, and with the
 diagonal alone, half of the sum is KL(π₀ ‖ π) in nats per answer. So unlike ‖ΔW‖ it does not count moves that change no

@@ -42,8 +42,8 @@ def module_measures(model: Llama, seed: Llama | None = None, spectra: Sequence[s
     weights: how many; changed_bf16: the share of them whose bf16 value changes on merging, as `merge` rounds; of an
     adapter also spectrum: the singular values of ΔW, largest first, and stable_rank and effective_rank of them. Of the
     modules that `spectra` names (see `named_by`) also the measures of `compare_spectra`, in fp64: two full
-    decompositions each, seconds for a matrix of 1024 × 1024. With `seed` (every weight was trained) the ranks
-    come with them. layers, kinds and the whole hold the mean of these over their modules; changed_bf16 over their weights.
+    decompositions each. With `seed` (every weight was trained) the ranks come with them. layers, kinds and the whole
+    hold the means of these over their modules, and changed_bf16 over their weights.
     """
     if seed is not None:
         pairs = list(weights_of_both(model, seed))
@@ -57,7 +57,7 @@ def module_measures(model: Llama, seed: Llama | None = None, spectra: Sequence[s
 
 
 def weight_measures(model: Llama, seed: Llama | None = None, spectra: Sequence[str] = ()) -> Row:
-    """`module_measures` without the modules: some numbers for the whole, each layer and each kind, for measures.json."""
+    """`module_measures` without the modules, for measures.json: the whole, each layer and each kind."""
     found = module_measures(model, seed, spectra)
     del found["modules"]
     return found
@@ -88,7 +88,7 @@ def weights_row(name: str, before: Tensor, after: Tensor, spectra: bool = False)
 
 
 def together(modules: Sequence[Row]) -> Row:
-    """The norms of several modules as of one vector, the share of all their weights, and the means of what they have."""
+    """The norm of several modules as of one vector, the share of all their weights, and the means of the rest."""
     weights = sum(module["weights"] for module in modules)
     changed = math.fsum(module["changed_bf16"] * module["weights"] for module in modules)
     means = {key: fmean(values) for key in MEANS if (values := [module[key] for module in modules if key in module])}

@@ -40,7 +40,7 @@ def shift(model: Llama, seed: Llama | None = None) -> dict[str, Any]:
     if seed is not None:
         return summed_up([module_shift(name, *distance(before, after)[:2])
                           for name, before, after in weights_of_both(model, seed)])
-    return summed_up([module_shift(name, factor_norm(layer.lora_A, layer.lora_B, layer.scale), _norm(seed_weight(layer)))
+    return summed_up([module_shift(name, factor_norm(layer.lora_A, layer.lora_B, layer.scale), _norm(layer))
                       for name, layer in adapted_layers(model).items()])
 
 
@@ -91,8 +91,8 @@ def distance(before: Tensor, after: Tensor) -> tuple[float, float, float]:
     return math.sqrt(moved), math.sqrt(base), changed / max(1, before.numel())
 
 
-def _norm(weight: Tensor) -> float:
-    return distance(weight, weight)[1]
+def _norm(layer: LoRALinear) -> float:
+    return distance(seed_weight(layer), seed_weight(layer))[1]
 
 
 def place(name: str) -> Row:
