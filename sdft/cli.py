@@ -23,7 +23,7 @@ COMMANDS = {     # name → module of sdft.commands, what it does, an example
     "train": ("train", "fine-tune on records or on distilled.jsonl",
               "sdft train --data runs/mine/distilled.jsonl --out runs/mine/sdft"),
     "eval": ("eval", "run the suites of a task", "sdft eval --adapter runs/mine/sdft --suite instructions"),
-    "measure": ("measure", "shift of the weights, gap of the targets, drift of the outputs",
+    "measure": ("measure", "one measure alone: of weights, targets, outputs or activations",
                 "sdft measure shift --adapter runs/mine/sdft"),
     "report": ("run", "write the report of a run folder again", "sdft report runs/passages-smollm2-135m"),
     "generate": ("talk", "answer prompts", 'sdft generate "Why is the sky blue?"'),

@@ -102,12 +102,20 @@ def test_the_stages_alone(model, adapter, data, tmp_path, capsys):
     scores = result("eval", *common, "--adapter", str(out / "sdft"), "--data", str(data), *columns,
                     "--out", str(out / "eval"))
     assert scores["metric"] == "rouge-l" and (out / "eval" / "custom.jsonl").is_file()
-    assert result("measure", "shift", *common, "--adapter", str(adapter))["total"] > 0
+    shift = result("measure", "shift", *common, "--adapter", str(adapter), "--spectra=v_proj")
+    assert shift["total"] > 0 and {"intruders" in row for row in shift["modules"] if row["kind"] == "v_proj"} == {True}
     gap = result("measure", "gap", *common, "--data", str(data), *columns)
     assert len(gap["records"]) == 6 and gap["nll"] > 0
     drift = result("measure", "drift", *common, "--adapter", str(adapter), "--general_items=1",
                    "--out", str(out / "drift"))
     assert drift["kl"] > 0 and drift["n"] == 1
+    states = result("measure", "activations", *common, "--adapter", str(adapter), "--general_items=1",
+                    "--out", str(out / "drift"))
+    assert states["n"] == 1 and states["tokens"] == drift["tokens"] and states["layers"][-1]["relative"] > 0
+    along = result("measure", "along", *common, "--adapter", str(adapter), "--data", str(data), *columns)
+    assert along[0] == {"t": 0, "nll": pytest.approx(gap["nll"])} and along[4]["nll"] != along[0]["nll"]
+    same = result("measure", "adapters", str(adapter), str(adapter))
+    assert same["cosine"] == pytest.approx(1) and same["norms"] == [pytest.approx(shift["total"])] * 2
     merged = result("merge", str(adapter), *common, "--out", str(tmp_path / "merged"))
     assert merged["relative"] < 1e-6 and (tmp_path / "merged" / "tokenizer.json").is_file()
     moved = result("measure", "weights", str(model), str(tmp_path / "merged"), "--spectra=v_proj")
@@ -171,6 +179,17 @@ def test_the_standalone_file_holds_the_mix_of_the_run_s_seed(model, data, tmp_pa
         assert rows == leave_out(everything, 0.4, seed)
         assert found["accepted"] == 2 and found["reasons"] == {"not in the mix": 3}
         assert found["effective_share"] == sum(row.response != row.reference for row in rows) / 5
+
+
+def test_measure_is_told_what_it_takes(adapter, capsys):
+    for arguments, message in ((["shift"], "measure shift needs an adapter"),
+                               (["along"], "measure along needs an adapter"),
+                               (["adapters", adapter], "measure adapters needs two folders, A and B; got 1"),
+                               (["weights", adapter, adapter], "expected model.safetensors or"),
+                               (["adapters", adapter, "nowhere"], "nowhere: expected an adapter folder"),
+                               (["gap", adapter], "measure gap takes no folder beside its options")):
+        error = _told(capsys, "measure", *arguments, status=1)[1]
+        assert error.startswith("sdft: ") and message in error and error.count("\n") == 1
 
 
 def test_answers_of_seed_and_adapter_stand_apart_and_fewer_prompts_follow_more(model, adapter, tmp_path, capsys,

@@ -4,8 +4,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdft.measure.spectrum import (Factors, compare_spectra, effective_rank, factor_cosine, factor_spectrum,
-                                   principal_cosines, stable_rank)
+from sdft.errors import SdftError
+from sdft.measure.spectrum import (Factors, compare_spectra, effective_rank, factor_cosine, factor_spaces,
+                                   factor_spectrum, named_by, principal_cosines, stable_rank)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -69,3 +70,26 @@ def test_a_strong_new_direction_is_an_intruder_and_scaling_is_none():
     direct = torch.linalg.svdvals(before + 20 * new) - torch.linalg.svdvals(before)
     assert found["spectral_shift"] == pytest.approx((direct.norm() / torch.linalg.svdvals(before).norm()).item())
     assert found["left_cosine"] < 0.95
+
+
+def test_the_spaces_of_the_factors_are_those_of_their_product():
+    full = factors(1)                                               # of rank 4, and once more with 5 rows in A
+    same = full._replace(A=torch.cat([full.A, full.A[:1]]), B=torch.cat([full.B, full.B[:, :1]], dim=1))
+    for each in (full, same):
+        U, _, Vt = torch.linalg.svd(delta(each))
+        for space, direct in zip(factor_spaces(each), (U[:, :4], Vt[:4].t()), strict=True):
+            torch.testing.assert_close(space @ space.t(), direct @ direct.t())      # the projections: signs are free
+    assert [space.shape[1] for space in factor_spaces(full._replace(B=torch.zeros(9, 4)))] == [0, 0]
+
+
+def test_a_matrix_of_zeros_has_no_spectral_shift():
+    assert compare_spectra(torch.zeros(4, 3), torch.zeros(4, 3))["spectral_shift"] == 0
+
+
+def test_patterns_name_modules():
+    names = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj", "lm_head"]
+    assert named_by((), names) == set()
+    assert named_by(("up_proj",), names) == {names[1], names[2]}
+    assert named_by(("model.layers.0.*", "lm_head"), names) == {names[0], names[1], names[3]}
+    with pytest.raises(SdftError, match=r"'upproj' names nothing here.*mean up_proj.*; expected q_proj, up_proj"):
+        named_by(("upproj",), names)

@@ -6,20 +6,12 @@ import math
 
 import pytest
 import torch
+from adapted import adapted
 from tiny import tiny_llama
 
 from sdft.errors import SdftError
 from sdft.measure.weights import factor_norm, shift
-from sdft.model.lora import add_lora, lora_layers, merge
-
-
-def adapted(**settings):
-    model = tiny_llama()
-    add_lora(model, rank=4, **settings)
-    generator = torch.Generator().manual_seed(1)
-    for layer in lora_layers(model).values():
-        layer.lora_B.data = torch.randn(layer.lora_B.shape, generator=generator) * 0.1
-    return model
+from sdft.model.lora import lora_layers, merge
 
 
 def test_the_shift_from_the_factors_is_that_of_delta_w():

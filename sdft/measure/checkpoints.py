@@ -1,53 +1,58 @@
 """Any two checkpoint folders, tensor by tensor: what lies between them, whoever trained them.
 
     A/*.safetensors ─┐  one tensor of each at a time, so that the peak is two tensors and not two models
-                     ├→ norm, relative shift, share of values that differ; where asked, the spectra
+                     ├→ norm, relative shift, what bf16 shows of it; where asked, the spectra
     B/*.safetensors ─┘
 
-A is taken for the seed. In bf16 most values may be equal although training moved their fp32 masters (arXiv 2505.11711):
-the share tells what is visible.
+A is taken for the seed. The folders may be sharded in any way, and hold bf16, fp16 or fp32, each its own: values are
+compared in fp64, some at a time. The files are mapped, so what has been read of them is memory that the system may take
+back. Of two 7B models the largest matrix has 131M values; its spectra are the peak, 7 arrays of it in fp32, 4 GB.
 
     sdft measure weights A B
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+
+from torch import Tensor
 
 from sdft.errors import SdftError
-from sdft.measure.spectrum import compare_spectra
-from sdft.measure.weights import distance, module_shift, summed_up
-from sdft.model.loading import open_tensors, weight_files
+from sdft.measure.modules import together, weights_row
+from sdft.measure.spectrum import named_by
+from sdft.measure.weights import Row, summed_up
+from sdft.model.loading import open_checkpoint
 from sdft.progress import progress
 
 
-def compare_checkpoints(first: Path, second: Path, spectra: Sequence[str] = ()) -> dict[str, Any]:
-    """The shift from the weights in folder `first` to those in `second`, as `sdft.measure.weights.shift` gives it.
+def compare_checkpoints(first: Path, second: Path, spectra: Sequence[str] = ()) -> Row:
+    """The shift from the weights in folder `first` to those in `second`, as `module_measures` gives it.
 
-    Every module has `changed` beside it, the share of stored values that differ. Of matrices whose name (without
-    .weight) or kind matches a pattern in `spectra` ("q_proj", "model.layers.0.*") also the measures of
-    `compare_spectra`: that takes two singular value decompositions each. unmatched: tensors that one folder only has.
+    Of the matrices that `spectra` names ("q_proj", "model.layers.0.*") also stable and effective rank of the difference
+    and the measures of `compare_spectra`: three singular value decompositions each. unmatched: tensors that one folder
+    only has.
 
-    Raises SdftError where a folder has no weights, no tensor is in both, or one has another shape.
+    Raises SdftError where a folder has no weights, no tensor is in both, one has another shape, is not of floating
+    point or not finite, and where `spectra` names nothing.
     """
-    files = weight_files(Path(first)), weight_files(Path(second))
-    names = [name for name in files[0] if name in files[1]]
-    if not names:
-        raise SdftError(f"{first} and {second} have no tensor in common; expected two checkpoints of one architecture")
-    rows = []
-    with ExitStack() as stack:
-        opened = {path: stack.enter_context(open_tensors(path)) for path in {*files[0].values(), *files[1].values()}}
-        for name in progress(names, desc="weights", unit="tensor"):
-            before, after = (opened[each[name]].get_tensor(name) for each in files)
-            if before.shape != after.shape:
-                raise SdftError(f"{name} is {tuple(before.shape)} in {first} and {tuple(after.shape)} in {second}; "
-                                "expected two checkpoints of one architecture")
-            norm, base, changed = distance(before, after)
-            row = {**module_shift(name, norm, base), "changed": changed}
-            if before.dim() == 2 and any(fnmatch(row["name"], each) or row["kind"] == each for each in spectra):
-                row |= compare_spectra(before, after)
-            rows.append(row)
-    return {**summed_up(rows), "unmatched": sorted(files[0].keys() ^ files[1].keys())}
+    with open_checkpoint(first) as (names, read), open_checkpoint(second) as (others, read_other):
+        common = [name for name in names if name in others]
+        if not common:
+            raise SdftError(f"{first} and {second} have no tensor in common; expected two checkpoints of one "
+                            "architecture")
+        chosen = named_by(spectra, [name.removesuffix(".weight") for name in common])
+        rows = [_row(name, (first, read(name)), (second, read_other(name)), name.removesuffix(".weight") in chosen)
+                for name in progress(common, desc="weights", unit="tensor")]
+        return {**summed_up(rows, together), "unmatched": sorted(set(names) ^ set(others))}
+
+
+def _row(name: str, first: tuple[Path, Tensor], second: tuple[Path, Tensor], spectra: bool) -> Row:
+    (_, before), (_, after) = first, second
+    if before.shape != after.shape:
+        raise SdftError(f"{name} is {tuple(before.shape)} in {first[0]} and {tuple(after.shape)} in {second[0]}; "
+                        "expected two checkpoints of one architecture")
+    for folder, weight in (first, second):
+        if not weight.is_floating_point():
+            raise SdftError(f"{folder}: {name} holds {str(weight.dtype).removeprefix('torch.')}; expected "
+                            "floating-point weights, so bring a quantised checkpoint back to them first")
+    return weights_row(name, before, after, spectra)

@@ -8,14 +8,18 @@ Against the seed's own directions (k largest singular values, U left and V right
     spectral shift        ‖σ(W₊) − σ(W₀)‖₂ / ‖σ(W₀)‖₂                                               (arXiv 2511.08567)
     intruder dimensions   how many of U₊,k are like no singular vector of W₀ at all                 (arXiv 2410.21228)
 
-    sdft measure weights A B
+    sdft measure shift --adapter runs/mine/sdft --spectra q_proj,v_proj
 """
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatch
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from sdft.errors import SdftError, nearest
 
 
 class Factors(NamedTuple):
@@ -33,6 +37,18 @@ def factor_spectrum(factors: Factors) -> Tensor:
     return torch.linalg.svdvals(factors.scale * (R_B @ R_A.t()))
 
 
+def factor_spaces(factors: Factors) -> tuple[Tensor, Tensor]:
+    """Orthonormal bases of ΔW's column space (O, k) and row space (D, k), the directions that matter most first; fp64.
+
+    k is the rank that ΔW really has, 0 for no change: its singular values above rounding, with max(O, D)·ε·σ₁ as bound.
+    """
+    A, B = factors.A.detach().double(), factors.B.detach().double()
+    (Q_A, R_A), (Q_B, R_B) = torch.linalg.qr(A.t()), torch.linalg.qr(B)         # (D, ·)(·, R) and (O, ·)(·, R)
+    U, sigma, Vt = torch.linalg.svd(factors.scale * (R_B @ R_A.t()), full_matrices=False)
+    k = int((sigma > max(len(Q_A), len(Q_B)) * torch.finfo(sigma.dtype).eps * sigma[0]).sum())
+    return Q_B @ U[:, :k], Q_A @ Vt[:k].t()
+
+
 def factor_cosine(first: Factors, second: Factors) -> float:
     """The cosine between two adapters of a layer as vectors, ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖_F·‖ΔW₂‖_F): 0 where either is 0.
 
@@ -45,6 +61,11 @@ def factor_cosine(first: Factors, second: Factors) -> float:
 def _inner(first: Factors, second: Factors) -> float:
     A_1, B_1, A_2, B_2 = (x.detach().double() for x in (first.A, first.B, second.A, second.B))
     return first.scale * second.scale * ((B_1.t() @ B_2) * (A_1 @ A_2.t())).sum().item()            # (R₁, R₂) each
+
+
+def ranks(spectrum: Tensor) -> dict[str, float]:
+    """stable_rank and effective_rank of singular values: two ways to count the directions of a change."""
+    return {"stable_rank": stable_rank(spectrum), "effective_rank": effective_rank(spectrum)}
 
 
 def stable_rank(spectrum: Tensor) -> float:
@@ -62,8 +83,7 @@ def effective_rank(spectrum: Tensor) -> float:
 
 def principal_cosines(first: Tensor, second: Tensor) -> Tensor:
     """The cosines of the angles between the spaces spanned by the columns of (O, k₁) and (O, k₂), largest first."""
-    bases = (torch.linalg.qr(x.detach().double()).Q for x in (first, second))
-    first, second = bases
+    first, second = (torch.linalg.qr(x.detach().double()).Q for x in (first, second))
     return torch.linalg.svdvals(first.t() @ second).clamp_max(1)
 
 
@@ -79,7 +99,24 @@ def compare_spectra(before: Tensor, after: Tensor, k: int = 10, threshold: float
     U, sigma, Vt = torch.linalg.svd(after.detach().to(wide), full_matrices=False)
     k = min(k, len(sigma))
     likeness = (U_0.t() @ U[:, :k]).abs().amax(0)                   # (m, O)·(O, k) → (k,)
-    return {"spectral_shift": ((sigma - sigma_0).norm() / sigma_0.norm()).item(),
+    base = sigma_0.norm()
+    return {"spectral_shift": ((sigma - sigma_0).norm() / base).item() if base > 0 else 0.0,
             "left_cosine": principal_cosines(U_0[:, :k], U[:, :k]).mean().item(),
             "right_cosine": principal_cosines(Vt_0[:k].t(), Vt[:k].t()).mean().item(),
             "intruders": int((likeness < threshold).sum())}
+
+
+def named_by(patterns: Sequence[str], names: Collection[str]) -> set[str]:
+    """The modules that `patterns` name: a kind ("q_proj"), a whole name, or a pattern ("model.layers.0.*").
+
+    Raises SdftError for a pattern that names none.
+    """
+    chosen = set()
+    for pattern in patterns:
+        matched = [name for name in names if name.rpartition(".")[2] == pattern or fnmatch(name, pattern)]
+        if not matched:
+            kinds = dict.fromkeys(name.rpartition(".")[2] for name in names)
+            raise SdftError(f"spectra: {pattern!r} names nothing here{nearest(pattern, kinds)}; expected "
+                            f"{', '.join(kinds)}, a whole name, or a pattern of it")
+        chosen.update(matched)
+    return chosen

@@ -40,13 +40,8 @@ def load_adapter(model: Llama, folder: Path) -> None:
     Raises SdftError when a file is missing or damaged, when the adapter uses what is not supported (named), and when it
     was made for another model; the model is then as it was.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file():
-        raise SdftError(f"{folder}: expected an adapter with {CONFIG} and {WEIGHTS}, found no {CONFIG}")
-    config, tensors = read_json(folder / CONFIG), read_tensors(folder / WEIGHTS)
-    _check_config(config, folder / CONFIG)
-    factors = _factors(tensors, folder / WEIGHTS)
-    _check_shapes(model, factors, config["r"], folder)
+    config, factors = read_adapter(folder)
+    _check_shapes(model, factors, Path(folder))
     remove_lora(model)
     model.requires_grad_(False)
     for name, (A, B) in factors.items():
@@ -54,6 +49,24 @@ def load_adapter(model: Llama, folder: Path) -> None:
                       dropout=config.get("lora_dropout") or 0.0, rslora=bool(config.get("use_rslora")))
         layer.lora_A.data.copy_(A)
         layer.lora_B.data.copy_(B)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], Factors]:
+    """The configuration and the factors of the adapter in `folder`, without its model.
+
+    Raises SdftError when a file is missing or damaged, and when the adapter uses what is not supported (named).
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file():
+        raise SdftError(f"{folder}: expected an adapter with {CONFIG} and {WEIGHTS}, found no {CONFIG}")
+    config, tensors = read_json(folder / CONFIG), read_tensors(folder / WEIGHTS)
+    _check_config(config, folder / CONFIG)
+    factors = _factors(tensors, folder / WEIGHTS)
+    for name, (A, B) in factors.items():
+        if not A.shape[0] == B.shape[1] == config["r"]:
+            raise SdftError(f"{folder}: expected lora_A and lora_B of {name} to have rank {config['r']}, as {CONFIG} "
+                            f"says, got {A.shape[0]} and {B.shape[1]}")
+    return config, factors
 
 
 def _config(model: Llama, layers: dict[str, LoRALinear], base_name: str) -> dict[str, Any]:
@@ -99,7 +112,7 @@ def _factors(tensors: dict[str, torch.Tensor], path: Path) -> Factors:
     return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
 
 
-def _check_shapes(model: Llama, factors: Factors, rank: int, folder: Path) -> None:
+def _check_shapes(model: Llama, factors: Factors, folder: Path) -> None:
     modules = dict(model.named_modules())
     for name, (A, B) in factors.items():
         layer = modules.get(name)
@@ -112,6 +125,3 @@ def _check_shapes(model: Llama, factors: Factors, rank: int, folder: Path) -> No
         if wanted != given:
             raise SdftError(f"{folder}: the adapter is for another model: for {name} it expects a weight of {given}, "
                             f"this model has {wanted}")
-        if not A.shape[0] == B.shape[1] == rank:
-            raise SdftError(f"{folder}: expected lora_A and lora_B of {name} to have rank {rank}, as {CONFIG} says, "
-                            f"got {A.shape[0]} and {B.shape[1]}")

@@ -39,16 +39,9 @@ def load_model(folder: Path, dtype: str | torch.dtype = "auto", device: str | to
     Raises SdftError for a missing or damaged file, an unsupported architecture, and missing, unknown or misshapen
     tensors.
     """
-    folder = Path(folder)
-    config, files = load_config(folder), weight_files(folder)
-    with ExitStack() as stack:
-        shards = {path: stack.enter_context(open_tensors(path)) for path in dict.fromkeys(files.values())}
-        held = {path: set(shard.keys()) for path, shard in shards.items()}
-        for name, path in files.items():
-            if name not in held[path]:
-                raise SdftError(f"{path}: expected {name}, as {INDEX} says, found no such tensor")
-        return build(config, files, lambda name: shards[files[name]].get_tensor(name), dtype, device,
-                     where=str(folder), asker="config.json")
+    config = load_config(folder)
+    with open_checkpoint(folder) as (names, read):
+        return build(config, names, read, dtype, device, where=str(folder), asker="config.json")
 
 
 def build(config: LlamaConfig, names: Collection[str], read: Callable[[str], Tensor], dtype: str | torch.dtype,
@@ -112,6 +105,22 @@ def as_device(device: str | torch.device) -> torch.device:
         raise SdftError(f"device: {device!s} cannot be used here ({str(error).splitlines()[0][:100]}); expected cpu, "
                         "or cuda where a GPU is there") from error
     return found
+
+
+@contextmanager
+def open_checkpoint(folder: Path) -> Iterator[tuple[Collection[str], Callable[[str], Tensor]]]:
+    """The names of the tensors in a folder's safetensors files, and what reads one of them as it is stored.
+
+    Raises SdftError for a missing or damaged file, and a tensor that its file lacks.
+    """
+    files = weight_files(Path(folder))
+    with ExitStack() as stack:
+        shards = {path: stack.enter_context(open_tensors(path)) for path in dict.fromkeys(files.values())}
+        held = {path: set(shard.keys()) for path, shard in shards.items()}
+        for name, path in files.items():
+            if name not in held[path]:
+                raise SdftError(f"{path}: expected {name}, as {INDEX} says, found no such tensor")
+        yield files, lambda name: shards[files[name]].get_tensor(name)
 
 
 def weight_files(folder: Path) -> dict[str, Path]:

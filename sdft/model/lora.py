@@ -38,7 +38,7 @@ class LoRALinear(nn.Linear):
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **fp32))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **fp32))
         self.rank, self.alpha, self.rslora, self.dropout = rank, alpha, rslora, dropout
-        self.scale = alpha / (math.sqrt(rank) if rslora else rank)
+        self.scale = lora_scale(rank, alpha, rslora)
         self.enabled = True
         self.unmerged: Tensor | None = None                         # the seed's weight, while `weight` is a merged one
 
@@ -56,6 +56,11 @@ class LoRALinear(nn.Linear):
     def delta(self) -> Tensor:
         """ΔW = s·B·A, fp32 (O, D)."""
         return self.scale * (self.lora_B @ self.lora_A)
+
+
+def lora_scale(rank: int, alpha: float, rslora: bool) -> float:
+    """s of ΔW = s·B·A: α/R, or rank-stabilised α/√R (Kalajdzievski 2023, arXiv 2312.03732)."""
+    return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 def add_lora(model: Llama, rank: int = 8, alpha: float = 16, targets: Sequence[str] = ("q_proj", "v_proj"),

@@ -1,0 +1,68 @@
+"""The shift of the weights as the seed feels it: each change weighted by how much its answers hang on that weight.
+
+    Σ_i F_i·(θ_i − θ₀_i)²,    F_i = E_{y ~ π₀} [ (∂ log π₀(y | x) / ∂θ_i)² ]              arXiv 2509.04259, section 6
+
+F is the diagonal of the Fisher information on answers that the seed itself wrote. To second order, and with the
+diagonal alone, half of the sum is KL(π₀ ‖ π) in nats per answer. So unlike ‖ΔW‖ it does not count moves that change no
+output.
+
+    from sdft.measure.fisher_shift import fisher_shift
+    print(fisher_shift(model, fisher)["total"])
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sdft.errors import SdftError
+from sdft.measure.weights import AT_ONCE, Row, adapted_layers, grouped, place
+from sdft.model.llama import Llama
+from sdft.model.lora import LoRALinear
+
+
+@torch.no_grad()
+def fisher_shift(model: Llama, fisher: Mapping[str, Tensor], seed: Llama | None = None) -> Row:
+    """Σ F·ΔW² of an adapted model, or with `seed` given, of the weights that `fisher` holds against that model's.
+
+    fisher: layer name → F (O, D), in 1/weight². total; modules: name, layer, kind, shift; layers and kinds: the sums of
+    theirs; all in nats. ΔW comes from the factors in fp64, some rows at a time.
+
+    Raises SdftError where `fisher` lacks an adapted layer, or has another shape for one.
+    """
+    names = adapted_layers(model) if seed is None else fisher
+    modules = []
+    for name in names:
+        layer = model.get_submodule(name)
+        F = fisher.get(name)
+        if F is None or F.shape != layer.weight.shape:
+            raise SdftError(f"fisher: expected {tuple(layer.weight.shape)} for {name}, got "
+                            f"{'nothing' if F is None else tuple(F.shape)}; compute it for the layers that are trained")
+        changes = _from_factors(layer) if seed is None else _from_weights(layer, seed.get_submodule(name))
+        parts = F.split(_rows(layer.weight))
+        modules.append({**place(name), "shift": math.fsum((part.double() * change.square()).sum().item()
+                                                          for part, change in zip(parts, changes, strict=True))})
+    return {"total": _sum(modules)["shift"], "modules": modules, "layers": grouped(modules, "layer", _sum),
+            "kinds": grouped(modules, "kind", _sum)}
+
+
+def _rows(weight: Tensor) -> int:
+    return max(1, AT_ONCE // weight.shape[1])
+
+
+def _from_factors(layer: LoRALinear) -> Iterator[Tensor]:
+    """ΔW (O, D) in fp64, some rows at a time."""
+    for B in layer.lora_B.split(_rows(layer.weight)):
+        yield layer.scale * (B.double() @ layer.lora_A.double())
+
+
+def _from_weights(layer: nn.Linear, before: nn.Linear) -> Iterator[Tensor]:
+    rows = _rows(layer.weight)
+    for new, old in zip(layer.weight.split(rows), before.weight.split(rows), strict=True):
+        yield new.double() - old.double()
+
+
+def _sum(modules: Sequence[Row]) -> Row:
+    return {"shift": math.fsum(module["shift"] for module in modules)}
