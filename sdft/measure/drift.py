@@ -14,8 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,13 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdft.measure.gap import ROWS, fitting, packed, target_hidden
+from sdft.measure.places import by_place
 from sdft.measure.statistics import bootstrap_ratio
 from sdft.model.llama import Llama
 from sdft.model.lora import adapter_off
 from sdft.tasks.base import Suite
 from sdft.text.chat import Example, encode_example
-
-PLACES = (1, 2, 9, 33, 129)                 # of a token in its answer: where each band begins
 
 
 def seed_answers(tokenizer, suite: Suite, rows: Sequence[dict[str, Any]], chat: str | None = None) -> list[Example]:
@@ -82,20 +79,8 @@ def drift(model: Llama, seed: SeedView, desc: str = "drift") -> dict[str, Any]:
     counts = [len(row["kl"]) for row in rows]
     kl, low, high = bootstrap_ratio([math.fsum(row["kl"]) for row in rows], counts)
     top1 = sum(sum(row["top1"]) for row in rows) / sum(counts)
-    return {"kl": kl, "kl_low": low, "kl_high": high, "top1": top1, "by_position": _by_position(rows),
-            "tokens": sum(counts), "n": len(rows)}
-
-
-def _by_position(rows: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """What training made likely at an answer's start, such as ending at once, shows there alone: the rest is given."""
-    longest = max(len(row["kl"]) for row in rows)
-    found = []
-    for first, following in pairwise((*PLACES, longest + 1)):
-        values = [kl for row in rows for kl in row["kl"][first - 1 : following - 1]]
-        if values:
-            found.append({"first": first, "last": min(following - 1, longest), "kl": fmean(values),
-                          "tokens": len(values)})
-    return found
+    return {"kl": kl, "kl_low": low, "kl_high": high, "top1": top1,
+            "by_position": by_place([row["kl"] for row in rows], "kl"), "tokens": sum(counts), "n": len(rows)}
 
 
 @torch.inference_mode()
