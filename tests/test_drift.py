@@ -9,7 +9,7 @@ from tiny_chat import byte_tokenizer, tiny_chat_model
 
 import sdft.measure.drift as module
 from sdft.errors import SdftError
-from sdft.measure.drift import drift, seed_answers, seed_view, token_drift
+from sdft.measure.drift import drift, reverse_drift, seed_answers, seed_view, token_drift
 from sdft.measure.texts import compare_texts
 from sdft.model.lora import add_lora, adapter_off, lora_layers, merge
 from sdft.tasks.base import Item, Suite
@@ -30,13 +30,14 @@ def adapted(size: float = 0.3):
     return model
 
 
-def plain(model, seed, example):
-    """KL(seed ‖ model) and agreement at every target, from two forwards over the whole text, in fp64."""
+def plain(p_model, q_model, example):
+    """KL(p ‖ q), total variation and agreement at every target, from two forwards over the whole text, in fp64."""
     tokens = torch.tensor([example.tokens])
-    after, before = model(tokens)[0].double().log_softmax(-1), seed(tokens)[0].double().log_softmax(-1)
+    log_p, log_q = p_model(tokens)[0].double().log_softmax(-1), q_model(tokens)[0].double().log_softmax(-1)
     rows = [i - 1 for i in range(1, len(example.tokens)) if example.mask[i]]
-    kl = (before.exp() * (before - after)).sum(-1)[rows]
-    return kl, (before.argmax(-1) == after.argmax(-1))[rows].double()
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)[rows]
+    tv = (log_p.exp() - log_q.exp()).abs().sum(-1)[rows] / 2
+    return kl, tv, (log_p.argmax(-1) == log_q.argmax(-1))[rows].double()
 
 
 def test_the_answers_hold_what_the_seed_chose_and_its_end_only_where_it_ended():
@@ -48,18 +49,21 @@ def test_the_answers_hold_what_the_seed_chose_and_its_end_only_where_it_ended():
 
 @pytest.mark.parametrize("rows", [128, 3])
 @torch.no_grad()
-def test_drift_is_the_mean_kl_over_the_tokens_of_all_answers(monkeypatch, rows):
+def test_drift_is_the_mean_over_the_tokens_of_all_answers(monkeypatch, rows):
     monkeypatch.setattr(module, "ROWS", rows)
     model, seed, examples = adapted(), tiny_chat_model(), seed_answers(byte_tokenizer(), SUITE, ROWS)
-    parts = [plain(model, seed, example) for example in examples]
-    for row, (kl, same) in zip(token_drift(model, seed_view(model, examples)), parts, strict=True):
+    parts = [plain(seed, model, example) for example in examples]
+    for row, (kl, tv, same) in zip(token_drift(model, seed_view(model, examples)), parts, strict=True):
         assert row["kl"] == pytest.approx(kl.tolist(), rel=1e-3, abs=1e-6)      # fp32 against fp64
+        assert row["tv"] == pytest.approx(tv.tolist(), rel=1e-3, abs=1e-6)
         assert row["top1"] == same.bool().tolist()
-    first = torch.stack([kl[0] for kl, _ in parts])
-    second = torch.cat([kl[1:8] for kl, _ in parts])
-    kl, same = (torch.cat(part) for part in zip(*parts))
+    first = torch.stack([kl[0] for kl, _, _ in parts])
+    second = torch.cat([kl[1:8] for kl, _, _ in parts])
+    kl, tv, same = (torch.cat(part) for part in zip(*parts))
     found = drift(model, seed_view(model, examples))
     assert found["kl"] == pytest.approx(kl.mean().item(), rel=1e-4) and found["kl"] > 0.01
+    assert found["tv"] == pytest.approx(tv.mean().item(), rel=1e-4)
+    assert found["tv_low"] < found["tv"] < found["tv_high"]
     assert found["top1"] == pytest.approx(same.mean().item())
     assert (found["tokens"], found["n"]) == (len(kl), 3)
     assert found["kl_low"] < found["kl"] < found["kl_high"]
@@ -69,19 +73,44 @@ def test_drift_is_the_mean_kl_over_the_tokens_of_all_answers(monkeypatch, rows):
         [first.mean().item(), second.mean().item()], rel=1e-4)
 
 
-def test_the_direction_is_from_the_seed():
+def test_the_direction_is_from_the_first_to_the_second():
     before, after = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     p, q = before.softmax(-1), after.softmax(-1)
-    kl, same = module.compare(before, after)
+    kl, tv, same = module.compare(before, after)
     assert kl.item() == pytest.approx((p * (p / q).log()).sum().item(), rel=1e-5)
     assert kl.item() != pytest.approx((q * (q / p).log()).sum().item(), rel=0.05)
+    assert tv.item() == pytest.approx((p - q)[0, 0].item(), rel=1e-5)               # of two outcomes: one's difference
     assert same.tolist() == [False]
+
+
+@torch.no_grad()
+def test_reverse_drift_is_from_the_tuned_model_on_what_it_wrote():
+    """On answers to the task's items, whose suite has a score; a second time with a seed of its own, no adapter."""
+    task = Suite("task", ITEMS, lambda item, output: 1.0, "accuracy", 20)
+    model, seed = adapted(), tiny_chat_model()
+    examples = seed_answers(byte_tokenizer(), task, [{**row, "output": row["output"] * 2} for row in ROWS])
+    kl, tv, same = (torch.cat(part) for part in zip(*[plain(model, seed, example) for example in examples]))
+    found = reverse_drift(model, examples)
+    assert found["kl"] == pytest.approx(kl.mean().item(), rel=1e-4)
+    assert found["kl"] != pytest.approx(drift(model, seed_view(model, examples))["kl"], rel=1e-3)
+    assert found["kl_low"] < found["kl"] < found["kl_high"]
+    assert (found["tv"], found["top1"]) == pytest.approx((tv.mean().item(), same.mean().item()), rel=1e-4)
+    assert (found["tokens"], found["n"]) == (len(kl), 3) and len(found["by_position"]) == 3
+    assert all(layer.enabled for layer in lora_layers(model).values())
+    other = tiny_chat_model(seed=1)
+    kl = torch.cat([plain(other, seed, example)[0] for example in examples])
+    assert reverse_drift(other, examples, seed)["kl"] == pytest.approx(kl.mean().item(), rel=1e-4)
+
+
+def test_a_model_that_wrote_nothing_has_no_reverse_drift():
+    nothing = seed_answers(byte_tokenizer(), SUITE, [{**row, "output": ""} for row in ROWS])
+    assert reverse_drift(adapted(), nothing) == {"tokens": 0, "n": 0}
 
 
 def test_an_adapter_that_changes_nothing_has_no_drift_and_is_on_again_afterwards():
     model, examples = adapted(size=0), seed_answers(byte_tokenizer(), SUITE, ROWS)
     found = drift(model, seed_view(model, examples))
-    assert found["kl"] == 0 and found["top1"] == 1
+    assert found["kl"] == 0 and found["tv"] == 0 and found["top1"] == 1
     assert all(layer.enabled for layer in lora_layers(model).values())
 
 

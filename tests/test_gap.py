@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from tiny_chat import VOCABULARY, byte_tokenizer, records, tiny_chat_model
 
 import sdft.measure.gap as module
 from sdft.errors import SdftError
-from sdft.measure.gap import gap, gaps, target_nll
+from sdft.measure.gap import gap, gaps, target_nll, token_map, token_rank
+from sdft.measure.places import by_place
 from sdft.text.chat import Example, encode_example
 from sdft.text.templates import get_template
 
@@ -22,10 +24,30 @@ def examples():
             for record, answer in zip(records(7), answers, strict=True)]
 
 
-def plain(model, example: Example) -> list[float]:
-    """−log p of every target, from one forward over the record alone."""
+def logprobs(model, example: Example) -> list[tuple[torch.Tensor, int]]:
+    """log p over the vocabulary at every target, and the target, from one forward over the record alone."""
     logits = model(torch.tensor([example.tokens]))[0].double().log_softmax(-1)
-    return [-logits[i - 1, example.tokens[i]].item() for i in range(1, len(example.tokens)) if example.mask[i]]
+    return [(logits[i - 1], example.tokens[i]) for i in range(1, len(example.tokens)) if example.mask[i]]
+
+
+def plain(model, example: Example) -> list[float]:
+    """−log p of every target."""
+    return [-row[target].item() for row, target in logprobs(model, example)]
+
+
+def greedy(model, example: Example) -> Example:
+    """The same record with targets of which every second is the likeliest there."""
+    tokens = list(example.tokens)
+    for place, own in enumerate(example.mask):
+        if own and place % 2:
+            tokens[place] = model(torch.tensor([tokens[:place]]))[0, -1].argmax().item()
+    return Example(example.id, tokens, example.mask)
+
+
+def lengthened(examples, by: int):
+    """The same records, and in each target `by` tokens more before its last four."""
+    return [Example(e.id, [*e.tokens[:-4], *range(7, 7 + by), *e.tokens[-4:]],
+                    [*e.mask[:-4], *[True] * by, *e.mask[-4:]]) for e in examples]
 
 
 @pytest.mark.parametrize(("pack", "rows"), [(4096, 128), (100, 3)])
@@ -52,8 +74,7 @@ def test_the_mean_over_records_counts_every_token_once(examples):
 
 def test_sets_of_targets_for_the_same_prompts_have_the_gap_that_each_has_alone(examples, monkeypatch, capsys):
     """The second set lacks a record and holds one that does not fit; the prompts are shared in packs of any size."""
-    others = [Example(e.id, [*e.tokens[:-4], 7, 8, *e.tokens[-4:]], [*e.mask[:-4], True, True, *e.mask[-4:]])
-              for e in examples[1:]] + [Example("long", [1] * 600, [True] * 600)]
+    others = [*lengthened(examples[1:], by=2), Example("long", [1] * 600, [True] * 600)]
     model = tiny_chat_model()
     for pack in (4096, 150):
         monkeypatch.setattr(module, "PACK", pack)
@@ -81,3 +102,82 @@ def test_a_model_that_knows_nothing_is_surprised_by_log_v(examples):
     with torch.no_grad():
         model.model.norm.weight.zero_()
     assert gap(model, examples)["perplexity"] == pytest.approx(VOCABULARY, rel=1e-5)
+
+
+def test_rank_and_low_probability_share_are_those_of_the_sorted_vocabulary(examples, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 3)
+    model = tiny_chat_model()
+    model.model.norm.weight.data *= 6                           # sure of itself: the likeliest token has p > 0.4
+    examples = [*examples[:6], greedy(model, examples[6])]
+    every = [pair for example in examples for pair in logprobs(model, example)]
+    ranks = [row.argsort(descending=True).tolist().index(target) for row, target in every]
+    low = [row[target].exp().item() < 0.4 for row, target in every]
+    assert 0 in ranks and 0 < sum(low) < len(low)               # the case has both kinds
+    found = gap(model, examples)
+    assert found["rank_mean"] == pytest.approx(sum(ranks) / len(ranks))
+    assert found["rank_median"] == median(ranks)
+    assert found["rank0"] == pytest.approx(ranks.count(0) / len(ranks))
+    assert found["low"] == pytest.approx(sum(low) / len(low))
+    last = len(logprobs(model, examples[-1]))
+    row = found["records"][-1]
+    assert row["rank"] == pytest.approx(sum(ranks[-last:]) / last)
+    assert row["low"] == pytest.approx(sum(low[-last:]) / last)
+
+
+def test_tokens_as_probable_as_the_target_do_not_count_in_its_rank():
+    logits = torch.tensor([[2.0, 3.0, 3.0, 1.0]] * 4)
+    assert token_rank(logits, torch.arange(4)).tolist() == [2, 0, 0, 3]
+
+
+def test_places_are_counted_from_one_in_bands_that_widen():
+    rows = [[float(i) for i in range(1, n + 1)] for n in (1, 3, 35)]
+    assert by_place(rows, "nll") == [
+        {"first": 1, "last": 1, "nll": 1.0, "tokens": 3}, {"first": 2, "last": 8, "nll": (5 + 35) / 9, "tokens": 9},
+        {"first": 9, "last": 32, "nll": 20.5, "tokens": 24}, {"first": 33, "last": 35, "nll": 34.0, "tokens": 3}]
+    assert by_place([[5.0] * 8, [7.0]], "kl")[-1] == {"first": 2, "last": 8, "kl": 5.0, "tokens": 7}
+
+
+def test_the_gap_by_place_is_that_of_the_plain_nlls(examples):
+    model = tiny_chat_model()
+    assert [band["nll"] for band in gap(model, examples)["by_position"]] == pytest.approx(
+        [band["nll"] for band in by_place([plain(model, example) for example in examples], "nll")], abs=1e-5)
+
+
+def test_targets_are_paired_by_record_whole_and_over_equally_many_tokens(examples):
+    """The second set is in another order, lacks r0, keeps r1 as it was, has r2 to r5 longer and r6 shorter."""
+    changed = [*lengthened(examples[2:6], by=3),
+               Example("r6", [*examples[6].tokens[:-5], *examples[6].tokens[-3:]], examples[6].mask[:-2])]
+    model = tiny_chat_model()
+    found = gaps(model, {"original": examples, "distilled": [*changed[::-1], examples[1]]})
+    assert "paired" not in found["original"]
+    paired = found["distilled"]["paired"]
+    own, other = ([plain(model, example) for example in side] for side in (changed, examples[2:]))
+    for result, pairs in ((paired, list(zip(own, other))),
+                          (paired["length_matched"], [(a[:min(len(a), len(b))], b[:min(len(a), len(b))])
+                                                      for a, b in zip(own, other)])):
+        means = [[sum(side) / len(side) for side in sides] for sides in zip(*pairs)]
+        assert result["n"] == 5
+        assert result["nll"] == pytest.approx(sum(means[0]) / 5, abs=1e-5)
+        assert result["nll_with"] == pytest.approx(sum(means[1]) / 5, abs=1e-5)
+        assert result["difference"] == pytest.approx(result["nll"] - result["nll_with"])
+        assert result["low"] < result["difference"] < result["high"]
+        assert [result["tokens"], result["tokens_with"]] == [sum(map(len, side)) for side in zip(*pairs)]
+    assert paired["with"] == "original" and paired["length_matched"]["tokens"] < paired["tokens"]
+    assert "paired" not in gaps(model, {"original": examples, "distilled": examples[::-1]})["distilled"]
+
+
+def test_the_token_map_holds_the_texts_and_nlls_of_single_records(examples):
+    model, tokenizer = tiny_chat_model(), byte_tokenizer()
+    found = token_map(model, tokenizer, {"original": examples, "distilled": examples[3:]}, ["r3", "r0"])
+    assert [(row["id"], list(row["texts"])) for row in found] == [("r3", ["original", "distilled"]),
+                                                                 ("r0", ["original"])]
+    for row, example in zip(found, (examples[3], examples[0]), strict=True):
+        own = row["texts"]["original"]
+        assert "".join(own["pieces"]) == example_answer(example) and len(own["rank"]) == len(own["nll"])
+        assert own["nll"] == pytest.approx(plain(model, example), abs=6e-4)         # kept to three decimals
+    assert token_map(model, tokenizer, {"original": examples[1:]}, ["r0"]) == []
+
+
+def example_answer(example: Example) -> str:
+    tokenizer = byte_tokenizer()
+    return "".join(tokenizer.piece(token) for token, own in zip(example.tokens, example.mask) if own)

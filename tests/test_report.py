@@ -1,6 +1,7 @@
 """The report is one page that needs no network and shows exactly what the run folder holds."""
 import json
 import re
+from html import escape
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import pytest
 from sdft.errors import SdftError
 from sdft.files import Journal, write_json, write_text
 from sdft.report import write_report
+from sdft.report.figures import draw_figures
+from sdft.report.findings import findings
+from sdft.report.measure_tables import drift_table, gap_table, likeness_table, paired_table
 from sdft.report.run import read_run
-from sdft.report.tables import findings, result_table, verdict
+from sdft.report.tables import difference_table, result_table, verdict
 
 
 def _rows(path, rows):
@@ -39,7 +43,7 @@ def _arm(mean, kl, total, rng, trained=True):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A small finished run folder, written by hand to the contract."""
+    """A small finished run folder, written by hand to the contract of a run that has only the first measures."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "a-run"
     ids = [f"r{i}" for i in range(10)]
@@ -73,11 +77,50 @@ def folder(tmp_path):
     return folder
 
 
-def test_the_page_is_one_file_without_network_or_script(folder):
-    page = write_report(folder).read_text()
+@pytest.fixture
+def measured(folder):
+    """The same run with every measure."""
+    measures = json.loads((folder / "measures.json").read_text())
+    for number, part in enumerate(measures["gap"].values()):
+        part |= {"rank_mean": 41.5, "rank_median": 3.0 - number, "rank0": 0.25, "low": 0.625,
+                 "by_position": [{"first": first, "last": last, "nll": 4.0, "tokens": 25}
+                                 for first, last in ((1, 1), (2, 8 + number))]}
+    pairing = {"n": 7, "nll": 0.6, "nll_with": 5.3, "difference": -4.7, "low": -5.1, "high": -4.2, "tokens": 350,
+               "tokens_with": 35}
+    measures["gap"]["distilled"]["paired"] = {"with": "original", **pairing, "length_matched": {
+        **pairing, "difference": -0.2, "low": -0.5, "high": 0.1, "tokens": 35}}
+    measures["texts"] = {"rouge_l": 0.31, "bleu": 0.12, "cosine": 0.87, "n": 7}
+    measures["token_map"] = [{"id": "r0", "texts": {
+        "original": {"pieces": ["4", "<|end|>"], "nll": [7.5, 0.001], "rank": [512, 0]},
+        "distilled": {"pieces": ["It", "\n", "is"], "nll": [0.9, 0.92, 3.45], "rank": [0, 1, 17]}}}]
+    for arm in ("sft", "sdft"):
+        own = measures["arms"][arm]
+        drift = {"kl": 0.2, "kl_low": 0.15, "kl_high": 0.25, "tv": 0.1, "tv_low": 0.08, "tv_high": 0.12, "top1": 0.9,
+                 "tokens": 90, "n": 6}
+        reverse = {**drift, "kl": 0.7, "kl_low": 0.6, "kl_high": 0.8, "n": 5}
+        own["general"] |= {**{key: drift[key] for key in ("tv", "tv_low", "tv_high")}, "reverse": reverse, "bleu": 0.2}
+        own["on_task"] = {**drift, "kl": 0.35, "reverse": {"tokens": 0, "n": 0}}
+        own["activations"] = {"tokens": 1234, "n": 6, "layers": [
+            {"layer": i, "relative": 0.1 * i, "cosine": 1 - 0.01 * i, "cka": 1 - 0.02 * i} for i in range(4)]}
+        own["interpolation"] = [{"t": t / 4, "nll": 2 - t / 4} for t in range(6)]
+        for row in own["suites"].values():
+            row["against_seed"] |= {"p": 0.03, "p_holm": 0.12, "n": 8, "test": "McNemar"}
+    measures["arms"]["sdft"]["suites"]["passages"]["against_sft"] = {
+        "difference": -0.1, "low": -0.2, "high": -0.05, "n": 8, "p": 0.001, "p_holm": 0.005, "test": "McNemar"}
+    write_json(folder / "measures.json", measures)
+    return folder
+
+
+def test_the_page_is_one_file_without_network_or_script(measured):
+    page = write_report(measured).read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "<script" not in page and "http" not in re.sub(r"base64,[^\"]*", "", page)
-    assert page.count("<img") == 6
+    assert page.count("<img") == 10
+
+
+def test_a_run_that_has_only_the_first_measures_shows_those(folder):
+    page = write_report(folder).read_text()
+    assert page.count("<img") == 7 and "rank" not in page and "total variation" not in page and "class=legend" not in page
 
 
 def test_the_page_shows_the_numbers_of_the_run(folder):
@@ -102,6 +145,7 @@ def test_conclusions_follow_the_intervals(folder):
     told = " ".join(findings(read_run(folder)))
     assert "nearer to the seed: 5.33 → 0.60" in told and "0.68 times as far under sdft" in told
     assert "the intervals overlap" in told          # 0.118–0.176 against 0.080–0.120
+    assert "[n = 8]" in told and "Holm" not in told
     assert "first token sft drifted 1.47 nats and sdft 1.00; from token 9 on, 0.073 and 0.050" in told
 
 
@@ -125,3 +169,59 @@ def test_measures_without_arms_are_one_line(folder):
         write_json(folder / "measures.json", {"arms": arms})
         with pytest.raises(SdftError, match="measures.json: expected the suites that each arm answered"):
             write_report(folder)
+
+
+def test_every_measure_is_in_a_table_with_its_interval_and_count(measured):
+    run = read_run(measured)
+    assert gap_table(run).rows == [
+        ["original", "5.33", "206.4", "3", "42", "25.0", "62.5", "50", "10"],
+        ["distilled", "0.60", "1.8", "2", "42", "25.0", "62.5", "50", "10"]]
+    assert [row[1:] for row in paired_table(run).rows] == [
+        ["5.30", "0.60", "-4.70 (-5.10 to -4.20)", "7", "35 → 350"],
+        ["5.30", "0.60", "-0.20 (-0.50 to +0.10)", "7", "35 → 35"]]
+    assert drift_table(run).rows[2:] == [
+        ["sdft", "89.0", "general", "0.100 (0.080–0.120)", "0.700 (0.600–0.800)", "0.100 (0.080–0.120)", "90.0",
+         "6 / 5"], ["sdft", "89.0", "the task's", "0.350 (0.150–0.250)", "–", "0.100 (0.080–0.120)", "90.0", "6 / 0"]]
+    assert likeness_table(run).rows == [["distilled targets to originals", "0.31", "0.12", "0.87", "7"],
+                                        ["general answers, sft to seed", "0.50", "0.20", "–", "6"],
+                                        ["general answers, sdft to seed", "0.50", "0.20", "–", "6"]]
+    page, text = write_report(measured).read_text(), (measured / "report.md").read_text()
+    for table in (gap_table, paired_table, drift_table, likeness_table, difference_table):
+        for cell in (cell for row in table(run).rows for cell in row[1:]):
+            assert f"<td>{escape(cell)}</td>" in page and f" {cell} |" in text, cell
+
+
+def test_a_direction_is_told_only_where_holm_agrees(measured):
+    run = read_run(measured)
+    rows = {tuple(row[:3]): row[3:] for row in difference_table(run).rows}
+    assert rows["sft", "seed", "passages"] == ["no difference detected, +10.0 points (+2.0 to +20.0)", "8", "McNemar",
+                                               "0.030", "0.120"]
+    assert rows["sdft", "sft", "passages"][0].startswith("lost -10.0 points") and len(rows) == 5
+    told = " ".join(findings(run))
+    assert "sdft against sft: passages lost -10.0 points (-20.0 to -5.0) [n = 8, Holm's p 0.005]." in told
+    assert "passages gained" not in told and "Holm's p 0.120" in told
+    assert ("7 rewrites against their originals under the seed: -4.70 nats per token (-5.10 to -4.20); over equally "
+            "many tokens of each: no difference detected, -0.20 nats per token (-0.50 to +0.10)") in told
+    assert "the reverse KL is 0.700 under sdft against 0.700; the intervals overlap" in told
+
+
+def test_the_heat_map_has_the_warmth_of_every_token_and_no_markup_of_the_texts(measured):
+    page = write_report(measured).read_text()
+    for span in ('<span class=low title="7.50 nats, rank 512" style="background:rgba(224,90,0,0.75)">4</span>',
+                 '<span title="0.00 nats, rank 0" style="background:rgba(224,90,0,0.00)">&lt;|end|&gt;</span>',
+                 '<span title="0.90 nats, rank 0" style="background:rgba(224,90,0,0.10)">It</span>',
+                 '<span class=low title="0.92 nats, rank 1" style="background:rgba(224,90,0,0.10)">⏎\n</span>',
+                 '<span class=low title="3.45 nats, rank 17" style="background:rgba(224,90,0,0.37)">is</span>'):
+        assert span in page, span
+    assert "question r0</p>" in page and "3.75 nats/token, 2 tokens" in page and "0.9 (p = 0.4)" in page
+
+
+def test_a_figure_names_its_axes_and_counts(measured):
+    figures = {figure.name: figure for figure in draw_figures(read_run(measured))}
+    assert len(figures) == 10
+    for name, texts in {"gap_distribution": ("nats/token", "records, %", "(n = 10)"),
+                        "gap_by_place": ("place of the token", "nats/token", "(n = 10)", "2–9", "50 tokens"),
+                        "activations": ("layer", "(n = 1,234 tokens)", "CKA"),
+                        "interpolation": ("NLL, nats/token", "seed", "tuned")}.items():
+        drawn = re.sub(r"<!-- (.*?) -->", r"\1", figures[name].svg)     # matplotlib writes a text above its glyphs
+        assert all(text in drawn for text in texts), name

@@ -1,7 +1,7 @@
 """Abilities: run a suite of test items, keep every answer with its score, and sum the scores up.
 
     items ─encode→ requests ─stream→ eval/<arm>/<suite>.jsonl ─summarise→ mean and interval, by kind
-                                     (a line as each finishes)  ─against→ paired difference from another arm
+                                     (a line as each finishes)  ─against→ paired difference from another arm, p-value
 
     sdft eval --suite instructions --model smollm2-135m --out eval/seed
 """
@@ -16,7 +16,7 @@ from typing import Any
 from sdft.distill.resume import fitting, resume
 from sdft.errors import SdftError
 from sdft.generate import Request, Sampling, stream
-from sdft.measure.statistics import bootstrap_mean, paired_difference
+from sdft.measure.statistics import bootstrap_mean, holm, mcnemar, paired_difference, sign_flip
 from sdft.model.fingerprint import fingerprint
 from sdft.progress import progress
 from sdft.tasks.base import Item, Suite
@@ -75,11 +75,30 @@ def summarise(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
             "tokens_mean": fmean(row["tokens"] for row in rows), "by_kind": by_kind}
 
 
-def against(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, float]:
-    """The mean of score − other score, item by item, with its 95 % interval: difference, low, high."""
+def against(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
+    """The mean of score − other score, item by item, with its 95 % interval: difference, low, high, and n items.
+
+    p is two-sided, of `test`: McNemar's exact test where all scores are 0 or 1, else the sign-flip test.
+    """
     first, second = joined(rows, others)
-    difference, low, high = paired_difference([row["score"] for row in first], [row["score"] for row in second], seed)
-    return {"difference": difference, "low": low, "high": high}
+    mine, their = ([row["score"] for row in side] for side in (first, second))
+    difference, low, high = paired_difference(mine, their, seed)
+    if {*mine, *their} <= {0, 1}:
+        test, p = "McNemar", mcnemar(mine, their)
+    else:
+        test, p = "sign-flip", sign_flip([a - b for a, b in zip(mine, their, strict=True)], seed)
+    return {"difference": difference, "low": low, "high": high, "n": len(mine), "p": p, "test": test}
+
+
+def adjust_together(arms: dict[str, Any]) -> None:
+    """Put Holm's adjusted p-value, p_holm, beside the p of every comparison of a run: all of them are one family.
+
+    arms: arm → suites → suite → against_… → what `against` returned.
+    """
+    family = [found for arm in arms.values() for suite in arm["suites"].values()
+              for key, found in suite.items() if key.startswith("against_")]
+    for found, adjusted in zip(family, holm([found["p"] for found in family]), strict=True):
+        found["p_holm"] = adjusted
 
 
 def joined(rows: Sequence[dict[str, Any]],

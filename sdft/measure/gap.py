@@ -1,24 +1,31 @@
 """The distribution gap of the training targets: how surprising they are to the seed (arXiv 2402.13669, section 3).
 
-    nll(record) = −1/|y| Σ_t log p_seed(y_t | c, x, y_<t)            nats per token, over the tokens that are trained
-
-Original answers against distilled ones, record by record: rewriting is to close the gap.
+    nll   −log p(y_t | c, x, y_<t)                  nats; of a record the mean over its |y| target tokens
+    rank  how many tokens of the vocabulary have p > p(y_t | …)         0: the target is the most probable token
+    low   share of the target tokens with p(y_t | …) < 0.4              those that training on makes forget most, says
+                                                                        arXiv 2501.14315: NLL above 0.92 nats
+p is the model's as it is: the seed's before training. Originals are set against rewrites record by record, and also
+over equally many tokens: rewriting is to close the gap.
 
     from sdft.measure.gap import gap, gaps
-    print(gap(model, examples)["nll"])                              # the model as it is: the seed before training
-    print(gaps(model, {"original": examples, "distilled": others})["distilled"]["nll"])     # prompts computed once
+    print(gap(model, examples)["nll"])
+    print(gaps(model, {"original": examples, "distilled": others})["distilled"]["paired"])   # prompts computed once
 """
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sdft.measure.places import by_place
+from sdft.measure.statistics import paired_difference
 from sdft.model.llama import Llama
 from sdft.progress import progress
 from sdft.text.chat import Example
@@ -26,53 +33,148 @@ from sdft.train.batches import Batch, may_share, pack_within, trainable
 
 PACK = 4096          # tokens of one forward pass
 ROWS = 128           # rows of logits at a time: 128 × 49152 in fp32 are 25 MB
+LOW = 0.4            # a target of less probability is a low-probability token: arXiv 2501.14315
+
+
+@dataclass(frozen=True)
+class Targets:
+    """One record's target tokens under the model: n of them, in order, those of all trained turns."""
+
+    id: str
+    tokens: list[int]           # (n,)
+    nll: np.ndarray             # (n,) nats, fp64
+    rank: np.ndarray            # (n,) whole numbers
 
 
 def gap(model: Llama, examples: Sequence[Example], desc: str = "gap") -> dict[str, Any]:
-    """nll: nats per token over all targets; perplexity: its exponential; tokens: how many; records: `target_nll`."""
-    return _summary(target_nll(model, examples, desc))
+    """The gap of one set of targets.
+
+    Over all target tokens: nll (nats per token), perplexity (its exponential), rank_mean, rank_median, rank0 (share of
+    tokens at rank 0), low (share with p < 0.4), tokens (how many). by_position: the NLL by place among the record's
+    targets, as {first, last, nll, tokens} with places counted from 1. records: `target_nll`.
+    """
+    return _summary(list(targets(model, fitting(model, examples, desc), desc)))
 
 
 def gaps(model: Llama, sets: Mapping[str, Sequence[Example]], desc: str = "gap") -> dict[str, dict[str, Any]]:
-    """`gap` of several sets of targets for the same records: what their prompts share is computed once."""
+    """`gap` of several sets of targets for the same records: what their prompts share is computed once.
+
+    Every set but the first also has `paired`: see `paired`. It is left out where no record's target differs.
+    """
     kept = {name: fitting(model, examples, f"{desc}, {name}") for name, examples in sets.items()}
     side_by_side = zip_longest(*([(name, example) for example in examples] for name, examples in kept.items()))
     named = [pair for pair in chain(*side_by_side) if pair is not None]
-    rows = _nll(model, [example for _, example in named], desc)
-    return {name: _summary([row for (own, _), row in zip(named, rows, strict=True) if own == name]) for name in sets}
+    measured: dict[str, list[Targets]] = {name: [] for name in sets}
+    for (name, _), record in zip(named, targets(model, [example for _, example in named], desc), strict=True):
+        measured[name].append(record)
+    first, *others = measured
+    found = {name: _summary(records) for name, records in measured.items()}
+    for name in others:
+        if pairing := paired(measured[name], measured[first]):
+            found[name]["paired"] = {"with": first, **pairing}
+    return found
 
 
-def _summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    tokens = sum(record["tokens"] for record in records)
-    nll = math.fsum(record["nll"] * record["tokens"] for record in records) / tokens
-    return {"nll": nll, "perplexity": math.exp(nll), "tokens": tokens, "records": records}
+def paired(own: Sequence[Targets], other: Sequence[Targets]) -> dict[str, Any]:
+    """The NLL of the records' own targets less that of their other ones, record by record ({} where none differ).
+
+    Over the n records that have both and where the tokens differ: nll and nll_with, the mean over records of the mean
+    over a record's tokens, own and other; difference = nll − nll_with in nats per token, with the 95 % bootstrap
+    interval over records (low, high); tokens and tokens_with, how many there are of each.
+
+    length_matched is the same over the first min(|own|, |other|) target tokens of each pair. Both sides then have
+    equally many tokens at the same places, so the difference cannot come from the one being longer (late tokens have
+    more context, and are cheaper). It does not control what is said at these places: a rewrite may open with a stock
+    phrase, and of the two ends of text only that of the shorter is counted.
+    """
+    others = {record.id: record for record in other}
+    both = [(record, others[record.id]) for record in own if record.id in others]
+    pairs = [(a.nll, b.nll) for a, b in both if a.tokens != b.tokens]
+    if not pairs:
+        return {}
+    shortest = [min(len(a), len(b)) for a, b in pairs]
+    matched = [(a[:count], b[:count]) for (a, b), count in zip(pairs, shortest, strict=True)]
+    return {"n": len(pairs), **_difference(pairs), "length_matched": {"n": len(pairs), **_difference(matched)}}
+
+
+def _difference(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    own, other = ([float(side.mean()) for side in sides] for sides in zip(*pairs, strict=True))
+    difference, low, high = paired_difference(own, other)
+    return {"nll": math.fsum(own) / len(own), "nll_with": math.fsum(other) / len(other), "difference": difference,
+            "low": low, "high": high, "tokens": sum(len(a) for a, _ in pairs),
+            "tokens_with": sum(len(b) for _, b in pairs)}
 
 
 def target_nll(model: Llama, examples: Sequence[Example], desc: str = "gap") -> list[dict[str, Any]]:
-    """The mean negative log-likelihood of every example's target tokens: id, nll (nats per token), tokens.
+    """Every example's target tokens in one row: id, nll (their mean, nats per token), low (the share with p < 0.4),
+    rank (their mean), tokens (how many).
 
     An example that does not fit the context, or has no target, is told on stderr and has no row.
     """
-    return _nll(model, fitting(model, examples, desc), desc)
+    return [_row(record) for record in targets(model, fitting(model, examples, desc), desc)]
+
+
+def token_map(model: Llama, tokenizer, sets: Mapping[str, Sequence[Example]], ids: Sequence[str],
+              desc: str = "token map") -> list[dict[str, Any]]:
+    """The NLL of single tokens, for the records `ids`: what a heat map shows.
+
+    Per record {id, texts}, texts[name] = {pieces, nll, rank}: the texts of its target tokens in that set, their NLL in
+    nats and their rank. A record that a set lacks, or that does not fit, is left out of that set.
+    """
+    found: dict[str, dict[str, Any]] = {id: {} for id in ids}
+    for name, examples in sets.items():
+        chosen, what = [example for example in examples if example.id in found], f"{desc}, {name}"
+        for record in targets(model, fitting(model, chosen, what), what) if chosen else ():
+            found[record.id][name] = {"pieces": [tokenizer.piece(token) for token in record.tokens],
+                                      "nll": [round(nll, 3) for nll in record.nll.tolist()],
+                                      "rank": record.rank.tolist()}
+    return [{"id": id, "texts": texts} for id, texts in found.items() if texts]
+
+
+def _summary(records: Sequence[Targets]) -> dict[str, Any]:
+    nll, rank = (np.concatenate([getattr(record, name) for record in records]) for name in ("nll", "rank"))
+    mean = math.fsum(nll) / len(nll)
+    return {"nll": mean, "perplexity": math.exp(mean), "rank_mean": float(rank.mean()),
+            "rank_median": float(np.median(rank)), "rank0": float((rank == 0).mean()), "low": _low(nll),
+            "tokens": len(nll), "by_position": by_place([record.nll.tolist() for record in records], "nll"),
+            "records": [_row(record) for record in records]}
+
+
+def _row(record: Targets) -> dict[str, Any]:
+    return {"id": record.id, "nll": float(record.nll.mean()), "low": _low(record.nll),
+            "rank": float(record.rank.mean()), "tokens": len(record.nll)}
+
+
+def _low(nll: np.ndarray) -> float:
+    return float((nll > -math.log(LOW)).mean())
 
 
 @torch.inference_mode()
-def _nll(model: Llama, examples: Sequence[Example], desc: str) -> list[dict[str, Any]]:
-    rows = []
+def targets(model: Llama, examples: Sequence[Example], desc: str) -> Iterator[Targets]:
+    """Every example's targets, token by token; all of them fit and have some (see `fitting`)."""
     for batch in packed(model, examples, desc):
         x = target_hidden(model, batch)                                             # (n, D)
         labels = batch.labels[batch.rows]                                           # (n,)
-        nll = torch.cat([token_nll(model.head(x_rows), y_rows)
-                         for x_rows, y_rows in zip(x.split(ROWS), labels.split(ROWS), strict=True)])        # (n,)
-        for id, own in zip(batch.ids, nll.split(batch.counts), strict=True):
-            rows.append({"id": id, "nll": own.double().mean().item(), "tokens": len(own)})
-    return rows
+        parts = [_surprise(model.head(x_rows), y_rows)
+                 for x_rows, y_rows in zip(x.split(ROWS), labels.split(ROWS), strict=True)]
+        columns = (torch.cat(part).cpu().split(batch.counts) for part in zip(*parts, strict=True))
+        for id, own, nll, rank in zip(batch.ids, labels.cpu().split(batch.counts), *columns, strict=True):
+            yield Targets(id, own.tolist(), nll.double().numpy(), rank.numpy())
+
+
+def _surprise(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return token_nll(logits, labels), token_rank(logits, labels)
 
 
 def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """−log softmax(logits)[label], fp32 (n,), of logits (n, V) and labels (n,)."""
     logits = logits.float()
     return logits.logsumexp(-1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+
+def token_rank(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of the V tokens have a larger logit than the label (n,); one as large does not count."""
+    return (logits > logits.gather(1, labels.unsqueeze(1))).sum(-1)
 
 
 def fitting(model: Llama, examples: Sequence[Example], desc: str) -> list[Example]:

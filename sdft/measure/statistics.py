@@ -1,15 +1,21 @@
-"""Intervals and tests: what a difference is worth that was seen on so many items.
+"""Intervals and tests: what a difference is worth that was seen on so many items, or over so many training seeds.
 
-All of it is paired by item where two arms are compared, since both answered the same questions, and deterministic: the
-same values and the same seed give the same interval, bit for bit.
+All of it is paired where two arms are compared, by item since both answered the same questions, or by training seed;
+and deterministic: the same values and the same seed give the same interval, bit for bit.
 
-    from sdft.measure.statistics import bootstrap_mean
+    one run, two arms      paired_difference (interval over items), mcnemar or sign_flip (p), holm over the family
+    several training seeds across_seeds: a claim about a method, not about one run of it
+    many cells             predicts: how much of one measure another explains
+
+    from sdft.measure.statistics import across_seeds, bootstrap_mean
     mean, low, high = bootstrap_mean([1, 0, 1, 1])
+    print(across_seeds({0: 0.81, 1: 0.84, 2: 0.80}, {0: 0.78, 1: 0.80, 2: 0.79})["p"])
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +23,7 @@ from sdft.errors import SdftError
 
 RESAMPLES = 10_000
 LEVEL = 0.95
+EXACT = 20                    # differences up to which all 2^n signs are tried: a million sums
 _AT_ONCE = 2_000_000          # indices drawn at a time: 16 MB
 
 
@@ -35,16 +42,22 @@ def bootstrap_ratio(totals: Sequence[float], counts: Sequence[float], seed: int 
     n = pairs.shape[1]
     if n == 0:
         raise SdftError("expected at least one item to take a mean of, got none")
-    generator = np.random.default_rng(seed)
-    ratios = []
-    for start in range(0, RESAMPLES, step := max(1, _AT_ONCE // n)):
-        drawn = generator.integers(n, size=(min(step, RESAMPLES - start), n))       # (resamples, n)
-        sums = pairs[:, drawn].sum(-1)                                              # (2, resamples)
-        ratios.append(sums[0] / sums[1])
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(np.concatenate(ratios), (tail, 1 - tail))
+    sums = np.concatenate([pairs[:, drawn].sum(-1) for drawn in _resamples(n, seed)], axis=1)       # (2, RESAMPLES)
     total, count = pairs.sum(1)
-    return float(total / count), float(low), float(high)
+    return float(total / count), *_interval(sums[0] / sums[1])
+
+
+def _resamples(n: int, seed: int) -> Iterator[np.ndarray]:
+    """RESAMPLES rows of n indices drawn with replacement, some rows at a time."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, RESAMPLES, step := max(1, _AT_ONCE // n)):
+        yield generator.integers(n, size=(min(step, RESAMPLES - start), n))
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(values, (tail, 1 - tail))
+    return float(low), float(high)
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
@@ -65,6 +78,74 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     n = for_a + for_b
     below = sum(math.comb(n, i) for i in range(min(for_a, for_b) + 1))
     return min(1.0, 2 * below / 2**n)
+
+
+def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
+    """The two-sided p-value of Fisher's paired permutation test (1935): were there nothing, d were as likely as −d.
+
+    p is the share of all 2^n assignments of signs with |Σ ±d| ≥ |Σ d|, over the n differences other than zero. It is
+    exact up to n = 20; beyond, 10,000 assignments are drawn, and the observed one is counted among them. It cannot fall
+    below 2^(1−n), however large the differences: 0.25 for n = 3, 0.0625 for 5, 0.031 for 6. Of scores 0 and 1 it is
+    McNemar's p.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    d = d[d != 0]
+    least = abs(d.sum()) - 1e-12 * np.abs(d).sum()              # what is as large up to rounding counts as as large
+    if len(d) > EXACT:
+        generator = np.random.default_rng(seed)
+        larger = sum(abs(d @ generator.choice((-1.0, 1.0), len(d))) >= least for _ in range(RESAMPLES))
+        return float((1 + larger) / (1 + RESAMPLES))
+    sums = np.zeros(1)
+    for value in d:
+        sums = np.concatenate([sums + value, sums - value])     # in the end (2^n,)
+    return float((np.abs(sums) >= least).mean())
+
+
+def across_seeds(a: Mapping[Any, float], b: Mapping[Any, float]) -> dict[str, Any]:
+    """Two arms over several training seeds: training seed → the measure of that run, in one unit for both.
+
+    differences: seed → a − b, the runs of one seed being a pair; mean; same_sign: how many of the n seeds have the sign
+    that most have; p: `sign_flip` over the seeds, and p_floor = 2^(1−n), which it cannot fall below: with fewer than 6
+    seeds no difference comes below 0.05, so there the signs and the differences themselves are what to look at.
+    Raises SdftError where the two do not have the same seeds.
+    """
+    if a.keys() != b.keys() or not a:
+        raise SdftError(f"expected the same training seeds of both arms, got {sorted(a)} and {sorted(b)}")
+    differences = {seed: a[seed] - b[seed] for seed in a}
+    values = np.array(list(differences.values()), dtype=np.float64)
+    return {"differences": differences, "mean": float(values.mean()), "n": len(values),
+            "same_sign": int(max((values > 0).sum(), (values < 0).sum())),
+            "p": sign_flip(values), "p_floor": 2.0 ** (1 - len(values))}
+
+
+def predicts(x: Sequence[float], y: Sequence[float], seed: int = 0) -> dict[str, Any]:
+    """How well a measure x predicts y over n cells (runs): R² of the straight line, as arXiv 2509.04259 ranks measures.
+
+    R² = cov(x, y)² / (var(x)·var(y)), the share of y's variance that the line explains, 0 … 1. linear: r2 with its 95 %
+    bootstrap interval over cells (low, high), and slope, in units of y per unit of x; log: the same with log10 x in
+    place of x (slope: y per factor of ten), left out where some x is not positive. A resample of equal x or equal y has
+    no R² and is left out. Few cells fit a line by chance: of 3 unrelated ones R² is 0.5 on average, of n 1/(n − 1).
+    """
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if len(x) != len(y) or len(set(x)) < 3 or len(set(y)) < 2:
+        raise SdftError("expected a pair of values from each of 3 or more cells that differ, got "
+                        f"{len(x)} and {len(y)} values, of them {len(set(x))} and {len(set(y))} different")
+    found = {"n": len(x), "linear": _line(x, y, seed)}
+    return found | ({"log": _line(np.log10(x), y, seed)} if (x > 0).all() else {})
+
+
+def _line(x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
+    resampled = np.concatenate([_r_squared(x[drawn], y[drawn]) for drawn in _resamples(len(x), seed)])
+    low, high = _interval(resampled[np.isfinite(resampled)])
+    return {"r2": float(_r_squared(x, y)), "low": low, "high": high, "slope": float(np.polyfit(x, y, 1)[0])}
+
+
+def _r_squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """R² along the last axis; nan where x or y does not vary."""
+    constant = (np.ptp(x, -1) == 0) | (np.ptp(y, -1) == 0)
+    x, y = (values - values.mean(-1, keepdims=True) for values in (x, y))
+    explained, total = (x * y).sum(-1) ** 2, (x * x).sum(-1) * (y * y).sum(-1)
+    return np.where(constant, np.nan, explained / np.where(constant, 1.0, total))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -9,12 +9,14 @@ from html import escape
 from pathlib import Path
 
 from sdft.files import write_text
-from sdft.report.figures import Figure, draw_figures
+from sdft.report.draw import Figure
+from sdft.report.figures import draw_figures
+from sdft.report.findings import findings
+from sdft.report.heat import heat_map
+from sdft.report.measure_tables import drift_table, gap_table, likeness_table, paired_table
 from sdft.report.run import Row, Run, read_run
 from sdft.report.style import STYLE
-from sdft.report.tables import (
-    Table, difference_table, findings, kinds_table, reasons_table, result_table, training_table,
-)
+from sdft.report.tables import Table, difference_table, kinds_table, reasons_table, result_table, training_table
 
 INTRODUCTION = (
     "This page compares copies of one chat model, the arms. seed: the model as it was published. sft: the seed, "
@@ -42,10 +44,14 @@ def html_page(run: Run, figures: dict[str, Figure]) -> str:
     """The whole page as one HTML text."""
     sections = [
         ("Result", _table(result_table(run)) + _list(findings(run))
-         + _figures(figures, "trade_off", "drift_by_place", "lengths")),
-        ("What was trained on", _table(training_table(run)) + _audit(run) + _examples(run)),
-        ("Why: the gap, and what it did to the weights", _figures(figures, "target_nll", "training", "shift")),
+         + _figures(figures, "trade_off", "drift_by_place", "lengths") + _table(drift_table(run))),
         ("Abilities, item by item", _table(difference_table(run)) + _kinds(run)),
+        ("What was trained on", _table(training_table(run)) + _audit(run) + _table(likeness_table(run))
+         + _examples(run)),
+        ("The gap: how surprising the targets are to the seed", _table(gap_table(run)) + _table(paired_table(run))
+         + _figures(figures, "gap_distribution", "gap_by_place", "target_nll") + heat_map(run)),
+        ("What training did to weights, activations and loss",
+         _figures(figures, "training", "shift", "activations", "interpolation")),
         ("The same prompts, answered by each arm", _answers(run)),
         ("Settings and environment", _settings(run)),
     ]
@@ -64,7 +70,8 @@ def markdown_page(run: Run) -> str:
     parts = [f"# {_title(run)}", INTRODUCTION, _markdown(result_table(run)),
              "\n".join(f"- {line}" for line in findings(run)),
              "## Against the seed", _markdown(difference_table(run)), "## What was trained on",
-             _markdown(training_table(run)), _markdown(reasons_table(run))]
+             _markdown(training_table(run)), _markdown(reasons_table(run)),
+             *(_markdown(table(run)) for table in (gap_table, paired_table, drift_table, likeness_table))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -73,6 +80,8 @@ def _title(run: Run) -> str:
 
 
 def _table(table: Table) -> str:
+    if not table.rows:
+        return ""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.head)
     rows = "".join(f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
                    for name, *cells in table.rows)
@@ -82,6 +91,8 @@ def _table(table: Table) -> str:
 
 
 def _markdown(table: Table) -> str:
+    if not table.rows:
+        return ""
     lines = [table.head, ["---"] * len(table.head), *table.rows]
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return f"{text}\n\n{table.note}".rstrip()

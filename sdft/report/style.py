@@ -26,5 +26,9 @@ summary{cursor:pointer;font-weight:600;overflow-wrap:anywhere}
 .prompt{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0;color:#333;font-size:.9rem}
 .answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));gap:.6rem;margin:.5rem 0}
 .answer{background:#f6f7f9;border-radius:5px;padding:.5rem .7rem;min-width:0}
+.heat span,.legend span{border-radius:2px}
+.low{text-decoration:underline;text-underline-offset:3px;text-decoration-color:#8a3200}
+.legend{font-size:.88rem}
+.legend span{padding:.1rem .2rem}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0 0;font:.84rem/1.45 ui-monospace,monospace}
 """

@@ -1,4 +1,7 @@
-"""The tables of the report and its conclusions in words, both made from the numbers of measures.json alone."""
+"""The tables of the report, made from the numbers of measures.json alone.
+
+Those of the gap, of the drift and of the texts stand in measure_tables.py, the conclusions in words in findings.py.
+"""
 from __future__ import annotations
 
 import textwrap
@@ -29,9 +32,9 @@ def result_table(run: Run) -> Table:
         rows.append([
             arm,
             *(_interval(measured["suites"].get(suite)) for suite in suites),
-            _number(general.get("kl"), 3), _number(general.get("top1"), 1, scale=100),
-            _number(general.get("rouge_l"), 2), _number(general.get("length_mean"), 0),
-            _number(shift.get("total"), 2), _number(shift.get("relative"), 2, scale=100),
+            number(general.get("kl"), 3), number(general.get("top1"), 1, scale=100),
+            number(general.get("rouge_l"), 2), number(general.get("length_mean"), 0),
+            number(shift.get("total"), 2), number(shift.get("relative"), 2, scale=100),
         ])
     n = (run.measures["arms"][run.arms[0]].get("general") or {}).get("n", 0)
     return Table(head, rows, "In brackets: 95 % bootstrap intervals. KL(seed ‖ arm), top-1 agreement, ROUGE-L and "
@@ -39,14 +42,17 @@ def result_table(run: Run) -> Table:
 
 
 def difference_table(run: Run) -> Table:
-    """Every trained arm against the seed, item by item: the paired difference and whether it can be told from zero."""
+    """Every trained arm against the seed and others, item by item, and whether the difference can be told from zero."""
     rows = []
     for arm in run.arms[1:]:
         for suite, measured in run.measures["arms"][arm]["suites"].items():
-            against = measured.get("against_seed")
-            if against:
-                rows.append([arm, suite, verdict(against), str(measured["n"])])
-    return Table(["arm", "suite", "paired difference from the seed (95 % interval)", "n"], rows)
+            for other, against in compared(measured).items():
+                rows.append([arm, other, suite, verdict(against), str(measured["n"]), against.get("test", "–"),
+                             number(against.get("p"), 3), number(against.get("p_holm"), 3)])
+    return Table(["arm", "against", "suite", "paired difference (95 % interval)", "n", "test", "p", "Holm's p"], rows,
+                 "n: items, the same for both arms. p: two-sided, of McNemar's exact test where scores are 0 or 1, "
+                 "else of flipping signs. Holm's p: adjusted for all rows of this table together; a direction is told "
+                 "where it is below 0.05 and the interval leaves zero out.")
 
 
 def training_table(run: Run) -> Table:
@@ -58,7 +64,7 @@ def training_table(run: Run) -> Table:
         source = gap.get("original" if arm == "sft" else "distilled" if arm == "sdft" else "", {})
         left_out = ", ".join(f"{count} {reason}" for reason, count in (training.get("left_out") or {}).items() if count)
         rows.append([arm, str(training["records"]), str(training["steps"]), f"{training['tokens']:,}",
-                     f"{training['target_tokens']:,}", _number(source.get("nll"), 2), f"{training['seconds']:.0f}",
+                     f"{training['target_tokens']:,}", number(source.get("nll"), 2), f"{training['seconds']:.0f}",
                      left_out or "none"])
     return Table(["arm", "records", "steps", "tokens", "of them targets", "target NLL under the seed, nats/token",
                   "seconds", "left out"], rows)
@@ -77,7 +83,7 @@ def kinds_table(run: Run, suite: str) -> Table:
     """One suite by kind of item, arm by arm, in per cent."""
     measured = {arm: run.measures["arms"][arm]["suites"].get(suite, {}).get("by_kind") or {} for arm in run.arms}
     kinds = list(measured[run.arms[0]])
-    return Table(["kind", *run.arms], [[kind, *(_number(measured[arm].get(kind), 0, scale=100) for arm in run.arms)]
+    return Table(["kind", *run.arms], [[kind, *(number(measured[arm].get(kind), 0, scale=100) for arm in run.arms)]
                                        for kind in kinds])
 
 
@@ -99,54 +105,20 @@ def _fold(text: str, width: int = 13) -> list[str]:
     return textwrap.wrap(text, width, break_long_words=False) or [""]
 
 
-def findings(run: Run) -> list[str]:
-    """The conclusions of the run, one sentence each, worded by the intervals."""
-    arms, sentences = run.measures["arms"], []
-    for arm in run.arms[1:]:
-        told = [f"{suite} {verdict(row['against_seed'])}" for suite, row in arms[arm]["suites"].items()
-                if row.get("against_seed")]
-        if told:
-            sentences.append(f"{arm} against the seed: {'; '.join(told)}.")
-    if {"sft", "sdft"} <= arms.keys():
-        sentences += _sdft_against_sft(arms["sft"], arms["sdft"], run.measures.get("gap") or {})
-    return sentences
+def verdict(against: dict[str, Any]) -> str:
+    """A paired difference in words: a direction only where the interval leaves zero out, and Holm's p falls below 0.05.
 
-
-def verdict(against: dict[str, float]) -> str:
-    """A paired difference in words: a direction only where the interval leaves zero out."""
+    A run that was measured without p-values is judged by its intervals alone.
+    """
     points = f"{100 * against['difference']:+.1f} points ({100 * against['low']:+.1f} to {100 * against['high']:+.1f})"
-    if against["low"] > 0:
-        return f"gained {points}"
-    if against["high"] < 0:
-        return f"lost {points}"
-    return f"no difference detected, {points}"
+    if against["low"] <= 0 <= against["high"] or against.get("p_holm", 0) >= 0.05:
+        return f"no difference detected, {points}"
+    return f"{'gained' if against['low'] > 0 else 'lost'} {points}"
 
 
-def _sdft_against_sft(sft: dict[str, Any], sdft: dict[str, Any], gap: dict[str, Any]) -> list[str]:
-    sentences = []
-    if {"original", "distilled"} <= gap.keys():
-        before, after = gap["original"]["nll"], gap["distilled"]["nll"]
-        sentences.append(f"Distillation moved the targets {'nearer to' if after < before else 'away from'} the seed: "
-                         f"{before:.2f} → {after:.2f} nats per token under the seed.")
-    if sft.get("general") and sdft.get("general"):
-        a, b = sft["general"], sdft["general"]
-        apart = b["kl_high"] < a["kl_low"] or a["kl_high"] < b["kl_low"]
-        sentences.append(f"General answers drifted {_ratio(b['kl'], a['kl'])} under sdft as under sft (KL "
-                         f"{b['kl']:.3f} against {a['kl']:.3f}; "
-                         f"the intervals {'do not overlap' if apart else 'overlap'}).")
-        if a.get("by_position") and b.get("by_position"):
-            ends = [(x["by_position"][0]["kl"], x["by_position"][-1]["kl"]) for x in (a, b)]
-            sentences.append(f"At an answer's first token sft drifted {ends[0][0]:.2f} nats and sdft {ends[1][0]:.2f}; "
-                             f"from token {a['by_position'][-1]['first']} on, {ends[0][1]:.3f} and {ends[1][1]:.3f}.")
-    if sft.get("shift") and sdft.get("shift"):
-        a, b = sft["shift"]["total"], sdft["shift"]["total"]
-        sentences.append(f"The weights moved {_ratio(b, a)} under sdft as under sft (‖ΔW‖ {b:.2f} against {a:.2f}; "
-                         "one training run each, so no interval).")
-    return sentences
-
-
-def _ratio(value: float, base: float) -> str:
-    return f"{value / base:.2f} times as far" if base > 0 else "from nothing as far"
+def compared(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """With which arms a suite's scores were compared: other arm → the paired difference."""
+    return {key.removeprefix("against_"): found for key, found in measured.items() if key.startswith("against_")}
 
 
 def _suite_title(run: Run, suite: str) -> str:
@@ -157,5 +129,6 @@ def _interval(row: dict[str, Any] | None) -> str:
     return "–" if not row else f"{100 * row['mean']:.1f} ({100 * row['low']:.0f}–{100 * row['high']:.0f})"
 
 
-def _number(value: float | None, digits: int, scale: float = 1) -> str:
+def number(value: float | None, digits: int, scale: float = 1) -> str:
+    """A figure of a table; a dash where there is none."""
     return "–" if value is None else f"{value * scale:.{digits}f}"

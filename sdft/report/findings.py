@@ -1,0 +1,74 @@
+"""The conclusions of a run in words, made from the numbers of measures.json alone."""
+from __future__ import annotations
+
+from typing import Any
+
+from sdft.report.run import Run
+from sdft.report.tables import compared, verdict
+
+
+def findings(run: Run) -> list[str]:
+    """The conclusions of the run, one sentence each, worded by the intervals and by Holm's p-values."""
+    arms, sentences = run.measures["arms"], []
+    for arm in run.arms[1:]:
+        told: dict[str, list[str]] = {}
+        for suite, row in arms[arm]["suites"].items():
+            for other, against in compared(row).items():
+                told.setdefault(other, []).append(f"{suite} {verdict(against)} [{_size(row['n'], against)}]")
+        for other, suites in told.items():
+            sentences.append(f"{arm} against {'the seed' if other == 'seed' else other}: {'; '.join(suites)}.")
+    gap = run.measures.get("gap") or {}
+    if {"original", "distilled"} <= gap.keys():
+        sentences += _gap(gap["original"], gap["distilled"])
+    if {"sft", "sdft"} <= arms.keys():
+        sentences += _sdft_against_sft(arms["sft"], arms["sdft"])
+    return sentences
+
+
+def _size(n: int, against: dict[str, Any]) -> str:
+    return f"n = {n}" + (f", Holm's p {against['p_holm']:.3f}" if "p_holm" in against else "")
+
+
+def _gap(original: dict[str, Any], distilled: dict[str, Any]) -> list[str]:
+    before, after = original["nll"], distilled["nll"]
+    sentences = [f"Distillation moved the targets {'nearer to' if after < before else 'away from'} the seed: "
+                 f"{before:.2f} → {after:.2f} nats per token under the seed."]
+    if paired := distilled.get("paired"):
+        whole, matched = ("no difference detected, " + _nats(row) if row["low"] <= 0 <= row["high"] else _nats(row)
+                          for row in (paired, paired["length_matched"]))
+        sentences.append(f"Record by record, {paired['n']} rewrites against their originals under the seed: {whole}; "
+                         f"over equally many tokens of each: {matched}.")
+    return sentences
+
+
+def _nats(row: dict[str, Any]) -> str:
+    return f"{row['difference']:+.2f} nats per token ({row['low']:+.2f} to {row['high']:+.2f})"
+
+
+def _sdft_against_sft(sft: dict[str, Any], sdft: dict[str, Any]) -> list[str]:
+    sentences = []
+    if sft.get("general") and sdft.get("general"):
+        a, b = sft["general"], sdft["general"]
+        sentences.append(f"General answers drifted {_ratio(b['kl'], a['kl'])} under sdft as under sft (KL "
+                         f"{b['kl']:.3f} against {a['kl']:.3f}; the intervals {_overlap(a, b)}).")
+        if (a.get("reverse") or {}).get("n") and (b.get("reverse") or {}).get("n"):
+            x, y = a["reverse"], b["reverse"]
+            sentences.append(f"On what each arm itself wrote, the reverse KL is {y['kl']:.3f} under sdft against "
+                             f"{x['kl']:.3f}; the intervals {_overlap(x, y)}.")
+        if a.get("by_position") and b.get("by_position"):
+            ends = [(x["by_position"][0]["kl"], x["by_position"][-1]["kl"]) for x in (a, b)]
+            sentences.append(f"At an answer's first token sft drifted {ends[0][0]:.2f} nats and sdft {ends[1][0]:.2f}; "
+                             f"from token {a['by_position'][-1]['first']} on, {ends[0][1]:.3f} and {ends[1][1]:.3f}.")
+    if sft.get("shift") and sdft.get("shift"):
+        a, b = sft["shift"]["total"], sdft["shift"]["total"]
+        sentences.append(f"The weights moved {_ratio(b, a)} under sdft as under sft (‖ΔW‖ {b:.2f} against {a:.2f}; "
+                         "one training run each, so no interval).")
+    return sentences
+
+
+def _ratio(value: float, base: float) -> str:
+    return f"{value / base:.2f} times as far" if base > 0 else "from nothing as far"
+
+
+def _overlap(a: dict[str, Any], b: dict[str, Any]) -> str:
+    return "do not overlap" if b["kl_high"] < a["kl_low"] or a["kl_high"] < b["kl_low"] else "overlap"

@@ -1,0 +1,93 @@
+"""Figures of the model's inside: how far weights and activations moved, and the loss on the way."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sdft.report.draw import Figure, colour_of, marker_of, svg_of
+from sdft.report.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+
+def shift_by_layer(run: Run) -> Figure | None:
+    """Relative shift of every adapted projection by layer, one panel per kind of projection."""
+    modules = {arm: run.measures["arms"][arm]["shift"]["modules"] for arm in run.trained
+               if run.measures["arms"][arm].get("shift", {}).get("modules")}
+    if not modules:
+        return None
+    kinds = list(dict.fromkeys(module["kind"] for rows in modules.values() for module in rows))
+    columns = min(len(kinds), 2)
+    lines = -(-len(kinds) // columns)
+
+    def draw(canvas: Canvas) -> None:
+        grid = canvas.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
+        for axes, kind in zip(grid, kinds, strict=False):
+            for arm, rows in modules.items():
+                chosen = sorted((row["layer"], 100 * row["relative"]) for row in rows if row["kind"] == kind)
+                axes.plot(*zip(*chosen, strict=True), color=colour_of(run, arm), marker=marker_of(run, arm),
+                          markersize=3, linewidth=1, label=arm)
+            axes.set_title(kind)
+        for axes in canvas.axes[len(kinds):]:
+            axes.set_visible(False)
+        canvas.axes[0].set_ylim(bottom=0)               # once all is drawn: the panels share the axis
+        canvas.axes[0].legend()
+        canvas.supxlabel("layer", fontsize=9.5)
+        canvas.supylabel("‖ΔW‖ / ‖W‖, %", fontsize=9.5)
+
+    n = len(next(iter(modules.values())))
+    return Figure("shift", svg_of(draw, height=1.6 + 2.0 * lines), f"How far each of the {n} adapted matrices moved, "
+                  "relative to its own norm, by layer (0 is nearest to the input) and kind of projection.")
+
+
+def activations_by_layer(run: Run) -> Figure | None:
+    """Relative L2 distance, cosine and linear CKA to the seed's hidden states, behind every layer."""
+    found = _of_arms(run, "activations")
+    if not found:
+        return None
+    names = {"relative": "‖h − h₀‖ / ‖h₀‖", "cosine": "cosine(h, h₀)", "cka": "linear CKA"}
+
+    def draw(canvas: Canvas) -> None:
+        panels = canvas.subplots(len(names), 1, sharex=True)
+        for axes, (name, label) in zip(panels, names.items(), strict=True):
+            for arm, part in found.items():
+                axes.plot([row["layer"] for row in part["layers"]], [row[name] for row in part["layers"]],
+                          color=colour_of(run, arm), marker=marker_of(run, arm), markersize=3, linewidth=1, label=arm)
+            axes.set_ylabel(label)
+        tokens = next(iter(found.values())).get("tokens")
+        panels[0].set(title="Hidden states against the seed's" + (f" (n = {tokens:,} tokens)" if tokens else ""),
+                      ylim=(0, None))
+        panels[0].legend()
+        panels[-1].set_xlabel("layer (0 is nearest to the input)")
+
+    return Figure("activations", svg_of(draw, height=5.4), "The residual stream behind each layer, h of the arm and h₀ "
+                  "of the seed, on the same text. Upper: how far it moved. Middle: 1 where it was only stretched. "
+                  "Lower: 1 where the tokens still lie to each other as they did.")
+
+
+def loss_along(run: Run) -> Figure | None:
+    """NLL on the straight way from the seed's weights to the tuned ones."""
+    found = _of_arms(run, "interpolation")
+    if not found:
+        return None
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for arm, rows in found.items():
+            axes.plot([row["t"] for row in rows], [row["nll"] for row in rows], color=colour_of(run, arm),
+                      marker=marker_of(run, arm), label=arm)
+        for t, name in ((0, "seed"), (1, "tuned")):
+            axes.axvline(t, color="#888", linewidth=1, linestyle="--")
+            axes.annotate(name, (t, 1), xycoords=("data", "axes fraction"), xytext=(3, -10),
+                          textcoords="offset points", color="#5f6368")
+        axes.set(xlabel="t of the weights θ₀ + t·ΔW", ylabel="NLL, nats/token",
+                 title="Loss from the seed to the tuned model, and beyond")
+        axes.legend()
+
+    return Figure("interpolation", svg_of(draw), "The loss with a share t of what training added: 0 is the seed, 1 the "
+                  "arm, more than 1 goes further the same way.")
+
+
+def _of_arms(run: Run, name: str) -> dict[str, Any]:
+    """What every trained arm has under this name."""
+    return {arm: run.measures["arms"][arm][name] for arm in run.trained if run.measures["arms"][arm].get(name)}
