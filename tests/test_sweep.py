@@ -295,11 +295,12 @@ def test_unequal_cells_are_each_crossed_with_the_grid(write, tmp_path):
     for part in ("train", "test"):
         rows = [{"instruction": f"Call {index}.", "output": f"f({index})"} for index in range(4)]
         (data / f"openfunction_{part}.json").write_text(json.dumps(rows))
-    path = write('[grid]\nseed = [1, 2]\n[[cells]]\ntask = "passages"\n[[cells]]\ntask = "openfunctions"\nepochs = 3\n',
-                 small="rank = 2\n")
+    path = write('[grid]\nseed = [1, 2]\n[[cells]]\ntask = "passages"\n'
+                 '[[cells]]\nname = "the calls"\ntask = "openfunctions"\nepochs = 3\n', small="rank = 2\n")
     cells = cells_of(read_study(path), str(data))
     assert [cell.name for cell in cells] == ["task=passages,seed=1", "task=passages,seed=2",
-                                             "task=openfunctions,epochs=3,seed=1", "task=openfunctions,epochs=3,seed=2"]
+                                             "cell=the_calls,seed=1", "cell=the_calls,seed=2"]
+    assert cells[2].values == {"cell": "the calls", "seed": 1}
     assert [cell.config.train.epochs for cell in cells] == [2, 2, 3, 3]
     assert [cell.config.task.data for cell in cells] == [None, None, str(data), str(data)]
     assert cells[3].config.distill.template == "refer" and Path(cells[3].config.task.data).is_absolute()

@@ -1,14 +1,15 @@
 """cells.json: what a study has found, small enough to be committed; its page is made from it alone.
 
-    {"study": {name, question, primary, plots, settings},
+    {"study": {name, question, primary, plots, matched, settings, cells},
      "cells": [{"name", "values": {setting: value},
-                "measures": {column: number},                        of the cell: target_nll of either kind, accepted, …
+                "suite": the task's own, "items": {suite: n},
+                "measures": {column: number},                        of its data: the gap, the audit of the rewrites
                 "arms": {arm: {column: number}},                     summary.json's row and every other number
                 "seconds": of this cell's own work}],
      "failed": {cell: reason}, "statistics": see study_statistics.py}
 
 A column is a number of measures.json under its path ("general.kl_low", "training.target_tokens"), or under the name
-that summary.json gives it ("kl").
+that summary.json gives it ("kl"); `target_nll` is the gap of the arm's own targets.
 """
 from __future__ import annotations
 
@@ -21,13 +22,15 @@ from sdft.experiment.study_statistics import statistics
 from sdft.files import read_json
 
 DIGITS = 6                                       # significant ones kept of a number
+TARGETS = {"sdft": "distilled", **dict.fromkeys(                 # arm → its targets' name in measures.json's gap
+    ("sft", "token-matched-sft", "wise-ft", "low-lr", "low-rank", "kl", "l2-sp", "ewc", "dft", "flow"), "original")}
 
 
 def collect(study: Study, cells: Sequence[Cell], failed: Mapping[str, str], folder: Path) -> dict[str, Any]:
     """The content of cells.json, from the run folders of the finished `cells`."""
     rows = [cell_row(cell, folder / cell.name) for cell in cells]
     about = {"name": study.name, "question": study.question, "primary": study.primary, "plots": study.plots,
-             "settings": study.settings, "cells": len(study.values)}
+             "matched": study.matched, "settings": study.settings, "cells": len(study.cells)}
     return {"study": about, "cells": rows, "failed": dict(failed), "statistics": statistics(about, rows)}
 
 
@@ -38,7 +41,7 @@ def cell_row(cell: Cell, folder: Path) -> dict[str, Any]:
     arms = {arm: {**{column: _short(value) for column, value in row.items() if value is not None},
                   **dict(numbers(measures["arms"][arm]))} for arm, row in summary["table"].items()}
     for arm, row in arms.items():
-        if (targets := gap.get(_targets_of(arm))) and arm != "seed":
+        if targets := gap.get(TARGETS.get(arm, "")):
             row["target_nll"] = _short(targets["nll"])
     records = audit.get("records") or 0
     own = {**{f"gap.{name}.{column}": value for name, part in gap.items() for column, value in numbers(part)},
@@ -55,11 +58,6 @@ def numbers(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, 
             yield from numbers(value, f"{within}{key}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield f"{within}{key}", _short(value)
-
-
-def _targets_of(arm: str) -> str:
-    """Which set of targets in measures.json's gap an arm was trained on."""
-    return "distilled" if arm == "sdft" else "original"
 
 
 def _short(value: float) -> float:

@@ -3,6 +3,7 @@
     name = "mix-ratio"
     question = "What does the share of rewritten targets change?"
     plots = [["target_nll", "kl"]]       # columns of cells.json, x and y: drawn and correlated over the cells
+    matched = ["shift"]                  # columns: the end point is also compared with arms that are equal in these
 
     [primary]
     column = "kl"                        # the end point: a column of cells.json, as in summary.json's table
@@ -17,6 +18,7 @@
     seed = [42, 43, 44]
 
     [[cells]]                            # where cells are unequal: each of these × the grid
+    name = "sums"                        # stands for these settings in names and figures
     task = "gsm8k"
 
 A study that runs nothing names others in `reads` and has a part [predict] in place of the rest: see predictors.py.
@@ -39,29 +41,30 @@ from sdft.files import read_text
 from sdft.tasks import load_task
 
 SEED = "seed"                               # the setting that repeats a comparison and is none of its conditions
-KEYS = {"": ("name", "question", "plots", "primary", "settings", "grid", "cells", "reads", "predict"),
+KEYS = {"": ("name", "question", "plots", "matched", "primary", "settings", "grid", "cells", "reads", "predict"),
         "primary": ("column", "arm", "against"), "predict": ("measures", "outcomes")}
 Values = dict[str, Any]                     # setting → value
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says. `values` has the settings of every cell that are its own, in the order of the file."""
+    """What a study file says. `cells`: of every cell what tells it from the others, and the settings that are its own."""
 
     path: Path
     name: str
     question: str
     primary: dict[str, Any]
     plots: list[list[str]]
+    matched: list[str]
     settings: Values
-    values: list[Values]
+    cells: list[tuple[Values, Values]]
     reads: list[str]
     predict: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study: its name, its own settings, all of its settings, resolved, and the names of those given."""
+    """One run of a study: its name, what tells it from the others, its settings resolved, the names of those given."""
 
     name: str
     values: Values
@@ -77,17 +80,17 @@ def read_study(path: Path) -> Study:
     except tomllib.TOMLDecodeError as error:
         raise SdftError(f"{path}: malformed TOML: {error}") from error
     _known(path, "", content)
-    for key, kind in (("name", str), ("question", str), ("plots", list), ("primary", dict), ("settings", dict),
-                      ("grid", dict), ("cells", list), ("reads", list), ("predict", dict)):
+    for key, kind in (("name", str), ("question", str), ("plots", list), ("matched", list), ("primary", dict),
+                      ("settings", dict), ("grid", dict), ("cells", list), ("reads", list), ("predict", dict)):
         if not isinstance(content.get(key, kind()), kind):
             raise SdftError(f"{path}: {key}: expected a {_WORDS[kind]}, got {content[key]!r}")
     for key in ("name", "question", *(("predict",) if content.get("reads") else ("primary",))):
         if not content.get(key):
             raise SdftError(f"{path}: expected {key!r}, which says {_MEANING[key]}; it is missing")
-    values = [] if content.get("reads") else list(_values(path, content))
+    cells = [] if content.get("reads") else list(_cells(path, content))
     study = Study(path, content["name"], content["question"], content.get("primary", {}), content.get("plots", []),
-                  dict(_leaves(path, content.get("settings", {}))), values, content.get("reads", []),
-                  content.get("predict", {}))
+                  content.get("matched", []), dict(_leaves(path, content.get("settings", {}))), cells,
+                  content.get("reads", []), content.get("predict", {}))
     _check(study)
     return study
 
@@ -98,8 +101,8 @@ def cells_of(study: Study, data: str | None = None) -> list[Cell]:
     Raises SdftError for settings that no run takes, for a task without its files, and for two cells of one name.
     """
     cells: list[Cell] = []
-    for values in study.values:
-        options = {**study.settings, **values}
+    for values, own in study.cells:
+        options = {**study.settings, **own}
         if data and "data" not in options and options.get("task", "passages") != "passages":
             options["data"] = data
         try:
@@ -116,7 +119,7 @@ def cells_of(study: Study, data: str | None = None) -> list[Cell]:
 
 
 def cell_name(values: Values) -> str:
-    """A folder's name that shows the cell's own settings: {"ratio": 0.5, "seed": 42} → "ratio=0.5,seed=42"."""
+    """A folder's name that shows what the cell is: {"ratio": 0.5, "seed": 42} → "ratio=0.5,seed=42"."""
     parts = (f"{name}={shown(value)}" for name, value in values.items())
     return ",".join(re.sub(r"[^\w.+=-]+", "_", part) for part in parts) or "cell"
 
@@ -128,17 +131,28 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _values(path: Path, content: Mapping[str, Any]) -> Iterator[Values]:
-    """The own settings of every cell: each of [[cells]] × the product of [grid]."""
+def _cells(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[Values, Values]]:
+    """Each of [[cells]] × the product of [grid]: what it is called by, and its settings."""
     grid = dict(_leaves(path, content.get("grid", {}), each=True))
-    cells = [dict(_leaves(path, cell)) for cell in content.get("cells", [{}])]
+    entries = [({}, {})]
+    if content.get("cells"):
+        entries = [_entry(path, cell) for cell in content["cells"]]
     settings = dict(_leaves(path, content.get("settings", {})))
-    named = [*settings, *grid, *{name for cell in cells for name in cell}]
+    named = [*settings, *grid, *{name for _, own in entries for name in own}]
     if twice := [name for name in named if named.count(name) > 1]:
         raise SdftError(f"{path}: {twice[0]} is set twice; it stands in one of [settings], [grid] and [[cells]]")
-    for cell in cells:
+    for label, own in entries:
         for combination in product(*grid.values()):
-            yield {**cell, **dict(zip(grid, combination, strict=True))}
+            point = dict(zip(grid, combination, strict=True))
+            yield {**label, **point}, {**own, **point}
+
+
+def _entry(path: Path, cell: Any) -> tuple[Values, Values]:
+    """One of [[cells]]: shown by its name where it has one, else by its settings."""
+    if not isinstance(cell, dict) or not isinstance(cell.get("name", ""), str):
+        raise SdftError(f"{path}: cells: expected tables of settings, with a text as name, got {cell!r}")
+    own = dict(_leaves(path, {key: value for key, value in cell.items() if key != "name"}))
+    return ({"cell": cell["name"]} if "name" in cell else own), own
 
 
 def _leaves(path: Path, values: Any, each: bool = False) -> Iterator[tuple[str, Any]]:
@@ -186,7 +200,7 @@ def _check(study: Study) -> None:
                             f"{against!r}")
         if isinstance(against, dict):
             primary["against"] = against = dict(_leaves(path, against))
-            if not any(against.items() <= values.items() for values in study.values):
+            if not any(against.items() <= values.items() for values, _ in study.cells):
                 raise SdftError(f"{path}: primary.against: expected settings of a cell of the grid, got {against}")
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in study.plots):
         raise SdftError(f"{path}: plots: expected pairs of columns [x, y], got {study.plots!r}")

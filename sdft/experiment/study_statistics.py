@@ -4,7 +4,7 @@ Training seeds are few, so a difference is told as detected only where all of th
 test of the paired differences (two-sided, Holm over the study's comparisons) is below 0.05. Everything else is "no
 difference detected"; the seeds that agree are counted in either case.
 
-    statistics(about, rows) → {"comparisons": […], "correlations": […]}
+    statistics(about, rows) → {"comparisons": […], "correlations": […], "matched": […]}
 """
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ Row = dict[str, Any]
 
 
 def statistics(about: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """The part "statistics" of cells.json: the end point's comparisons, and the correlation of every plotted pair."""
+    """The part "statistics" of cells.json: comparisons of the end point, correlations of the plotted pairs of columns."""
     primary = about["primary"]
     columns = [primary["column"], *acquired(rows)]
     return {"comparisons": [row for column in dict.fromkeys(columns) for row in compare(rows, primary | {
                 "column": column})],
-            "correlations": [correlate(rows, primary["arm"], x, y) for x, y in about["plots"]]}
+            "correlations": [correlate(rows, primary["arm"], x, y) for x, y in about["plots"]],
+            "matched": [row for column in about["matched"] for row in match(rows, primary, column)]}
 
 
 def acquired(rows: Sequence[Row]) -> list[str]:
@@ -71,11 +72,11 @@ def conditions(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
     return found
 
 
-def value(row: Row, arm: str, column: str) -> float | None:
+def value(row: Row, arm: str, column: str, fall_back: bool = True) -> float | None:
     """A column of an arm; where the arm has none of this name, that of its cell."""
     if arm not in row["arms"]:
         return None
-    return row["arms"][arm].get(column, row["measures"].get(column))
+    return row["arms"][arm].get(column, row["measures"].get(column) if fall_back else None)
 
 
 def _against(rows: Sequence[Row], row: Row, primary: Mapping[str, Any]) -> float | None:
@@ -101,10 +102,42 @@ def paired(differences: Sequence[float]) -> Row:
 
 
 def correlate(rows: Sequence[Row], arm: str, x: str, y: str) -> Row:
-    """How well column x explains column y over the cells: R² of a line, and of the ranks (Spearman's ρ²)."""
-    pairs = [(value(row, arm, x), value(row, arm, y)) for row in rows]
-    pairs = [pair for pair in pairs if None not in pair]
-    return {"x": x, "y": y, "arm": arm, "n": len(pairs), **r_squared(pairs)}
+    """How well column x explains column y over all arms of all cells: R² of a line, and of the ranks (Spearman's ρ²).
+
+    Where only the cell has a column, it belongs to its arm `arm`. What several cells share is one point.
+    """
+    found: dict[tuple[str, float, float], Row] = {}
+    for row in rows:
+        for name in row["arms"]:
+            pair = [value(row, name, column, fall_back=name == arm) for column in (x, y)]
+            if None not in pair and name != "seed":
+                found.setdefault((name, *pair), {"arm": name, "values": row["values"], "x": pair[0], "y": pair[1]})
+    points = list(found.values())
+    return {"x": x, "y": y, "n": len(points), **r_squared([(point["x"], point["y"]) for point in points]),
+            "points": points}
+
+
+def match(rows: Sequence[Row], primary: Mapping[str, Any], equal: str) -> list[Row]:
+    """The end point of the primary arm minus that of every other arm where both are equal in the column `equal`.
+
+    An arm's cells (over learning rates, say) make a curve of the end point over `equal`: straight between its points,
+    and not continued beyond them. n: the points of the primary arm within the curve, of: all that it has.
+    """
+    curves: dict[tuple[str, str], set[tuple[float, float]]] = {}
+    for row in rows:
+        for arm in row["arms"]:
+            point = value(row, arm, equal, False), value(row, arm, primary["column"], False)
+            if None not in point and arm != "seed":
+                curves.setdefault((arm, row["values"].get("cell", "")), set()).add(point)
+    own = sorted(point for (arm, _), points in curves.items() if arm == primary["arm"] for point in points)
+    found = []
+    for (arm, cell), points in curves.items():
+        if arm != primary["arm"]:
+            x, y = zip(*sorted(points), strict=True)
+            differences = [b - float(np.interp(a, x, y)) for a, b in own if x[0] <= a <= x[-1]]
+            found.append({"equal": equal, **primary, "against": arm, "cell": cell, "n": len(differences), "of": len(own),
+                          "differences": differences, "mean": fmean(differences) if differences else None})
+    return found
 
 
 def r_squared(pairs: Sequence[tuple[float, float]]) -> dict[str, float | None]:

@@ -30,8 +30,8 @@ from sdft.experiment.study import Cell, Study, read_study
 from sdft.files import is_temporary, read_json, read_text, write_bytes, write_json, write_text
 from sdft.model.fetch import model_hash, resolve
 
-# Arms that train on the data's own answers: nothing that belongs to the rewrites matters to them.
-ON_ORIGINALS = frozenset(("sft",))
+# Arms that train on the data's own answers alone: nothing that belongs to the rewrites, or to other arms, matters.
+ON_ORIGINALS = frozenset(("sft", "low-lr", "low-rank", "kl", "l2-sp", "dft", "stm", "flow"))
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,15 @@ def pieces(config: Config, arms: Sequence[str]) -> dict[str, Piece]:
     common = {name: values[name] for name in ("model", "task")}
     items = {name: value for name, value in values["eval"].items() if name != "train_template"}
     answers = {"generate": values["generate"], "eval": items}
-    rewriting = {name: values["distill"].get(name) for name in ("template", "rewrite_tokens", "shuffle_references")}
+    rewriting = {name: values["distill"][name] for name in ("template", "rewrite_tokens")}
     found = {"rewrite": _piece(common, {"generate": values["generate"], "distill": rewriting},
                                "rewrites.jsonl", "rewrites.settings.json"),
              "eval seed": _piece(common, answers, "eval/seed")}
     for arm in arms:
         targets = {"train": values["train"], "template": values["eval"]["train_template"]}
         if arm not in ON_ORIGINALS:
-            targets |= {"distill": values["distill"], "generate": values["generate"]}
+            targets |= {"distill": values["distill"], "generate": values["generate"],
+                        "arms": {name: value for name, value in values.get("arms", {}).items() if name != "arms"}}
         found[f"train {arm}"] = _piece(common, targets, arm)
         found[f"eval {arm}"] = _piece(common, targets | answers, f"eval/{arm}")
     return found
