@@ -21,6 +21,7 @@ from training import BATCH, MODEL, Ours, Peer, workload
 
 import sdft
 from sdft.kernels.linear_cross_entropy import linear_cross_entropy_plain
+from sdft.model.loading import as_dtype
 from sdft.text.chat import Example
 from sdft.train import TrainSettings
 
@@ -48,7 +49,7 @@ def child(kind: str, step: str, task: str, data: Path | None) -> None:
     if kind == "transformers + peft" and step.isdigit():
         side, examples = Peer(TrainSettings()), synthetic(int(step))
     else:
-        model, tokenizer = sdft.load(MODEL, dtype="bfloat16")
+        model, tokenizer = sdft.load(MODEL)
         examples = synthetic(int(step)) if step.isdigit() else \
             max(workload(tokenizer, task, data, 128), key=lambda e: sum(len(x.tokens) for x in e))
         if kind == "transformers + peft":
@@ -87,7 +88,7 @@ def main() -> None:
         print(f"{kind:22}" + "".join(f"{peaks[kind][step] / 1e9:>12.2f}" for step in steps) + f"   {KINDS[kind]}")
     ratios = {step: round(peaks["transformers + peft"][step] / peaks["sdft"][step], 2) for step in steps}
     print(f"{'ratio':22}" + "".join(f"{ratios[step]:>12.2f}" for step in steps))
-    print(json.dumps({"benchmark": "memory", "threads": torch.get_num_threads(), "peak_bytes": peaks, "ratios": ratios}))
+    print(json.dumps({"benchmark": "memory", "threads": torch.get_num_threads(), "dtype": str(as_dtype("auto")), "peak_bytes": peaks, "ratios": ratios}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/rewriting.py --task passages --gguf PATH --vllm-python PATH
 
 The prompts are those of `sdft distill`: the task's template around the instruction and the reference answer of its
-first records, as token ids. Every side writes greedily, in bf16:
+first records, as token ids. Every side writes greedily, in bf16, or in fp32 where the processor does not multiply in bf16:
 
     sdft            64 rows, a free row takes the next prompt, drafts from the prompt (`sdft.generate.stream`)
     transformers    `generate` on batches of 32, prompts sorted by length, padded on the left
@@ -47,7 +47,7 @@ def load_sdft(job: dict, speculation: bool = True) -> Callable[[], Written]:
     import sdft
     from sdft.generate import Report, Request, Sampling, stream
 
-    model, tokenizer = sdft.load(job["folder"], dtype="bfloat16")
+    model, tokenizer = sdft.load(job["folder"], dtype=job["dtype"])
     requests = [Request(str(index), prompt) for index, prompt in enumerate(job["prompts"])]
 
     def generate() -> Written:
@@ -63,7 +63,7 @@ def load_transformers(job: dict) -> Callable[[], Written]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=getattr(torch, job["dtype"]))
     settings = {"max_new_tokens": job["max_new_tokens"], "do_sample": False, "eos_token_id": job["stop"],
                 "pad_token_id": job["stop"][0]}
 
@@ -109,7 +109,7 @@ def load_vllm(job: dict) -> Callable[[], Written]:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")                    # to no core: no other side is bound
     from vllm import LLM, SamplingParams
 
-    model = LLM(job["folder"], dtype="bfloat16", max_num_seqs=VLLM_ROWS, max_model_len=longest,
+    model = LLM(job["folder"], dtype=job["dtype"], max_num_seqs=VLLM_ROWS, max_model_len=longest,
                 skip_tokenizer_init=True)
     sampling = SamplingParams(temperature=0, max_tokens=job["max_new_tokens"], stop_token_ids=job["stop"],
                               detokenize=False)
@@ -126,13 +126,13 @@ SIDES = {"sdft": load_sdft, "transformers": load_transformers, "llama.cpp": load
 
 
 def workload(job: dict) -> dict:
-    """The job of all sides: the model's folder, the prompts as token ids, the stop tokens, the threads to use, and the
-    bytes that a token's keys and values take in bf16."""
+    """The job of all sides: the model's folder and dtype, the prompts as token ids, the stop tokens, the threads to use,
+    and the bytes that a token's keys and values take."""
     import torch
 
     from sdft.distill.rewrite import distill_prompt
     from sdft.model import resolve, tokenizer_at
-    from sdft.model.loading import load_config
+    from sdft.model.loading import as_dtype, load_config
     from sdft.tasks import load_task
     from sdft.text.templates import get_template
 
@@ -141,9 +141,10 @@ def workload(job: dict) -> dict:
     task = load_task(job["task"], data=job["data"], train_records=job["records"])
     template = get_template(task.distill_template)
     prompts = [distill_prompt(tokenizer, record, template) for record in task.train]
-    return job | {"folder": str(folder), "prompts": prompts, "stop": list(tokenizer.stop_ids),
+    dtype = as_dtype("auto")
+    return job | {"folder": str(folder), "dtype": str(dtype).removeprefix("torch."), "prompts": prompts, "stop": list(tokenizer.stop_ids),
                   "threads": torch.get_num_threads(),
-                  "token_bytes": 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim}
+                  "token_bytes": 2 * dtype.itemsize * config.num_hidden_layers * config.num_key_value_heads * config.head_dim}
 
 
 def child(side: str, job: dict) -> dict:
@@ -222,7 +223,7 @@ def main() -> None:
 
     result = {"benchmark": "rewriting", "task": args.task, "records": len(job["prompts"]), "rounds": args.rounds,
               "prompt_tokens": sum(map(len, job["prompts"])), "max_new_tokens": args.max_new_tokens,
-              "threads": job["threads"], "steps": ours["steps"], "acceptance": ours["acceptance"],
+              "threads": job["threads"], "dtype": job["dtype"], "steps": ours["steps"], "acceptance": ours["acceptance"],
               "steps_without_drafts": plain["steps"], "records_that_drafts_changed": differ}
     print(f"{args.task}: {result['records']} records, {result['prompt_tokens']} prompt tokens, at most "
           f"{args.max_new_tokens} new ones each, {job['threads']} threads, {args.rounds} rounds\n")
@@ -242,7 +243,7 @@ def main() -> None:
         result[side] = parts | {"ratios": ratios}
     print(f"\n× = so many times sdft's seconds and bytes; of tokens/s, so many times theirs is sdft's\nsdft: "
           f"{ours['steps']} steps, {plain['steps']} without drafts; {ours['acceptance']:.0%} of the drafted tokens "
-          f"stood; in {differ} of {result['records']} records bf16 wrote other tokens with drafts than without")
+          f"stood; in {differ} of {result['records']} records {job['dtype']} wrote other tokens with drafts than without")
     print(json.dumps(result))
 
 

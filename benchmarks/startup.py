@@ -16,15 +16,16 @@ import sys
 import time
 
 from sdft.model.fetch import fetch
+from sdft.model.loading import as_dtype
 
 MODEL = "smollm2-135m"
 PROMPT = "Why is the sky blue?"
 PEER = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, prompt = sys.argv[1:]
+folder, prompt, dtype = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
 text = f"<|im_start|>user\\n{prompt}<|im_end|>\\n<|im_start|>assistant\\n"
 tokens = tokenizer(text, return_tensors="pt")
 print(tokenizer.decode(model.generate(**tokens, max_new_tokens=1, do_sample=False)[0, -1]))
@@ -34,6 +35,7 @@ AIM = 0.15          # seconds of `sdft --help`
 
 def commands() -> dict[str, list[str]]:
     """What is timed: name → command."""
+    dtype = str(as_dtype("auto")).removeprefix("torch.")
     python, sdft = [sys.executable], [sys.executable, "-m", "sdft"]
     return {
         "python -c pass": [*python, "-c", "pass"],
@@ -42,7 +44,7 @@ def commands() -> dict[str, list[str]]:
         "sdft run --lrr=1 (refused)": [*sdft, "run", "--lrr=1"],
         "import torch": [*python, "-c", "import torch"],
         "sdft: first token": [*sdft, "generate", PROMPT, "--max_new_tokens=1"],
-        "transformers: first token": [*python, "-c", PEER, str(fetch(MODEL)), PROMPT],
+        "transformers: first token": [*python, "-c", PEER, str(fetch(MODEL)), PROMPT, dtype],
     }
 
 

@@ -3,7 +3,8 @@
     python benchmarks/training.py                                  # the built-in passages
     python benchmarks/training.py --task gsm8k --data FOLDER       # FOLDER holds gsm8k_train.json
 
-Both train a rank-8 adapter on q_proj and v_proj of a bf16 base with AdamW, 8 records a step. Each step is run by both, one
+Both train a rank-8 adapter on q_proj and v_proj of a frozen base with AdamW, 8 records a step, in bf16, or in fp32 on
+a processor that does not multiply in bf16. Each step is run by both, one
 right after the other, the order alternating, so that what else the machine does hits both; the ratio is the median over
 the steps. Tokens are those of the records, without padding, however often a side computes them: sdft computes what the
 records of a step begin with once. The share of the matrix-product peak counts the products that a step cannot do without:
@@ -23,6 +24,7 @@ import torch
 import sdft
 from sdft.model.fetch import resolve
 from sdft.model.llama import Llama
+from sdft.model.loading import as_dtype
 from sdft.tasks import load_task
 from sdft.text.chat import Example, encode_example
 from sdft.text.templates import get_template
@@ -64,7 +66,7 @@ class Peer:
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
-        base = AutoModelForCausalLM.from_pretrained(resolve(MODEL), dtype=torch.bfloat16)
+        base = AutoModelForCausalLM.from_pretrained(resolve(MODEL), dtype=as_dtype("auto"))
         self.model = get_peft_model(base, LoraConfig(r=settings.rank, lora_alpha=settings.alpha, task_type="CAUSAL_LM",
                                                      target_modules=list(settings.targets)))
         self.model.train()
@@ -113,8 +115,8 @@ def needed_flops(model: Llama, examples: Sequence[Example], share: bool) -> floa
 
 
 def matmul_peak(clock: Callable[[], float], size: int = 3072) -> float:
-    """Best of five bf16 products of two square matrices, in FLOP/s."""
-    a, b = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
+    """Best of five products of two square matrices in the dtype of the benchmark, in FLOP/s."""
+    a, b = (torch.randn(size, size).to(as_dtype("auto")) for _ in range(2))
     best = float("inf")
     for _ in range(5):
         started = clock()
@@ -136,7 +138,7 @@ def main() -> None:
 
     clock = time.process_time if args.cpu_time else time.perf_counter
     settings = TrainSettings(micro_tokens=args.micro_tokens, checkpoint=args.checkpoint)
-    model, tokenizer = sdft.load(MODEL, dtype="bfloat16")
+    model, tokenizer = sdft.load(MODEL)
     steps = workload(tokenizer, args.task, args.data, args.records)
     sides = {"sdft": Ours(model, settings), "transformers + peft": Peer(settings)}
     for side in sides.values():
@@ -155,10 +157,9 @@ def main() -> None:
     flops = {name: [needed_flops(model, examples, share=name == "sdft") for examples in steps] for name in sides}
     result = {"benchmark": "training", "task": args.task, "records": sum(map(len, steps)), "tokens": sum(tokens),
               "threads": torch.get_num_threads(), "micro_tokens": args.micro_tokens, "checkpoint": args.checkpoint,
-              "clock": clock.__name__,
-              "bf16_peak_gflops": round(peak / 1e9)}
+              "clock": clock.__name__, "dtype": str(model.dtype), "peak_gflops": round(peak / 1e9)}
     print(f"{args.task}: {result['records']} records, {sum(tokens)} tokens, {len(steps)} steps of {BATCH}; "
-          f"bf16 products reach {peak / 1e9:.0f} GFLOP/s\n")
+          f"products in {model.dtype} reach {peak / 1e9:.0f} GFLOP/s\n")
     print(f"{'':24}{'tokens/s':>10}{'share of peak':>15}{'mean loss':>11}")
     for name in sides:
         speed = statistics.median(n / s for n, s in zip(tokens, seconds[name]))

@@ -4,7 +4,7 @@ from dataclasses import fields
 import pytest
 
 from sdft.errors import SdftError
-from sdft.experiment.config import SECTIONS, Config, make_config, of_task, to_toml, with_paths, with_task
+from sdft.experiment.config import SECTIONS, Config, make_config, of_task, to_toml, with_machine, with_task
 from sdft.experiment.folder import default_folder
 
 
@@ -59,10 +59,16 @@ def test_paths_hold_from_any_working_directory(tmp_path, monkeypatch):
     (tmp_path / "mine.csv").touch()
     monkeypatch.chdir(tmp_path)
     config, _ = make_config(None, {"model": "Qwen2.5-0.5B", "task": "custom", "data": "mine.csv"})
-    config = with_paths(config)
+    config = with_machine(config)
     assert config.model.model == str(tmp_path / "Qwen2.5-0.5B") and config.task.data == str(tmp_path / "mine.csv")
     assert str(default_folder(config)) == "runs/mine-Qwen2.5-0.5B"
-    assert with_paths(make_config()[0]).model.model == "smollm2-135m"      # a name stays one
+    assert with_machine(make_config()[0]).model.model == "smollm2-135m"      # a name stays one
+
+
+def test_a_run_is_written_down_with_the_dtype_that_it_computes_in(monkeypatch):
+    monkeypatch.setattr("sdft.model.loading.multiplies_bfloat16", lambda: False)
+    assert with_machine(make_config()[0]).model.dtype == "float32"
+    assert with_machine(make_config(None, {"dtype": "bfloat16"})[0]).model.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(("options", "message"), [

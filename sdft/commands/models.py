@@ -36,11 +36,11 @@ def merge(parser: argparse.ArgumentParser) -> Execute:
         from sdft.model.saving import save_checkpoint
 
         model, tokenizer = load_with_adapter(config, options.adapter)
-        report = merge_adapter(model)
+        report, dtype = merge_adapter(model), str(model.dtype).removeprefix("torch.")
         save_checkpoint(model, tokenizer, Path(options.out))
         if report["relative"] > 0.1:
-            print(f"merge: rounding to {config.model.dtype} lost {report['relative']:.0%} of the change (its norm); "
+            print(f"merge: rounding to {dtype} lost {report['relative']:.0%} of the change (its norm); "
                   "--dtype=float32 keeps it", file=sys.stderr)
-        print(json.dumps(report | {"dtype": config.model.dtype, "checkpoint": options.out}))
+        print(json.dumps(report | {"dtype": dtype, "checkpoint": options.out}))
 
     return execute

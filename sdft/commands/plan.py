@@ -42,7 +42,7 @@ def needs(config: Config, task: Any, gflops: float, memory: float | None) -> dic
     from sdft.train.batches import may_share, step_batches, steps_per_epoch, trainable
 
     model_config, tokenizer = _model(config)
-    train, size = config.train, as_dtype(config.model.dtype).itemsize
+    train, size = config.train, as_dtype(config.model.dtype, config.model.device).itemsize
     shape = p.shape_of(model_config, train)
     context = min(train.max_length, model_config.context_length)
     template = get_template(config.eval.train_template)

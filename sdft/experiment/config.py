@@ -29,7 +29,8 @@ class ModelConfig:
     """The seed model and how it computes."""
 
     model: str = option("smollm2-135m", "seed model: a name, a folder, a .gguf file, or org/name of the hub")
-    dtype: str = option("bfloat16", "of the weights: bfloat16, float16 or float32")
+    dtype: str = option("auto", "of the weights: bfloat16, float16, float32; auto: bfloat16, or float32 on a "
+                                "CPU without instructions for it")
     device: str = option("cpu", "cpu, cuda, cuda:1, …")
     chat: str | None = option(None, "chat format (default: the model's own)")
 
@@ -130,10 +131,14 @@ def of_task(config: Config) -> dict[str, Any]:
             "train_template": config.eval.train_template, "rewrite_tokens": config.distill.rewrite_tokens}
 
 
-def with_paths(config: Config) -> Config:
-    """Make the paths absolute, so that a run can be gone on with from any working directory."""
-    model, data = Path(config.model.model).expanduser(), config.task.data
-    return replace(config, model=replace(config.model, model=str(model.resolve())) if model.exists() else config.model,
+def with_machine(config: Config) -> Config:
+    """Fill what this machine decides: the dtype, and absolute paths, so that a run can be gone on with from any folder."""
+    from sdft.model.loading import as_dtype
+
+    name, data = config.model.model, config.task.data
+    model, dtype = Path(name).expanduser(), as_dtype(config.model.dtype, config.model.device)
+    return replace(config, model=replace(config.model, model=str(model.resolve()) if model.exists() else name,
+                                         dtype=str(dtype).removeprefix("torch.")),
                    task=replace(config.task, data=str(Path(data).resolve()) if data else None))
 
 

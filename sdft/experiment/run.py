@@ -6,7 +6,7 @@ from typing import Any
 
 import sdft.model
 from sdft.distill.resume import settings_path
-from sdft.experiment.config import Config, of_task, with_paths, with_task
+from sdft.experiment.config import Config, of_task, with_machine, with_task
 from sdft.experiment.folder import check_folder, default_folder, is_new, make_folder
 from sdft.experiment.lab import Lab
 from sdft.experiment.method import compare
@@ -23,7 +23,7 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     asked = config.task
     task = load_task(asked.task, asked.data, asked.columns, asked.limit, asked.train_records, asked.test_records,
                      asked.data_seed)
-    config = with_paths(with_task(config, given, **task.decides))
+    config = with_machine(with_task(config, given, **task.decides))
     folder = folder or default_folder(config)
     path = resolve(config.model.model)
     digest = model_hash(path)
