@@ -16,6 +16,8 @@ from sdft.errors import Interrupted, SdftError, nearest
 
 COMMANDS = {     # name → module of sdft.commands, what it does, an example
     "run": ("run", "the whole experiment: distil, train, evaluate, measure, report", "sdft run --train_records=100"),
+    "sweep": ("sweep", "run a study: many runs that share what they can, and their page",
+              "sdft sweep benchmarks/studies/1-first-experiments.toml"),
     "fetch": ("models", "download and convert a model", "sdft fetch smollm2-135m"),
     "plan": ("plan", "what a run will need: memory, tokens, operations, time", "sdft plan --train_records=100"),
     "distill": ("distill", "let the seed rewrite reference answers, and choose among the rewrites",

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdft.distill import Distilled, Rewrite, audit, effective_share, leave_out, mix
+from sdft.distill import Distilled, Rewrite, audit, changed_token_share, effective_share, leave_out, mix
 from sdft.errors import SdftError
 from sdft.text.records import Record
 
@@ -59,6 +59,16 @@ def test_the_effective_share_counts_only_targets_that_differ():
     assert effective_share(RECORDS, mix(RECORDS, rows)) == 0.25
 
 
+def test_changed_tokens_are_those_that_the_original_does_not_have_in_this_order():
+    def share(original, target):
+        return changed_token_share([Record("a", "x", original)], [Record("a", "x", target)], str.split)
+
+    assert share("a b c", "a b c") == 0 and share("a b c", "d e") == 1 and share("a", "") == 0
+    assert share("a b c", "a x c y") == 0.5 and share("a b", "b a") == 0.5
+    two = [Record("a", "x", "a b"), Record("b", "x", "c")]
+    assert changed_token_share(two, [Record("b", "x", "c d e f g h"), two[0]], str.split) == 5 / 8
+
+
 def test_a_ratio_out_of_range_and_missing_rows_are_refused():
     with pytest.raises(SdftError, match="mix ratio = 1.5"):
         mix(RECORDS, ROWS, 1.5)
@@ -67,22 +77,25 @@ def test_a_ratio_out_of_range_and_missing_rows_are_refused():
 
 
 class Words:
-    """Counts words as tokens."""
+    """Words as tokens."""
 
-    def encode(self, text: str) -> list[int]:
-        return [0] * len(text.split())
+    def encode(self, text: str) -> list[str]:
+        return text.split()
 
 
 def test_the_audit_counts_and_shows():
     rows = [*ROWS[:35], *(Distilled(r.id, r.instruction, r.response, r.response, "original", "unfinished")
                           for r in RECORDS[35:39]), Distilled("r39", "question 39", "39", "39", "original", "empty")]
-    rewrites = [Rewrite(record.id, f"It is {record.response}.", [], "stop", 0) for record in RECORDS]
+    rewrites = [Rewrite(r.id, f"It is {r.response}.", [], "stop", 0) for r in RECORDS[:35]]
+    rewrites += [Rewrite(r.id, r.response, [], "length", 0) for r in RECORDS[35:39]] + [Rewrite("r39", "", [], "stop", 0)]
     found = audit(RECORDS, rewrites, rows, mix(RECORDS, rows), 1.0, Words())
     assert (found["records"], found["accepted"], found["rejected"]) == (40, 35, 5)
     assert found["reasons"] == {"unfinished": 4, "empty": 1}
     assert (found["nominal_ratio"], found["effective_share"]) == (1.0, 35 / 40)
     assert (found["tokens_original"], found["tokens_distilled"]) == (40, 35 * 3 + 5)
+    assert found["changed_token_share"] == pytest.approx(1 - (1 + 4) / (35 * 3 + 5))    # "It is 39.": no word of "39"
     assert found["rouge_l"] == pytest.approx(0.5)          # 1 of 1 words found, 1 of 3 asked for: F1 = 2·1·⅓/(1+⅓)
+    assert found["rouge_l_written"] == pytest.approx((35 * 0.5 + 4 * 1 + 0) / 40)
     assert [row["reason"] for row in found["examples"]["rejected"]] == ["unfinished"] * 3 + ["empty"]
     assert found["examples"]["accepted"][0] == {"id": "r0", "instruction": "question 0", "reference": "0",
                                                 "rewrite": "It is 0.", "reason": ""}

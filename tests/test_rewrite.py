@@ -15,7 +15,7 @@ from tiny_chat import byte_tokenizer, records, tiny_chat_model
 
 import sdft.distill.rewrite as module
 from sdft.distill import rewrite_records
-from sdft.distill.rewrite import distill_prompt
+from sdft.distill.rewrite import distill_prompt, shuffle_references
 from sdft.errors import SdftError
 from sdft.generate import Sampling
 from sdft.model.fingerprint import fingerprint
@@ -65,6 +65,33 @@ def test_of_a_conversation_the_last_turn_is_rewritten_and_the_earlier_ones_are_h
     text = tokenizer.decode(distill_prompt(tokenizer, record, USING), skip_special=False)
     first, last = text.index("Capital of Norway?"), text.index("Below are an instruction")
     assert first < text.index("Oslo") < last < text.index("And Sweden?") < text.index("Stockholm")
+
+
+def test_shuffled_references_are_those_of_others_whatever_the_order():
+    chosen = [Record(f"r{i}", f"question {i}", f"answer {i % 3}") for i in range(9)]
+    shuffled = {record.id: record for record in shuffle_references(chosen)}
+    assert sorted(shuffled) == [f"r{i}" for i in range(9)]
+    for record in chosen:
+        assert shuffled[record.id] == replace(record, response=shuffled[record.id].response)
+        assert shuffled[record.id].response != record.response
+    assert {record.id: record for record in shuffle_references(chosen[::-1])} == shuffled
+    same = [replace(record, response="one") for record in chosen]
+    assert shuffle_references(same) == same and shuffle_references([]) == []
+
+
+def test_a_shuffled_template_shows_another_records_answer(tmp_path, monkeypatch):
+    chosen, seen = records(4), {}
+
+    def spy(model, tokenizer, requests, *rest):
+        seen.update({request.id: tokenizer.decode(request.tokens) for request in requests})
+        return iter(())
+
+    monkeypatch.setattr(module, "stream", spy)
+    with pytest.raises(KeyError):           # nothing was written
+        run(tmp_path, chosen, template=get_template("using_shuffled"))
+    other = {record.id: record.response for record in shuffle_references(chosen)}
+    assert all(record.instruction in seen[record.id] and other[record.id] in seen[record.id]
+               and f"Answer:\n{record.response}" not in seen[record.id] for record in chosen)
 
 
 def test_rewrites_come_in_the_records_order_and_stand_in_the_journal(tmp_path):

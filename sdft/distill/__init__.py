@@ -11,8 +11,8 @@ arXiv 2601.19897, which trains on the student's own samples; it is not this one.
 from sdft.distill.audit import audit
 from sdft.distill.choose import Limits, choose
 from sdft.distill.distilled import Distilled, read_distilled, write_distilled
-from sdft.distill.mix import effective_share, leave_out, mix
+from sdft.distill.mix import changed_token_share, effective_share, leave_out, mix
 from sdft.distill.rewrite import Rewrite, rewrite_records
 
-__all__ = ["Distilled", "Limits", "Rewrite", "audit", "choose", "effective_share", "leave_out", "mix",
-           "read_distilled", "rewrite_records", "write_distilled"]
+__all__ = ["Distilled", "Limits", "Rewrite", "audit", "changed_token_share", "choose", "effective_share", "leave_out",
+           "mix", "read_distilled", "rewrite_records", "write_distilled"]

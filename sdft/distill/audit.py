@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from sdft.distill.distilled import Distilled
-from sdft.distill.mix import effective_share
+from sdft.distill.mix import changed_token_share, effective_share
 from sdft.distill.rewrite import Rewrite
 from sdft.text.records import Record
 from sdft.text.rouge import rouge_l
@@ -23,19 +23,23 @@ def audit(records: Sequence[Record], rewrites: Iterable[Rewrite], distilled: Seq
           mixed: Sequence[Record], ratio: float, tokenizer) -> dict[str, Any]:
     """Count and show what `choose` and `mix` did.
 
-    records, accepted, rejected: counts; reasons: why, the commonest first; nominal_ratio, effective_share: see mix.py;
-    tokens_original, tokens_distilled: of the answers trained on without and with distillation; rouge_l: mean F1 of an
-    accepted rewrite against its reference (1: copied; None where none was accepted); examples: some of both kinds.
+    records, accepted, rejected: counts; reasons: why, the commonest first; nominal_ratio, effective_share,
+    changed_token_share: see mix.py; tokens_original, tokens_distilled: of the answers trained on without and with
+    distillation; rouge_l: mean F1 of an accepted rewrite against its reference (1: copied; None where none was
+    accepted), rouge_l_written: of every rewrite; examples: some of both kinds.
     """
     accepted = [row for row in distilled if row.source == "rewrite"]
     rejected = [row for row in distilled if row.source != "rewrite"]
     written = {rewrite.id: rewrite.text for rewrite in rewrites}
+    alike = [rouge_l(row.reference, written[row.id]) for row in distilled if row.id in written]
     return {
         "records": len(records), "accepted": len(accepted), "rejected": len(rejected),
         "reasons": dict(Counter(row.reason for row in rejected).most_common()),
         "nominal_ratio": ratio, "effective_share": effective_share(records, mixed),
+        "changed_token_share": changed_token_share(records, mixed, tokenizer.encode),
         "tokens_original": _tokens(records, tokenizer), "tokens_distilled": _tokens(mixed, tokenizer),
         "rouge_l": fmean(rouge_l(row.reference, row.response) for row in accepted) if accepted else None,
+        "rouge_l_written": fmean(alike) if alike else None,
         "examples": {"accepted": [_example(row, written) for row in accepted[:EXAMPLES]],
                      "rejected": [_example(row, written) for row in _first_of_each(rejected)]},
     }

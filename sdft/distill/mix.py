@@ -6,6 +6,7 @@ The paper (arXiv 2402.13669) varies this share; its authors released no code for
     effective share  the share whose target in fact differs from the original: smaller, as rewrites are rejected, and
                      some equal the original. It can be very small (in the authors' own OpenFunctions file 236 of
                      2211), so it is always reported beside the ratio.
+    changed tokens   of the target tokens, the share that the original answers do not have: what is new to train on
 
 Which records may is decided by rank of a hash of seed and id: it does not depend on their order, and the records of a
 smaller ratio are among those of a larger one.
@@ -13,12 +14,13 @@ smaller ratio are among those of a larger one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from sdft.distill.distilled import Distilled
 from sdft.errors import SdftError
 from sdft.text.records import Record
+from sdft.text.rouge import longest_common_subsequence
 
 OUTSIDE = "not in the mix"          # the reason in distilled.jsonl
 
@@ -49,6 +51,19 @@ def effective_share(records: Sequence[Record], mixed: Iterable[Record]) -> float
     original = {record.id: record.response.strip() for record in records}
     changed = sum(record.response.strip() != original[record.id] for record in mixed)
     return changed / len(records) if records else 0.0
+
+
+def changed_token_share(records: Sequence[Record], mixed: Sequence[Record], encode: Callable[[str], list[int]]) -> float:
+    """The share of target tokens that are changed: those outside the longest common subsequence of target and original.
+
+    Σ (|ỹ'| − LCS(ỹ', y)) / Σ |ỹ'| over all records, in tokens of the answers without their end; 0 where all are kept,
+    1 where no target has a token of its original. Records that keep the original count with their tokens.
+    """
+    original = {record.id: encode(record.response) for record in records}
+    targets = {record.id: encode(record.response) for record in mixed}
+    kept = sum(longest_common_subsequence(tokens, original[id]) for id, tokens in targets.items())
+    total = sum(map(len, targets.values()))
+    return 1 - kept / total if total else 0.0
 
 
 def _may(ids: Iterable[str], ratio: float, seed: int) -> set[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sdft.distill.resume import fitting, resume
@@ -50,6 +50,7 @@ def rewrite_records(model, tokenizer, records: Sequence[Record], template: Templ
     """
     made_with = {"model": fingerprint(model), "template": asdict(template), "chat": chat or tokenizer.chat,
                  "sampling": asdict(sampling)}
+    records = shuffle_references(records) if template.shuffled else records
     requests = [Request(record.id, distill_prompt(tokenizer, record, template, chat)) for record in records]
     requests = fitting(requests, model.config.context_length, "rewrite")
     lines_file, lines = resume(journal, made_with)
@@ -72,6 +73,19 @@ def rewrite_records(model, tokenizer, records: Sequence[Record], template: Templ
 def distill_prompt(tokenizer, record: Record, template: Template, chat: str | None = None) -> list[int]:
     """c_distill(x, y) as token ids; it ends where the seed begins to write, after the template's forced prefix."""
     return encode_prompt(tokenizer, template.messages(record, record.response), template.prefix, chat)
+
+
+def shuffle_references(records: Sequence[Record]) -> list[Record]:
+    """Every record with the answer of another one, and with a different answer where there is any.
+
+    Records are ranked by a hash of their id, so that it does not depend on their order; each takes the answer of the
+    next rank that differs from its own, and the last ranks go on with the first.
+    """
+    ranked = sorted(records, key=lambda record: hashlib.sha256(record.id.encode()).hexdigest())
+    answers = [record.response for record in ranked] * 2
+    other = {record.id: next((answer for answer in answers[place + 1 : place + len(ranked)]
+                              if answer != record.response), record.response) for place, record in enumerate(ranked)}
+    return [replace(record, response=other[record.id]) for record in records]
 
 
 def digest(tokens: Sequence[int]) -> str:

@@ -1,0 +1,92 @@
+"""`sdft sweep`: every run of a study, and its page."""
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sdft.errors import SdftError
+
+if TYPE_CHECKING:
+    from sdft.experiment.study import Cell
+
+GFLOPS = 400.0          # as `sdft plan` has it
+
+
+def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+    """Tell the cells and how long they will take; run those that are not finished; write the page."""
+    parser.add_argument("study", metavar="STUDY.toml", help="the study: see benchmarks/studies")
+    parser.add_argument("--out", metavar="DIR", help="folder of the study (default: runs/STUDY)")
+    parser.add_argument("--data", metavar="DIR", help="folder with the files of the tasks that read some")
+    parser.add_argument("--dry_run", action="store_true", help="tell what would be run and how long it takes, and stop")
+
+    def execute(options: argparse.Namespace) -> None:
+        from sdft.experiment.study import cells_of, read_study
+        from sdft.report.figures import require_matplotlib
+
+        require_matplotlib()          # told before the long work, not after it
+        study = read_study(Path(options.study))
+        cells = cells_of(study, options.data)
+        folder = Path(options.out or Path("runs") / Path(options.study).stem)
+        print(f"{study.name}: {study.question}\n")
+        print(_plan(cells, folder), flush=True)
+        if not options.dry_run:
+            _run(study, cells, folder)
+
+    return execute
+
+
+def _run(study, cells: Sequence[Cell], folder: Path) -> None:
+    from sdft.experiment.sweep import sweep as run_cells
+    from sdft.files import locked
+
+    with locked(folder):
+        failed = run_cells(study, cells, folder)
+    if failed:
+        raise SdftError(f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; the others are in "
+                        f"{folder / 'cells.json'}. Mend the settings, and run the same command again")
+    print(f"cells: {folder / 'cells.json'}")
+
+
+def _plan(cells: Sequence[Cell], folder: Path) -> str:
+    """The cells, what each will make that none before it has, and the time of all."""
+    from sdft.experiment.sweep import remaining, to_make
+
+    waiting = {cell.name: stages for cell, stages in to_make(cells, folder)}
+    width = max(len(cell.name) for cell in cells)
+    lines = [f"  {cell.name:<{width}}  {', '.join(waiting[cell.name]) if cell.name in waiting else 'finished'}"
+             for cell in cells]
+    known = remaining(cells, folder)
+    if not waiting:
+        about = "nothing is left to run"
+    elif known:
+        about = f"about {_minutes(known[0])}, by the seconds of {known[1]} finished cells"
+    else:
+        about = (f"about {_minutes(_planned(cells, folder))} of rewriting and training, by sdft plan at {GFLOPS:g} "
+                 "GFLOP/s; evaluation comes to it, and is known when one cell is finished")
+    return "\n".join([*lines, "", f"{len(cells)} cells, {len(waiting)} of them to run: {about}"])
+
+
+def _planned(cells: Sequence[Cell], folder: Path) -> float:
+    """Seconds of rewriting and training that `sdft plan` gives for the pieces that are not shared."""
+    from sdft.commands.plan import needs
+    from sdft.experiment.sweep import to_make
+    from sdft.tasks import load_task
+
+    total, plans = 0.0, {}
+    for cell, stages in to_make(cells, folder):
+        key = repr((cell.config.task, cell.config.distill, replace(cell.config.train, seed=0), cell.config.model))
+        if key not in plans:
+            try:
+                plans[key] = needs(cell.config, load_task(*vars(cell.config.task).values()), GFLOPS, None)["seconds"]
+            except SdftError:                       # told when the cell is run; it stops none of the others
+                plans[key] = {"rewrite, at most": 0.0, "train, each arm": 0.0}
+        total += plans[key]["rewrite, at most"] * ("rewrite" in stages)
+        total += plans[key]["train, each arm"] * sum(stage.startswith("train ") for stage in stages)
+    return total
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

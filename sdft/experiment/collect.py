@@ -1,0 +1,64 @@
+"""cells.json: what a study has found, small enough to be committed; its page is made from it alone.
+
+    {"study": {name, question, primary, plots, matched, settings, cells},
+     "cells": [{"name", "values": {setting: value},
+                "suite": the task's own, "items": {suite: n},
+                "measures": {column: number},                        of its data: the gap, the audit of the rewrites
+                "arms": {arm: {column: number}},                     summary.json's row and every other number
+                "seconds": of this cell's own work}],
+     "failed": {cell: reason}, "statistics": see study_statistics.py}
+
+A column is a number of measures.json under its path ("general.kl_low", "training.target_tokens"), or under the name
+that summary.json gives it ("kl"); `target_nll` is the gap of the arm's own targets.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdft.experiment.study import Cell, Study
+from sdft.experiment.study_statistics import statistics
+from sdft.files import read_json
+
+DIGITS = 6                                       # significant ones kept of a number
+TARGETS = {"sdft": "distilled", **dict.fromkeys(                 # arm → its targets' name in measures.json's gap
+    ("sft", "token-matched-sft", "wise-ft", "low-lr", "low-rank", "kl", "l2-sp", "ewc", "dft", "flow"), "original")}
+
+
+def collect(study: Study, cells: Sequence[Cell], failed: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """The content of cells.json, from the run folders of the finished `cells`."""
+    rows = [cell_row(cell, folder / cell.name) for cell in cells]
+    about = {"name": study.name, "question": study.question, "primary": study.primary, "plots": study.plots,
+             "matched": study.matched, "settings": study.settings, "cells": len(study.cells)}
+    return {"study": about, "cells": rows, "failed": dict(failed), "statistics": statistics(about, rows)}
+
+
+def cell_row(cell: Cell, folder: Path) -> dict[str, Any]:
+    """One finished cell as numbers."""
+    measures, summary = read_json(folder / "measures.json"), read_json(folder / "summary.json")
+    gap, audit = measures.get("gap", {}), measures.get("audit", {})
+    arms = {arm: {**{column: _short(value) for column, value in row.items() if value is not None},
+                  **dict(numbers(measures["arms"][arm]))} for arm, row in summary["table"].items()}
+    for arm, row in arms.items():
+        if targets := gap.get(TARGETS.get(arm, "")):
+            row["target_nll"] = _short(targets["nll"])
+    records = audit.get("records") or 0
+    own = {**{f"gap.{name}.{column}": value for name, part in gap.items() for column, value in numbers(part)},
+           **dict(numbers(audit)), **({"accepted_share": _short(audit["accepted"] / records)} if records else {})}
+    return {"name": cell.name, "values": cell.values, "suite": next(iter(measures["arms"]["seed"]["suites"])),
+            "items": {name: row["n"] for name, row in measures["arms"]["seed"]["suites"].items()},
+            "measures": own, "arms": arms, "seconds": _short(sum(summary["seconds"].values()))}
+
+
+def numbers(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in nested tables under its path; lists, and tables over kinds or places ("by_…"), are left out."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and not key.startswith("by_"):
+            yield from numbers(value, f"{within}{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{within}{key}", _short(value)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

@@ -1,0 +1,181 @@
+"""What the cells of a study say about its end point: differences paired by seed, and what correlates with what.
+
+Training seeds are few, so a difference is told as detected only where all of them agree in its sign *and* Student's t
+test of the paired differences (two-sided, Holm over the study's comparisons) is below 0.05. Everything else is "no
+difference detected"; the seeds that agree are counted in either case.
+
+    statistics(about, rows) → {"comparisons": […], "correlations": […], "matched": […]}
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from sdft.experiment.study import SEED
+from sdft.measure.statistics import LEVEL, holm
+
+Row = dict[str, Any]
+
+
+def statistics(about: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """The part "statistics" of cells.json: comparisons of the end point, correlations of the plotted pairs of columns."""
+    primary = about["primary"]
+    columns = [primary["column"], *acquired(rows)]
+    return {"comparisons": [row for column in dict.fromkeys(columns) for row in compare(rows, primary | {
+                "column": column})],
+            "correlations": [correlate(rows, primary["arm"], x, y) for x, y in about["plots"]],
+            "matched": [row for column in about["matched"] for row in match(rows, primary, column)]}
+
+
+def acquired(rows: Sequence[Row]) -> list[str]:
+    """The column of what the task taught, beside which everything else is told: the first suite, where it is one."""
+    suites = {row["suite"] for row in rows}
+    return list(suites) if len(suites) == 1 else []
+
+
+def compare(rows: Sequence[Row], primary: Mapping[str, Any]) -> list[Row]:
+    """One comparison for every condition (a cell's own settings without the seed): arm − against, paired by seed.
+
+    condition, column, arm, against; seeds: n; values, others, differences: seed by seed; mean, low, high: of the
+    differences, with the 95 % interval of Student's t (None for a single seed); agree: how many seeds have the mean's
+    sign; p: two-sided, p_holm: over the conditions of this column; detected.
+    """
+    found = []
+    for condition, group in conditions(rows):
+        pairs = [(value(row, primary["arm"], primary["column"]), _against(rows, row, primary)) for row in group]
+        pairs = [pair for pair in pairs if None not in pair]
+        if pairs and not (isinstance(primary["against"], dict) and primary["against"].items() <= condition.items()):
+            found.append({"condition": condition, **primary, "values": [a for a, _ in pairs],
+                          "others": [b for _, b in pairs], **paired([a - b for a, b in pairs])})
+    tested = [row for row in found if row["p"] is not None]
+    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_holm"] = p
+    for row in found:
+        row["detected"] = row["agree"] == row["n"] and row.get("p_holm", 1.0) < 1 - LEVEL
+    return found
+
+
+def conditions(rows: Sequence[Row]) -> list[tuple[Row, list[Row]]]:
+    """The cells that differ in their seed alone, together, in the order of the study."""
+    found: list[tuple[Row, list[Row]]] = []
+    for row in rows:
+        condition = {name: setting for name, setting in row["values"].items() if name != SEED}
+        group = next((group for known, group in found if known == condition), None)
+        if group is None:
+            found.append((condition, [row]))
+        else:
+            group.append(row)
+    return found
+
+
+def value(row: Row, arm: str, column: str, fall_back: bool = True) -> float | None:
+    """A column of an arm; where the arm has none of this name, that of its cell."""
+    if arm not in row["arms"]:
+        return None
+    return row["arms"][arm].get(column, row["measures"].get(column) if fall_back else None)
+
+
+def _against(rows: Sequence[Row], row: Row, primary: Mapping[str, Any]) -> float | None:
+    """What the cell's value is set against: another arm of it, or the same arm in the cell with other settings."""
+    if isinstance(primary["against"], str):
+        return value(row, primary["against"], primary["column"])
+    other = next((each for each in rows if each["values"] == row["values"] | primary["against"]), None)
+    return other and value(other, primary["arm"], primary["column"])
+
+
+def paired(differences: Sequence[float]) -> Row:
+    """Mean of paired differences with Student's t interval and test, and how many agree with its sign."""
+    n, mean = len(differences), fmean(differences)
+    agree = sum(difference * mean > 0 for difference in differences)
+    if n < 2:
+        return {"n": n, "differences": list(differences), "mean": mean, "low": None, "high": None, "agree": agree,
+                "p": None}
+    error = stdev(differences) / math.sqrt(n)
+    half = t_quantile(n - 1) * error
+    p = t_test(mean / error, n - 1) if error else float(mean == 0)
+    return {"n": n, "differences": list(differences), "mean": mean, "low": mean - half, "high": mean + half,
+            "agree": agree, "p": p}
+
+
+def correlate(rows: Sequence[Row], arm: str, x: str, y: str) -> Row:
+    """How well column x explains column y over all arms of all cells: R² of a line, and of the ranks (Spearman's ρ²).
+
+    Where only the cell has a column, it belongs to its arm `arm`. What several cells share is one point.
+    """
+    found: dict[tuple[str, float, float], Row] = {}
+    for row in rows:
+        for name in row["arms"]:
+            pair = [value(row, name, column, fall_back=name == arm) for column in (x, y)]
+            if None not in pair and name != "seed":
+                found.setdefault((name, *pair), {"arm": name, "values": row["values"], "x": pair[0], "y": pair[1]})
+    points = list(found.values())
+    return {"x": x, "y": y, "n": len(points), **r_squared([(point["x"], point["y"]) for point in points]),
+            "points": points}
+
+
+def match(rows: Sequence[Row], primary: Mapping[str, Any], equal: str) -> list[Row]:
+    """The end point of the primary arm minus that of every other arm where both are equal in the column `equal`.
+
+    An arm's cells (over learning rates, say) make a curve of the end point over `equal`: straight between its points,
+    and not continued beyond them. n: the points of the primary arm within the curve, of: all that it has.
+    """
+    curves: dict[tuple[str, str], set[tuple[float, float]]] = {}
+    for row in rows:
+        for arm in row["arms"]:
+            point = value(row, arm, equal, False), value(row, arm, primary["column"], False)
+            if None not in point and arm != "seed":
+                curves.setdefault((arm, row["values"].get("cell", "")), set()).add(point)
+    own = sorted(point for (arm, _), points in curves.items() if arm == primary["arm"] for point in points)
+    found = []
+    for (arm, cell), points in curves.items():
+        if arm != primary["arm"]:
+            x, y = zip(*sorted(points), strict=True)
+            differences = [b - float(np.interp(a, x, y)) for a, b in own if x[0] <= a <= x[-1]]
+            found.append({"equal": equal, **primary, "against": arm, "cell": cell, "n": len(differences), "of": len(own),
+                          "differences": differences, "mean": fmean(differences) if differences else None})
+    return found
+
+
+def r_squared(pairs: Sequence[tuple[float, float]]) -> dict[str, float | None]:
+    """linear: squared correlation of x and y; ranks: of their ranks. None where fewer than 3 pairs or one value."""
+    if len(pairs) < 3:
+        return {"linear": None, "ranks": None}
+    x, y = np.array(pairs, dtype=np.float64).T                                  # (n,) each
+    return {"linear": _squared(x, y), "ranks": _squared(ranks(x), ranks(y))}
+
+
+def _squared(x: np.ndarray, y: np.ndarray) -> float | None:
+    x, y = x - x.mean(), y - y.mean()
+    both = float((x @ x) * (y @ y))
+    return float(x @ y) ** 2 / both if both > 1e-24 else None
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """1 for the smallest …; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return ((last - counts + 1 + last) / 2)[inverse]
+
+
+def t_test(t: float, degrees: int) -> float:
+    """P(|T| ≥ |t|) of Student's t: with T = √ν·tan u, the density of u is proportional to cos^(ν−1) u."""
+    angles, below = _t_distribution(degrees)
+    return float(1 - np.interp(math.atan(abs(t) / math.sqrt(degrees)), angles, below))
+
+
+def t_quantile(degrees: int) -> float:
+    """The t with P(|T| ≤ t) = 95 %."""
+    angles, below = _t_distribution(degrees)
+    return math.sqrt(degrees) * math.tan(float(np.interp(LEVEL, below, angles)))
+
+
+def _t_distribution(degrees: int) -> tuple[np.ndarray, np.ndarray]:
+    """u from 0 to π/2 and P(|U| ≤ u), by the trapezoidal rule on 20,000 steps: exact to 1e-8."""
+    angles = np.linspace(0, math.pi / 2, 20_001)
+    density = np.cos(angles) ** (degrees - 1)
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return angles, below / below[-1]

@@ -1,0 +1,199 @@
+"""The cells of a study, one run folder each, one after the other; what two cells have in common is made once.
+
+    runs/<study>/  study.toml   ratio=0,seed=42/ …a run folder…   ratio=0.5,seed=42/ …   cells.json   report.md  *.svg
+
+A *piece* is what one stage of a run leaves in its folder: the rewrites, the seed's answers, an arm's training, an arm's
+answers. Its *key* is every setting that it depends on. A cell that begins takes over the pieces whose key is that of a
+finished cell; `run` then finds them and goes on behind them, as it does after an interruption. All of them say
+themselves how they were made (model, template, sampling, settings, data), and `run` refuses what is foreign: a key that
+forgot a setting would end in an error, not in a wrong result.
+
+    sdft sweep benchmarks/studies/2-mix-ratio.toml
+"""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdft.errors import Interrupted, SdftError
+from sdft.experiment.collect import collect
+from sdft.experiment.config import Config, to_values
+from sdft.experiment.folder import is_new, make_folder
+from sdft.experiment.run import run
+from sdft.experiment.study import Cell, Study, read_study
+from sdft.files import is_temporary, read_json, read_text, write_bytes, write_json, write_text
+from sdft.model.fetch import model_hash, resolve
+
+# Arms that train on the data's own answers alone: nothing that belongs to the rewrites, or to other arms, matters.
+ON_ORIGINALS = frozenset(("sft", "low-lr", "low-rank", "kl", "l2-sp", "dft", "stm", "flow"))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a stage leaves in a run folder: its files or folders, and as JSON the settings it depends on."""
+
+    paths: tuple[str, ...]
+    key: str
+
+
+def pieces(config: Config, arms: Sequence[str]) -> dict[str, Piece]:
+    """The pieces of a run that another may take over, by the name that their stage has in seconds.jsonl."""
+    values = to_values(config)
+    common = {name: values[name] for name in ("model", "task")}
+    items = {name: value for name, value in values["eval"].items() if name != "train_template"}
+    answers = {"generate": values["generate"], "eval": items}
+    rewriting = {name: values["distill"][name] for name in ("template", "rewrite_tokens")}
+    found = {"rewrite": _piece(common, {"generate": values["generate"], "distill": rewriting},
+                               "rewrites.jsonl", "rewrites.settings.json"),
+             "eval seed": _piece(common, answers, "eval/seed")}
+    for arm in arms:
+        targets = {"train": values["train"], "template": values["eval"]["train_template"]}
+        if arm not in ON_ORIGINALS:
+            targets |= {"distill": values["distill"], "generate": values["generate"],
+                        "arms": {name: value for name, value in values.get("arms", {}).items() if name != "arms"}}
+        found[f"train {arm}"] = _piece(common, targets, arm)
+        found[f"eval {arm}"] = _piece(common, targets | answers, f"eval/{arm}")
+    return found
+
+
+def _piece(common: dict[str, Any], own: dict[str, Any], *paths: str) -> Piece:
+    return Piece(paths, json.dumps(common | own, sort_keys=True))
+
+
+def arms_of(config: Config) -> tuple[str, ...]:
+    """The arms that a run trains."""
+    return getattr(getattr(config, "arms", None), "arms", ("sft", "sdft"))
+
+
+def sweep(study: Study, cells: Sequence[Cell], folder: Path) -> dict[str, str]:
+    """Run every cell that is not finished, in `folder`; return cell → reason for those that failed.
+
+    cells.json is written anew after every cell. Raises SdftError where `folder` holds another study; Interrupted,
+    when the user stops it, passes through.
+    """
+    _claim(study, folder)
+    done: list[Cell] = []
+    failed: dict[str, str] = {}
+    in_turn = sorted(cells, key=lambda cell: not _summary(folder, cell).exists())       # the others may take from them
+    for number, cell in enumerate(in_turn, start=1):
+        print(f"cell {number} of {len(cells)}: {cell.name}", file=sys.stderr)
+        try:
+            _run_cell(cell, done, folder)
+            done.append(cell)
+        except Interrupted:
+            raise
+        except SdftError as error:
+            failed[cell.name] = str(error)
+            print(f"cell {cell.name} failed: {error}", file=sys.stderr)
+        write_json(folder / "cells.json", collect(study, [cell for cell in cells if cell in done], failed, folder))
+    return failed
+
+
+def remaining(cells: Sequence[Cell], folder: Path) -> tuple[float, int] | None:
+    """How long the cells that are not finished will take: seconds, and the number of cells that this is taken from.
+
+    From the seconds of finished cells, stage by stage: the largest, which is what the stage takes where nothing was
+    taken over; for a stage that none of them had, the largest of its kind (all "train …"). A piece that an earlier cell
+    has or will have made costs nothing. None where no cell is finished.
+    """
+    finished = [cell for cell in cells if _summary(folder, cell).exists()]
+    if not finished:
+        return None
+    costs: dict[str, float] = {}
+    for cell in finished:
+        for stage, seconds in read_json(_summary(folder, cell))["seconds"].items():
+            for name in (stage, stage.partition(" ")[0]):
+                costs[name] = max(costs.get(name, 0.0), seconds)
+    total = 0.0
+    for cell, stages in to_make(cells, folder):
+        stages = [*stages, "gap", *(f"drift {arm}" for arm in arms_of(cell.config))]
+        total += sum(costs.get(stage, costs.get(stage.partition(" ")[0], 0.0)) for stage in stages)
+    return total, len(finished)
+
+
+def to_make(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, list[str]]]:
+    """Every cell that is not finished, with the stages whose pieces no cell before it has or will have made."""
+    keys = {(stage, piece.key) for cell in cells if _summary(folder, cell).exists()
+            for stage, piece in pieces(cell.config, arms_of(cell.config)).items()}
+    found = []
+    for cell in cells:
+        if not _summary(folder, cell).exists():
+            own = {(stage, piece.key) for stage, piece in pieces(cell.config, arms_of(cell.config)).items()}
+            found.append((cell, sorted(stage for stage, _ in own - keys)))
+            keys |= own
+    return found
+
+
+def _run_cell(cell: Cell, done: Sequence[Cell], folder: Path) -> None:
+    """Run a cell, with the pieces of those before it; where it fails before any work, leave no folder behind."""
+    own = folder / cell.name
+    new = is_new(own)
+    if new:
+        make_folder(own, cell.config, model_hash(resolve(cell.config.model.model)))
+    if not (own / "summary.json").exists():
+        take_over(cell, done, folder)
+    try:
+        run(cell.config, cell.given, own)
+    except SdftError:
+        if new and not (own / "seconds.jsonl").exists():        # settings that no run takes: better ones may follow
+            shutil.rmtree(own)
+        raise
+
+
+def take_over(cell: Cell, done: Sequence[Cell], folder: Path) -> list[str]:
+    """Give `cell` the pieces that a finished cell has made with the same key; return their stages.
+
+    A piece of which the cell has any file is left as it is: the cell was at work on it, or was stopped just here.
+    """
+    taken = []
+    for stage, piece in pieces(cell.config, arms_of(cell.config)).items():
+        target = folder / cell.name
+        source = next((folder / other.name for other in done
+                       if pieces(other.config, arms_of(other.config)).get(stage) == piece), None)
+        if source is None or any((target / path).exists() for path in piece.paths):
+            continue
+        files = [file for path in piece.paths for file in _files(source / path)]
+        # Settings before their journal, a log before its state: what is there after a kill can be gone on with.
+        for file in sorted(files, key=lambda file: (file.suffix, file.name)):
+            _carry(file, target / file.relative_to(source))
+        taken.append(stage)
+    return taken
+
+
+def _files(path: Path) -> list[Path]:
+    files = [path] if path.is_file() else path.rglob("*")
+    return [file for file in files if file.is_file() and not is_temporary(file)]
+
+
+def _carry(source: Path, target: Path) -> None:
+    """A journal grows in place, so it is copied; every other file is only ever replaced, so one copy serves both."""
+    if source.suffix != ".jsonl":
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(source, target)
+            return
+        except OSError:                     # a file system without links
+            pass
+    write_bytes(target, source.read_bytes())
+
+
+def _claim(study: Study, folder: Path) -> None:
+    """Note the study in its folder (SdftError where there is another one's, or something else)."""
+    path = folder / "study.toml"
+    if path.exists():
+        other = read_study(path).name
+        if other != study.name:
+            raise SdftError(f"{folder} holds the study {other!r}, not {study.name!r}; name another folder with --out")
+    elif folder.exists() and any(not is_temporary(file) for file in folder.iterdir()):
+        raise SdftError(f"{folder}: expected the folder of a study or an empty one; name another with --out")
+    write_text(path, read_text(study.path))
+
+
+def _summary(folder: Path, cell: Cell) -> Path:
+    return folder / cell.name / "summary.json"

@@ -1,0 +1,306 @@
+"""A study of a tiny model: its cells, what they share, going on after a kill, a cell that fails, and cells.json."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_run import save_tiny_model
+
+from sdft.cli import main
+from sdft.errors import SdftError
+from sdft.experiment.study import cells_of, read_study
+from sdft.experiment.sweep import pieces, remaining, take_over, to_make
+
+SMALL = """
+dtype = "float32"
+train_records = 4
+test_records = 3
+rewrite_tokens = 8
+instruction_items = 2
+general_items = 2
+epochs = 1
+batch_size = 2
+save_every = 1
+max_length = 2048
+"""
+HEAD = 'name = "tiny"\nquestion = "Does it work?"\n[primary]\ncolumn = "kl"\narm = "sdft"\nagainst = "sft"\n'
+GRID = "[grid]\nratio = [0, 1]\nseed = [1, 2]\n"
+NAMES = ["ratio=0,seed=1", "ratio=0,seed=2", "ratio=1,seed=1", "ratio=1,seed=2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def write(model, tmp_path):
+    """Write a study file on the tiny model: its grid, and more settings."""
+    def _write(grid=GRID, more="", head=HEAD, small=SMALL):
+        path = tmp_path / "study.toml"
+        path.write_text(f'{head}[settings]\nmodel = "{model}"\n{small}{more}{grid}')
+        return path
+    return _write
+
+
+@pytest.fixture(scope="module")
+def swept(model, tmp_path_factory):
+    """A finished sweep, and how often the seed rewrote, something was answered and a step was trained."""
+    import sdft.distill.rewrite
+    import sdft.measure.abilities
+    import sdft.train.loop
+
+    base = tmp_path_factory.mktemp("sweep")
+    (base / "study.toml").write_text(f'{HEAD}[settings]\nmodel = "{model}"\n{SMALL}{GRID}')
+    counts = {"rewritten": 0, "answered": 0, "steps": 0}
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name, count in ((sdft.distill.rewrite, "stream", "rewritten"),
+                                    (sdft.measure.abilities, "stream", "answered"),
+                                    (sdft.train.loop, "gradient", "steps")):
+            def counted(*given, work=getattr(module, name), count=count):
+                counts[count] += 1 if count == "steps" else len(given[2])
+                return work(*given)
+            patch.setattr(module, name, counted)
+        assert main(["sweep", str(base / "study.toml"), "--out", str(base / "out")]) == 0
+    return base, counts
+
+
+def _cells(folder):
+    return json.loads((folder / "cells.json").read_text())
+
+
+def test_every_cell_is_a_run_folder_named_by_its_own_settings(swept):
+    base, _ = swept
+    assert [cell["name"] for cell in _cells(base / "out")["cells"]] == NAMES
+    for name in NAMES:
+        assert (base / "out" / name / "summary.json").is_file()
+    assert 'ratio = 1.0' in (base / "out" / NAMES[2] / "config.toml").read_text()
+    assert 'seed = 2' in (base / "out" / NAMES[3] / "config.toml").read_text()
+
+
+def test_what_cells_have_in_common_is_made_once(swept):
+    """4 rewrites; 7 answers of the seed, of sft at 2 seeds, of sdft in 4 cells; 2 steps for each of these 6."""
+    _, counts = swept
+    assert counts == {"rewritten": 4, "answered": 7 * (1 + 2 + 4), "steps": 2 * (2 + 4)}
+
+
+def test_a_cell_that_took_over_is_the_run_that_did_not(swept, write, tmp_path):
+    base, _ = swept
+    assert main(["sweep", str(write("[grid]\nratio = [1]\nseed = [2]\n")), "--out", str(tmp_path / "alone")]) == 0
+    alone, shared = tmp_path / "alone" / NAMES[3], base / "out" / NAMES[3]
+    for arm in ("sft", "sdft"):
+        ours, theirs = (load_file(str(path / arm / "adapter_model.safetensors")) for path in (alone, shared))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    measured, expected = (json.loads((path / "measures.json").read_text()) for path in (alone, shared))
+    for arm in ("sft", "sdft"):
+        del measured["arms"][arm]["training"]["seconds"], expected["arms"][arm]["training"]["seconds"]
+    assert measured == expected
+
+
+def test_a_finished_sweep_is_left_as_it_is(swept, capsys):
+    base, _ = swept
+    before = {path: path.stat().st_mtime_ns for path in (base / "out").rglob("*.jsonl")}
+    assert main(["sweep", str(base / "study.toml"), "--out", str(base / "out")]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (base / "out").rglob("*.jsonl")}
+    assert "nothing is left to run" in capsys.readouterr().out
+
+
+def test_cells_json_holds_the_numbers_of_the_run_folders(swept):
+    base, _ = swept
+    for cell in _cells(base / "out")["cells"]:
+        measures = json.loads((base / "out" / cell["name"] / "measures.json").read_text())
+        table = json.loads((base / "out" / cell["name"] / "summary.json").read_text())["table"]
+        assert cell["arms"]["sdft"]["kl"] == pytest.approx(table["sdft"]["kl"], rel=1e-5)
+        assert cell["arms"]["sdft"]["general.kl_low"] == pytest.approx(
+            measures["arms"]["sdft"]["general"]["kl_low"], rel=1e-5)
+        assert cell["arms"]["sft"]["training.target_tokens"] == measures["arms"]["sft"]["training"]["target_tokens"]
+        assert cell["arms"]["sft"]["target_nll"] == pytest.approx(measures["gap"]["original"]["nll"], rel=1e-5)
+        assert cell["measures"]["gap.distilled.nll"] == pytest.approx(measures["gap"]["distilled"]["nll"], rel=1e-5)
+        assert cell["measures"]["accepted_share"] == measures["audit"]["accepted"] / 4
+        assert cell["items"] == {"passages": 3, "instructions": 2}
+    text = (base / "out" / "cells.json").read_text()
+    assert "modules" not in text and "by_" not in text and len(text) < 40_000
+    assert _cells(base / "out")["study"]["primary"] == {"column": "kl", "arm": "sdft", "against": "sft"}
+
+
+def test_comparisons_pair_the_cells_of_one_seed(swept):
+    base, _ = swept
+    content = _cells(base / "out")
+    kl = [row for row in content["statistics"]["comparisons"] if row["column"] == "kl"]
+    assert [row["condition"] for row in kl] == [{"ratio": 0.0}, {"ratio": 1.0}]
+    for row, names in zip(kl, (NAMES[:2], NAMES[2:]), strict=True):
+        arms = [cell["arms"] for cell in content["cells"] if cell["name"] in names]
+        assert row["differences"] == [pytest.approx(arm["sdft"]["kl"] - arm["sft"]["kl"]) for arm in arms]
+        assert row["n"] == 2 and not row["detected"]
+
+
+def test_rewrites_go_to_cells_with_the_same_template_only(write, tmp_path):
+    study = read_study(write('[grid]\ntemplate = ["using", "refer"]\nseed = [1, 2]\n'))
+    cells = cells_of(study)
+    for cell in cells:
+        (tmp_path / cell.name).mkdir()
+    source = tmp_path / cells[0].name
+    (source / "rewrites.jsonl").write_text('{"id": "a"}\n')
+    (source / "rewrites.settings.json").write_text("{}")
+    assert [take_over(cell, cells[:1], tmp_path)[:1] for cell in cells[1:]] == [["rewrite"], ["eval seed"],
+                                                                             ["eval seed"]]
+    assert (tmp_path / cells[1].name / "rewrites.jsonl").read_text() == '{"id": "a"}\n'
+    assert not (tmp_path / cells[2].name / "rewrites.jsonl").exists()
+
+
+@pytest.mark.parametrize(("change", "shared"), [
+    ("ratio = 0.5", {"rewrite", "eval seed", "train sft", "eval sft"}),
+    ('template = "refer"', {"eval seed", "train sft", "eval sft"}),
+    ("rewrite_tokens = 9", {"eval seed", "train sft", "eval sft"}),
+    ("times = 6", {"rewrite", "eval seed", "train sft", "eval sft"}),
+    ("seed = 3", {"rewrite", "eval seed"}),
+    ("lr = 0.1", {"rewrite", "eval seed"}),
+    ('train_template = "alpaca"', {"rewrite", "eval seed"}),
+    ("sampling_seed = 1", {"train sft"}),
+    ("general_items = 1", {"rewrite", "train sft", "train sdft"}),
+    ("instruction_items = 1", {"rewrite", "train sft", "train sdft"}),
+    ("data_seed = 1", set()), ("train_records = 5", set()), ('dtype = "bfloat16"', set()),
+])
+def test_a_piece_is_shared_where_no_setting_that_it_depends_on_differs(write, change, shared):
+    """What differs is looked up setting by setting: a key that forgot one would share too much."""
+    name = change.partition(" ")[0]
+    small = "\n".join(line for line in SMALL.splitlines() if not line.startswith(f"{name} ")) + "\n"
+    ours, theirs = (pieces(cells_of(read_study(write("", more, small=base)))[0].config, ("sft", "sdft"))
+                    for base, more in ((SMALL, ""), (small, f"{change}\n")))
+    assert {stage for stage in ours if ours[stage] == theirs[stage]} == shared
+
+
+def test_a_piece_that_a_cell_has_begun_is_left_to_it(write, tmp_path):
+    cells = cells_of(read_study(write()))
+    for cell in cells[:2]:
+        (tmp_path / cell.name / "eval" / "seed").mkdir(parents=True)
+        (tmp_path / cell.name / "rewrites.jsonl").write_text(f"{cell.name}\n")
+    (tmp_path / cells[0].name / "eval" / "seed" / "a.jsonl").write_text("1\n")
+    assert take_over(cells[1], cells[:1], tmp_path) == []
+    assert (tmp_path / cells[1].name / "rewrites.jsonl").read_text() == f"{cells[1].name}\n"
+
+
+def test_a_journal_taken_over_is_a_copy_and_a_state_the_same_file(swept):
+    base, _ = swept
+    first, second = (base / "out" / name for name in (NAMES[0], NAMES[2]))
+    assert (first / "sft" / "state.safetensors").samefile(second / "sft" / "state.safetensors")
+    assert not (first / "rewrites.jsonl").samefile(second / "rewrites.jsonl")
+    assert not (first / "sft" / "log.jsonl").samefile(second / "sft" / "log.jsonl")
+
+
+def test_a_killed_sweep_goes_on_to_the_same_result(swept, write, tmp_path):
+    base, _ = swept
+    path, out = write(), tmp_path / "killed"
+    command = [sys.executable, "-m", "sdft", "sweep", str(path), "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    waited = out / NAMES[1] / "sdft" / "state.safetensors"
+    while process.poll() is None and not waited.is_file():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.communicate()[1]
+    assert [cell["name"] for cell in _cells(out)["cells"]] == NAMES[:1]
+    assert main(["sweep", str(path), "--out", str(out)]) == 0
+    ours, theirs = _cells(out), _cells(base / "out")
+    for content in (ours, theirs):
+        for cell in content["cells"]:
+            del cell["seconds"]
+            for row in cell["arms"].values():
+                row.pop("training.seconds", None)
+    assert ours == theirs
+
+
+def test_a_cell_that_fails_is_told_and_the_others_go_on(write, tmp_path, capsys):
+    path, out = write("[grid]\nrank = [2, 3000]\n"), tmp_path / "out"
+    assert main(["sweep", str(path), "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert "cell rank=3000 failed: " in error and "sdft: 1 of 2 cells failed: rank=3000" in error
+    content = _cells(out)
+    assert [cell["name"] for cell in content["cells"]] == ["rank=2"] and list(content["failed"]) == ["rank=3000"]
+    assert not (out / "rank=3000").exists()
+
+
+def test_cells_made_with_other_settings_are_refused(swept, write, tmp_path, capsys):
+    base, _ = swept
+    out = shutil.copytree(base / "out", tmp_path / "copy")
+    assert main(["sweep", str(write(more="lr = 0.1\n")), "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("train.lr was 0.0005, is 0.1") == 4 and "4 of 4 cells failed" in error
+    other = write(head=HEAD.replace('"tiny"', '"other"'))
+    assert main(["sweep", str(other), "--out", str(out)]) == 1
+    assert "holds the study 'tiny', not 'other'" in capsys.readouterr().err
+    assert main(["sweep", str(other), "--out", str(out / NAMES[0])]) == 1
+    assert "expected the folder of a study or an empty one" in capsys.readouterr().err
+
+
+def test_the_plan_tells_what_is_left_and_how_long_it_takes(swept, write, tmp_path, capsys):
+    base, _ = swept
+    assert main(["sweep", str(write()), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "4 cells, 4 of them to run" in out and "by sdft plan at 400 GFLOP/s" in out
+    assert f"{NAMES[3]}  eval sdft, train sdft\n" in out and not (tmp_path / "new").exists()
+    copy = shutil.copytree(base / "out", tmp_path / "copy")
+    cells = cells_of(read_study(base / "study.toml"))
+    for name, seconds in ((NAMES[0], {"rewrite": 7, "train sft": 5, "train sdft": 20, "gap": 2, "eval sdft": 3,
+                                      "drift sft": 1, "drift sdft": 1}), (NAMES[1], {"train sft": 6, "rewrite": 0})):
+        (copy / name / "summary.json").write_text(json.dumps({"seconds": seconds}))
+    for name in NAMES[2:]:
+        (copy / name / "summary.json").unlink()
+    assert to_make(cells, copy) == [(cell, ["eval sdft", "train sdft"]) for cell in cells[2:]]
+    assert remaining(cells, copy) == (2 * (3 + 20 + 2 + 1 + 1), 2)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("nam = 1", "unknown key 'nam' (did you mean name?)"),
+    ('name = "a"', "expected 'question'"),
+    ('name = 3', "name: expected a text, got 3"),
+    ('name = "a"\nquestion = "b"', "expected 'primary', which says by which column"),
+    (HEAD.replace('arm = "sdft"\n', ""), "[primary]: expected column, arm, against, but arm is missing"),
+    (HEAD.replace("column", "colum"), "unknown key 'primary.colum' (did you mean column?)"),
+    (HEAD + "[grid]\nratioo = [1]", "unknown setting 'ratioo' (did you mean ratio?)"),
+    (HEAD + "[grid]\nratio = 1", "grid.ratio: expected a list of values, got 1"),
+    (HEAD + "[grid]\nratio = [1, 1.0]", "grid.ratio: expected different values"),
+    (HEAD + '[grid]\nratio = ["x"]', "distill.ratio: expected a number, got 'x'"),
+    (HEAD + "[settings]\nlr = 1\n[grid]\ntrain.lr = [1]", "lr is set twice"),
+    (HEAD + "[settings]\nlr = 1\n[[cells]]\nlr = 2", "lr is set twice"),
+    (HEAD.replace('"sft"', "{ratio = 2}") + "[grid]\nratio = [0, 1]", "primary.against: expected settings of a cell"),
+    ("plots = [[1]]\n" + HEAD, "plots: expected pairs of columns"),
+    ("x = [", "malformed TOML"),
+])
+def test_a_study_that_says_nothing_sensible_is_one_line(tmp_path, text, message):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(SdftError) as error:
+        read_study(path)
+    assert message in str(error.value) and str(path) in str(error.value)
+
+
+def test_settings_that_no_run_takes_name_the_study(write):
+    with pytest.raises(SdftError, match="study.toml: distill.ratio: expected a share from 0 to 1, got 2.0"):
+        cells_of(read_study(write("[grid]\nratio = [2]\n")))
+    with pytest.raises(SdftError, match="two cells are named 'ratio=0.1'"):
+        cells_of(read_study(write("[grid]\nratio = [0.1, 0.1000000001]\n")))
+
+
+def test_unequal_cells_are_each_crossed_with_the_grid(write, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for part in ("train", "test"):
+        rows = [{"instruction": f"Call {index}.", "output": f"f({index})"} for index in range(4)]
+        (data / f"openfunction_{part}.json").write_text(json.dumps(rows))
+    path = write('[grid]\nseed = [1, 2]\n[[cells]]\ntask = "passages"\n'
+                 '[[cells]]\nname = "the calls"\ntask = "openfunctions"\nepochs = 3\n', small="rank = 2\n")
+    cells = cells_of(read_study(path), str(data))
+    assert [cell.name for cell in cells] == ["task=passages,seed=1", "task=passages,seed=2",
+                                             "cell=the_calls,seed=1", "cell=the_calls,seed=2"]
+    assert cells[2].values == {"cell": "the calls", "seed": 1}
+    assert [cell.config.train.epochs for cell in cells] == [2, 2, 3, 3]
+    assert [cell.config.task.data for cell in cells] == [None, None, str(data), str(data)]
+    assert cells[3].config.distill.template == "refer" and Path(cells[3].config.task.data).is_absolute()
