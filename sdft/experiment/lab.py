@@ -26,7 +26,7 @@ from sdft.text.chat import Example, encode_example
 from sdft.text.records import Record
 from sdft.text.templates import Template, get_template
 from sdft.text.tokenizer import Tokenizer
-from sdft.train.objectives import get_objective
+from sdft.train.objectives import check_objective
 
 
 class Lab:
@@ -46,7 +46,7 @@ class Lab:
 
     def check(self) -> None:
         """Refuse at once what a later stage would refuse after minutes of work (SdftError)."""
-        get_objective(self.settings.objective)
+        check_objective(self.settings)
         if self.settings.method == "lora":
             match_targets(self.seed, self.settings.targets, self.settings.rank)
         empty = sum(not record.response.strip() for record in self.task.train)

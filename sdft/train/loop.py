@@ -40,7 +40,15 @@ from sdft.train.batches import (
     steps_per_epoch,
     trainable,
 )
-from sdft.train.objectives import Objective, Views, cross_entropy, get_objective
+from sdft.train.objectives import (
+    Material,
+    Objective,
+    Start,
+    Views,
+    check_objective,
+    cross_entropy,
+    make_objective,
+)
 from sdft.train.optimiser import adamw, learning_rate, set_learning_rate
 from sdft.train.settings import TrainSettings
 from sdft.train.signals import StopRequest
@@ -64,8 +72,11 @@ def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, check
 
 
 def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, folder: Path,
-          validation: Sequence[Example] = (), base_name: str = "", tokenizer: Tokenizer | None = None) -> dict:
+          validation: Sequence[Example] = (), base_name: str = "", tokenizer: Tokenizer | None = None,
+          material: Material = Material()) -> dict:
     """Train `model` in place and leave the trained adapter in it; return a summary of the run.
+
+    `material` is what some objectives need beside the examples.
 
     Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method
     lora) or model.safetensors with config.json and the tokenizer's files (method full). When a state of the same run
@@ -75,9 +86,10 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
     """
     folder = Path(folder)
-    objective = get_objective(settings.objective)
+    check_objective(settings)
     examples, held, left_out = _prepare(model, examples, validation, settings)
-    about = describe(settings, fingerprint([*examples, *held]), model_fingerprint(model))
+    about = describe(settings, fingerprint([*examples, *held, *material.seed_text]), model_fingerprint(model))
+    objective = make_objective(Start(model, examples, settings, folder, material))     # before the adapter: by the seed
     trained: Trained = (Adapter if settings.method == "lora" else FullWeights)(model, settings)
     parameters = trained.parameters
     optimiser = adamw(parameters, settings)

@@ -28,7 +28,10 @@ class TrainSettings:
     """How to train. Raises SdftError for an impossible value."""
 
     method: str = option("lora", "lora: low-rank adapters on a frozen base; full: every weight, with fp32 masters")
-    objective: str = option("cross_entropy", "what is minimised")
+    objective: str = option("cross_entropy", "what is minimised: cross_entropy; the rivals' are dft, stm, flow, kl, "
+                                             "l2-sp, ewc")
+    strength: float | None = option(None, "λ of kl, l2-sp and ewc (default: 0.5, 0.01, 0.01)")
+    floor: float = option(0.4, "stm: targets less probable than this under the seed are not learned")
     lr: float = option(5e-4, "peak learning rate")
     epochs: int = option(2, "passes over the training records")
     batch_size: int = option(8, "records per optimiser step")
@@ -64,6 +67,8 @@ class TrainSettings:
         for name in ("warmup", "weight_decay", "clip"):
             self._check(name, lambda value: 0 <= value < float("inf"), "0 or more")
         self._check("seed", lambda value: 0 <= value <= LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}")
+        self._check("strength", lambda value: value is None or 0 <= value < float("inf"), "0 or more")
+        self._check("floor", lambda value: 0 < value <= 1, "a probability above 0")
         for name in ("dropout", "validation"):
             self._check(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
         if not self.targets:
