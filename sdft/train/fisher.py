@@ -48,14 +48,16 @@ def fisher(model: Llama, examples: Sequence[Example], layers: Sequence[str] | No
     return {name: total.div_(len(kept)) for name, total in totals.items()}
 
 
-def saved_fisher(path: Path, model: Llama, examples: Sequence[Example], layers: Sequence[str]) -> dict[str, Tensor]:
-    """`fisher` kept at `path`: computed where there is no file, else read, so that a resumed run has the same.
+def saved_fisher(path: Path, model: Llama, examples: Sequence[Example]) -> dict[str, Tensor]:
+    """`fisher` of the adapted layers kept at `path`: computed where there is no file, else read, for a resumed run.
 
-    Raises SdftError for a file of another model or other texts.
+    Raises SdftError for a file of another model, other layers or other texts.
     """
-    about = {"model": model_fingerprint(model), "texts": fingerprint(examples), "layers": " ".join(layers)}
+    with adapter_off(model):
+        about = {"model": model_fingerprint(model), "texts": fingerprint(examples),
+                 "layers": " ".join(lora_layers(model))}
     if not path.exists():
-        save_tensors(path, fisher(model, examples, layers), about)
+        save_tensors(path, fisher(model, examples), about)
     found = read_tensors(path)
     with safe_open(path, "pt") as file:
         if file.metadata() != about:

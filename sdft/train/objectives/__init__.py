@@ -1,7 +1,7 @@
 """What training minimises: plain cross-entropy, which sft and sdft share, and the objectives of their rivals.
 
-Reading order: views.py (the interface), weighted.py (dft, stm, flow), penalties.py (kl, l2-sp, ewc). Each docstring
-states the loss and its source.
+Reading order: views.py (the interface), weighted.py (dft, stm, flow), penalties.py (kl, l2-sp, ewc), onpolicy.py.
+Each docstring states the loss and its source.
 
     sdft train --data mine.jsonl --objective kl --strength 0.5 --out runs/own/kl
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sdft.errors import SdftError, nearest
+from sdft.train.objectives.onpolicy import onpolicy, onpolicy_reverse
 from sdft.train.objectives.penalties import EWC, KL, L2SP
 from sdft.train.objectives.views import Material, Objective, Start, Views, cross_entropy
 from sdft.train.objectives.weighted import dft, flow, stm
@@ -19,8 +20,9 @@ __all__ = ["Material", "Objective", "Start", "Views", "check_objective", "cross_
 
 OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy, "dft": dft}                 # ready as they are
 PREPARED: dict[str, Callable[[Start], Objective]] = {                                           # made before training
-    "stm": stm, "flow": flow, "kl": KL.prepare, "l2-sp": L2SP.prepare, "ewc": EWC.prepare}
-NEEDS_ADAPTER = ("kl", "l2-sp", "ewc")
+    "stm": stm, "flow": flow, "kl": KL.prepare, "l2-sp": L2SP.prepare, "ewc": EWC.prepare,
+    "onpolicy": onpolicy, "onpolicy-reverse": onpolicy_reverse}
+NEEDS_ADAPTER = ("kl", "l2-sp", "ewc", "onpolicy", "onpolicy-reverse")
 
 
 def check_objective(settings: TrainSettings) -> None:

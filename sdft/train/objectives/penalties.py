@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
 from sdft.errors import SdftError
-from sdft.model.lora import lora_layers, match_targets
+from sdft.model.lora import lora_layers
 from sdft.train.batches import Batch
 from sdft.train.divergence import kl
 from sdft.train.fisher import saved_fisher
@@ -80,9 +80,8 @@ class EWC:
         if not start.material.seed_text:
             raise SdftError("objective ewc needs texts that the seed wrote: have them made by an arm, as in "
                             "`sdft run --arms=sft,ewc`")
-        layers = match_targets(start.model, start.settings.targets)
-        return cls(start.strength(0.01), saved_fisher(start.folder / "fisher.safetensors", start.model,
-                                                      start.material.seed_text, layers))
+        path = start.folder / "fisher.safetensors"
+        return cls(start.strength(0.01), saved_fisher(path, start.model, start.material.seed_text))
 
 
 def _weighted_square(A: Tensor, B: Tensor, scale: float, weights: Tensor) -> Tensor:

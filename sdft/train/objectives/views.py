@@ -21,6 +21,7 @@ from sdft.kernels.linear_cross_entropy import linear_cross_entropy
 from sdft.model.llama import Llama
 from sdft.model.lora import adapter_off, lora_layers
 from sdft.text.chat import Example
+from sdft.train.average import Average
 from sdft.train.batches import Batch
 from sdft.train.settings import TrainSettings
 
@@ -57,6 +58,7 @@ class Views:
 
 
 Objective = Callable[[Batch, Views], Tensor]
+Sample = Callable[[Llama, Sequence[Example], int], list[Example]]       # (model, the step's examples, step) → examples
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,20 @@ class Material:
     """What some objectives need beside the examples; the arms of an experiment make it (sdft/experiment/arms.py)."""
 
     seed_text: Sequence[Example] = ()           # ewc: texts whose targets the seed wrote
+    shown: Sequence[Example] = ()               # onpolicy: each record's prompt with its demonstration, without targets
+    sample: Sample | None = None                # onpolicy: puts the model's own answers in place of a step's targets
+    sampling: str = ""                          # how `sample` draws, for the saved state
 
 
 @dataclass(frozen=True)
 class Start:
-    """What an objective may be prepared from, once, while `model` still computes as the seed."""
+    """What an objective may be prepared from, once, while `model` computes as the seed: its adapter is still zero."""
 
     model: Llama
     examples: Sequence[Example]                 # all that will be trained on
     settings: TrainSettings
     folder: Path                                # of this training
+    average: Average                            # onpolicy: the teacher
     material: Material = field(default_factory=Material)
 
     def strength(self, default: float) -> float:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdft.errors import SdftError
 from sdft.kernels.linear_cross_entropy import linear_cross_entropy
 from sdft.progress import progress
 from sdft.train.batches import Batch, may_share, pack_within
@@ -44,10 +45,14 @@ def stm(start: Start) -> Weighted:
     """Selective token masking: w = 1 where p₀(target) ≥ `floor`, else 0 (arXiv 2501.14315).
 
     p₀ is the seed's probability; the default floor 0.4 is the paper's token perplexity of 2.5. A target below it teaches
-    nothing, and is still read as context by those behind it.
+    nothing, and is still read as context by those behind it. Raises SdftError where none is above.
     """
     most = -math.log(start.settings.floor)
-    return Weighted({id: (nll <= most).to(nll.dtype) for id, nll in _seed_nll(start).items()})
+    weights = {id: (nll <= most).to(nll.dtype) for id, nll in _seed_nll(start).items()}
+    if not any(own.any() for own in weights.values()):
+        raise SdftError(f"objective stm: no target has a probability of {start.settings.floor} or more under the seed; "
+                        "lower `floor`")
+    return Weighted(weights)
 
 
 def flow(start: Start) -> Weighted:
