@@ -70,14 +70,16 @@ def test_the_arms_of_a_run_are_trained_measured_and_shown(finished):
     for arm in SOME:
         measured = measures["arms"][arm]
         assert measured["shift"]["total"] > 0 and measured["general"]["kl"] > 0 and measured["training"]["steps"] > 0
-        assert (finished / arm / "adapter_config.json").is_file() and (finished / "eval" / arm / "general.jsonl").is_file()
+        assert (finished / arm / "adapter_config.json").is_file()
+        assert (finished / "eval" / arm / "general.jsonl").is_file()
         assert arm in (finished / "report.md").read_text()
     assert (finished / "ewc" / "fisher.safetensors").is_file()
-    assert measures["arms"]["replay"]["training"]["records"] == 5        # one dialogue beside four: 1/5 is nearest to 0.1
+    assert measures["arms"]["replay"]["training"]["records"] == 5        # one dialogue beside four is nearest to 0.1
 
 
 def test_every_arm_trains_and_none_is_another(lab):
-    lab.settings, lab.arms = replace(lab.settings, epochs=1, floor=0.01, strength=0.1), replace(lab.arms, arms=tuple(ARMS))
+    lab.settings = replace(lab.settings, epochs=1, floor=0.01, strength=0.1)
+    lab.arms = replace(lab.arms, arms=tuple(ARMS))
     originals = lab.examples(lab.task.train)
     rewritten = lab.examples([replace(record, response="My own words, more of them.") for record in lab.task.train])
     moved = {}
@@ -201,8 +203,9 @@ def test_replay_mixes_in_dialogues_that_the_seed_wrote(lab):
         learned = [token for token, target in zip(dialogue.tokens, dialogue.mask, strict=True) if target]
         assert learned == answers[dialogue.id]["tokens"] and answers[dialogue.id]["finish"] == "length"
         assert dialogue.tokens[: len(header)] == header and dialogue.mask == sorted(dialogue.mask)
-        asked = user_text(lab.tokenizer, Rewrite(**{k: turns[dialogue.id][k] for k in Rewrite.__dataclass_fields__}), None)
-        assert lab.tokenizer.encode(asked) == dialogue.tokens[len(header) :][: len(lab.tokenizer.encode(asked))]
+        turn = Rewrite(**{name: turns[dialogue.id][name] for name in Rewrite.__dataclass_fields__})
+        asked = lab.tokenizer.encode(user_text(lab.tokenizer, turn, None))
+        assert asked == dialogue.tokens[len(header) :][: len(asked)]
     assert len({tuple(dialogue.tokens) for dialogue in dialogues}) == 4  # sampled, not one greedy answer
     stamp = (lab.folder / "seed-answers.jsonl").stat().st_mtime_ns
     assert seed_dialogues(lab, 4) == dialogues and (lab.folder / "seed-answers.jsonl").stat().st_mtime_ns == stamp
@@ -213,7 +216,8 @@ def test_a_general_prompt_is_never_replayed(lab, monkeypatch):
     texts = iter(["", general, "Mine.", "Mine.", "Another."] + ["More."] * 20)
     monkeypatch.setattr("sdft.experiment.seed_text.user_text", lambda *_: next(texts))
     dialogues = [lab.tokenizer.decode(dialogue.tokens, skip_special=False) for dialogue in seed_dialogues(lab, 3)]
-    assert [text.partition("user\n")[2].partition("<|im_end|>")[0] for text in dialogues] == ["Mine.", "Another.", "More."]
+    asked = [text.partition("user\n")[2].partition("<|im_end|>")[0] for text in dialogues]
+    assert asked == ["Mine.", "Another.", "More."]
     monkeypatch.setattr("sdft.experiment.seed_text.user_text", lambda *_: "")
     with pytest.raises(SdftError, match="the seed wrote no user's turn of its own in 11 samples"):
         seed_dialogues(lab, 3)

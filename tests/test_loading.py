@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, copy_of, hf_model, tiny_llama
 
 from sdft.errors import SdftError
-from sdft.model.loading import load_model
+from sdft.model.loading import as_dtype, load_model
 from sdft.model.lora import add_lora, lora_layers, merge
 from sdft.model.saving import save_checkpoint
 
@@ -121,8 +121,15 @@ def test_damaged_folders_are_one_line(folder):
         load_model(folder)
 
 
+@pytest.mark.parametrize(("knows", "device", "dtype"), [(True, "cpu", torch.bfloat16), (False, "cpu", torch.float32),
+                                                       (False, "cuda", torch.bfloat16)])
+def test_auto_is_bfloat16_where_the_processor_multiplies_in_it(monkeypatch, knows, device, dtype):
+    monkeypatch.setattr("sdft.model.loading.multiplies_bfloat16", lambda: knows)
+    assert as_dtype("auto", device) == dtype and as_dtype("float16", device) == torch.float16
+
+
 def test_an_unknown_dtype_is_one_line(folder):
-    with pytest.raises(SdftError, match="dtype: expected one of bfloat16, float16, float32, got 'int4'"):
+    with pytest.raises(SdftError, match="dtype: expected auto or one of bfloat16, float16, float32, got 'int4'"):
         load_model(folder, "int4")
 
 

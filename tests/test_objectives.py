@@ -24,7 +24,7 @@ from sdft.train.state import describe
 SETTINGS = TrainSettings(lr=5e-3, epochs=2, batch_size=4, rank=2, alpha=4, save_every=100)
 RECORDS = examples(5, shared=20)
 TEXTS = examples(3, seed=5)
-SHOWN = [Example(e.id, e.tokens, [False] * len(e.tokens)) for e in examples(8, seed=6, shared=20)]     # teacher's prompts
+SHOWN = [Example(e.id, e.tokens, [False] * len(e.tokens)) for e in examples(8, seed=6, shared=20)]
 STRENGTH = 0.3
 
 
@@ -201,8 +201,9 @@ def test_a_fisher_is_kept_and_a_foreign_one_refused(tmp_path):
 @pytest.mark.parametrize("name", sorted({*OBJECTIVES, *PREPARED} - {"cross_entropy"}))
 def test_each_trains_and_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
     settings = replace(SETTINGS, objective=name, floor=0.02, save_every=1, ema=0.5 if "onpolicy" in name else 0.0)
+    material = MATERIAL if "onpolicy" in name else Material(TEXTS)
     whole, cut = tiny_model(), tiny_model()
-    train(whole, examples(8), settings, tmp_path / "whole", material=MATERIAL if "onpolicy" in name else Material(TEXTS))
+    train(whole, examples(8), settings, tmp_path / "whole", material=material)
     calls = []
 
     def killed(*args):
@@ -213,10 +214,10 @@ def test_each_trains_and_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "gradient", killed)
     with pytest.raises(MemoryError):
-        train(cut, examples(8), settings, tmp_path / "cut", material=MATERIAL if "onpolicy" in name else Material(TEXTS))
+        train(cut, examples(8), settings, tmp_path / "cut", material=material)
     monkeypatch.setattr(loop, "gradient", gradient)
     cut = tiny_model()
-    train(cut, examples(8), settings, tmp_path / "cut", material=MATERIAL if "onpolicy" in name else Material(TEXTS))
+    train(cut, examples(8), settings, tmp_path / "cut", material=material)
     assert len(calls) == 3 and ("onpolicy" in name) == any(
         key.startswith("average.") for key in read_tensors(tmp_path / "cut" / "state.safetensors"))
     for ours, theirs in zip(factors(cut), factors(whole), strict=True):
@@ -245,7 +246,8 @@ def test_a_state_of_another_objective_or_strength_is_refused(tmp_path):
     ({"objective": "onpolicy"}, "onpolicy needs the model's own samples and demonstrations"),
     ({"objective": "ewc"}, "ewc needs texts that the seed wrote"), ({"objective": "kll"}, "did you mean kl"),
     *(({"objective": name, "method": "full"}, f"{name} compares with the seed") for name in NEEDS_ADAPTER),
-    ({"objective": "stm", "floor": 1.0}, "stm: no target has a probability of 1.0"), ({"strength": -1.0}, "strength: expected 0 or more"), ({"floor": 0.0}, "floor: expected a probability above 0")])
+    ({"objective": "stm", "floor": 1.0}, "stm: no target has a probability of 1.0"),
+    ({"strength": -1.0}, "strength: expected 0 or more"), ({"floor": 0.0}, "floor: expected a probability above 0")])
 def test_what_cannot_be_is_told(changes, message, tmp_path):
     with pytest.raises(SdftError, match=message):
         train(tiny_model(), examples(2), replace(SETTINGS, **changes), tmp_path)

@@ -3,14 +3,14 @@
 An arm is what is trained on, with which settings, and what happens afterwards; all go through the same loop. "As sft"
 means the data's own answers and the run's settings, but for what is said.
 
-    self-output        the seed's own answers, no reference shown, where the task's check accepts them, else the original
+    self-output        the seed's own answers, no reference shown, where the task's check accepts them, else originals
     token-matched-sft  as sft, for so many steps that it learns as many target tokens as sdft does
     replay             as sft, with a share of dialogues that the seed wrote by itself (arXiv 2403.01244)
     wise-ft            sft, then (1 − a)·θ₀ + a·θ₁ (arXiv 2109.01903)
     low-lr, low-rank   as sft with a tenth of the learning rate; with rank 1 at the same scale α/R
     kl, l2-sp, ewc, dft, stm, flow      as sft with another objective: sdft/train/objectives/
-    sdft-onpolicy      pulled to the seed that is shown the answer, on its own samples (arXiv 2601.19897): forward KL to the
-                       frozen seed; -reverse: reverse KL; -ema: the teacher is a moving average of the student
+    sdft-onpolicy      pulled to the seed that is shown the answer, on its own samples (arXiv 2601.19897): forward KL to
+                       the frozen seed; -reverse: reverse KL; -ema: to a moving average of the student (decay 0.99)
 
     sdft run --arms=sft,sdft,kl,replay
 """
@@ -47,7 +47,7 @@ class Arm:
     targets: Sequence[Example]
     settings: TrainSettings
     material: Material = Material()
-    folder: str = ""                # in the run folder, of its training; an arm that goes on from another has that one's
+    folder: str = ""                # of its training, in the run folder; an arm that goes on from another has its
     kept: float = 1.0               # the share of the change of the weights that stays after training
 
     def finish(self, lab: Lab, model: Llama) -> None:

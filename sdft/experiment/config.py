@@ -85,8 +85,8 @@ class ArmsConfig:
     """What is trained and compared, and what single arms need."""
 
     arms: tuple[str, ...] = option(("sft", "sdft"), "what to train: sft, sdft, and rivals: self-output, "
-                                   "token-matched-sft, replay, wise-ft, low-lr, low-rank, kl, l2-sp, ewc, dft, stm, flow, "
-                                   "sdft-onpolicy with -reverse, -ema or both behind it")
+                                   "token-matched-sft, replay, wise-ft, low-lr, low-rank, kl, l2-sp, ewc, dft, stm, "
+                                   "flow, sdft-onpolicy with -reverse, -ema or both behind it")
     replay: float = option(0.1, "replay: share of dialogues that the seed wrote by itself")
     wise: float = option(0.5, "wise-ft: share of the change of the weights that stays")
 

@@ -1,7 +1,7 @@
-"""What on-policy self-distillation needs in every step: the student's own answers, and prompts that show the teacher more.
+"""What on-policy self-distillation needs at every step: the student's own answers, and a teacher that is shown more.
 
     record ─train template→ x ─sample from the model as it is now─→ y          targets of this step
-       └──distil template, with the reference answer─→ c(x, y*)                the teacher's prompt, once before training
+       └──distil template, with the reference answer─→ c(x, y*)                the teacher's prompt
 """
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ def demonstrations(lab: Lab) -> list[Example]:
                 for record in lab.task.train]
     kept = fitting(requests, lab.seed.config.context_length, "sdft-onpolicy")
     if not kept:
-        raise SdftError("sdft-onpolicy: no record with its reference answer fits the model's context; use shorter records")
+        raise SdftError("sdft-onpolicy: no record with its reference answer fits the model's context; use shorter "
+                        "records")
     return [Example(request.id, request.tokens, [False] * len(request.tokens)) for request in kept]
 
 
 def student_samples(lab: Lab, shown: Sequence[Example]) -> Material:
-    """A step's answers are drawn at temperature 1 from the model itself, each from the step's and its record's own seed.
+    """A step's answers are drawn at temperature 1 from the model itself, each seeded by the step and its record.
 
     An answer has at most `rewrite_tokens`, and fewer where the teacher's prompt leaves less room in the context.
     """

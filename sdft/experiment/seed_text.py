@@ -25,11 +25,11 @@ SPARE = 8                   # turns sampled beyond those asked for, since some a
 
 
 def seed_dialogues(lab: Lab, count: int) -> list[Example]:
-    """`count` dialogues of one turn each as examples, the answers their targets: exactly the tokens that the seed chose.
+    """`count` dialogues of one turn each, the answers their targets: exactly the tokens that the seed chose.
 
-    An answer that was cut at `rewrite_tokens` is learned without an end. Written to seed-turns.jsonl and
-    seed-answers.jsonl in the run folder, line by line; a run that was killed goes on. Raises SdftError where the seed
-    writes no usable turn.
+    An answer that was cut at `rewrite_tokens` is learned without an end. The texts are journals of the run folder,
+    seed-turns.jsonl and seed-answers.jsonl; a run that was killed goes on. Raises SdftError where the seed writes no
+    usable turn.
     """
     seed, tokenizer = lab.seed, lab.tokenizer
     with lab.timed("seed text"):

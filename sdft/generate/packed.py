@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sdft.kernels.rope import rope
 from sdft.model.llama import Attend, Llama, RMSNorm
+from sdft.model.loading import multiplies_bfloat16
 from sdft.model.lora import LoRALinear
 
 LARGEST = 2 * 2**30            # bytes of weights: a larger model is not copied, its products are long enough as they are
@@ -128,7 +129,7 @@ def norm(module: RMSNorm, x: Tensor) -> Tensor:
 def packed(model: Llama) -> Llama | PackedLlama:
     """The model as generation computes with it: packed on a CPU whose oneDNN knows its dtype, else the model itself."""
     known = model.dtype == torch.float32 or (
-        model.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        model.dtype == torch.bfloat16 and multiplies_bfloat16())
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     if model.device.type != "cpu" or not known or not torch.backends.mkldnn.is_available() or size > LARGEST:
         return model

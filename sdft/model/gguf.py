@@ -153,7 +153,7 @@ DECODERS: dict[int, tuple[int, int, Callable[[np.ndarray], np.ndarray]]] = {
 }
 
 
-def load_gguf(path: Path, dtype: str | torch.dtype = "bfloat16", device: str | torch.device = "cpu") -> Llama:
+def load_gguf(path: Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu") -> Llama:
     """Load a GGUF model in eval mode.
 
     Raises SdftError for a damaged file, an unsupported architecture or type of tensor, and missing or unknown tensors.

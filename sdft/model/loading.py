@@ -33,7 +33,7 @@ def load_config(folder: Path) -> LlamaConfig:
     return LlamaConfig.from_hf(values, str(path))
 
 
-def load_model(folder: Path, dtype: str | torch.dtype = "bfloat16", device: str | torch.device = "cpu") -> Llama:
+def load_model(folder: Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu") -> Llama:
     """Load the model in `folder` in eval mode, its weights in `dtype`.
 
     Raises SdftError for a missing or damaged file, an unsupported architecture, and missing, unknown or misshapen
@@ -58,7 +58,8 @@ def build(config: LlamaConfig, names: Collection[str], read: Callable[[str], Ten
     where: what the weights come from, and asker: what the configuration comes from, in the SdftError that tells of
     missing, unknown and misshapen tensors.
     """
-    dtype, device = as_dtype(dtype), as_device(device)
+    device = as_device(device)
+    dtype = as_dtype(dtype, device)
     layers = {name.split(".")[2] for name in names if name.startswith("model.layers.")}
     if len(layers) < config.num_hidden_layers:
         raise SdftError(f"{where}: {asker} asks for {config.num_hidden_layers} layers, found the weights of "
@@ -80,13 +81,24 @@ def build(config: LlamaConfig, names: Collection[str], read: Callable[[str], Ten
     return model.eval()
 
 
-def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """The torch dtype of a name such as "bfloat16" (SdftError for an unknown one)."""
+def as_dtype(dtype: str | torch.dtype, device: str | torch.device = "cpu") -> torch.dtype:
+    """The torch dtype of a name such as "bfloat16" (SdftError for an unknown one).
+
+    "auto" is bfloat16, and float32 on a CPU that has no instructions for bfloat16, where products in it take many
+    times as long.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
+    if dtype == "auto":
+        return torch.float32 if torch.device(device).type == "cpu" and not multiplies_bfloat16() else torch.bfloat16
     if dtype not in DTYPES:
-        raise SdftError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+        raise SdftError(f"dtype: expected auto or one of {', '.join(DTYPES)}, got {dtype!r}")
     return DTYPES[dtype]
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether oneDNN multiplies in bfloat16 on this CPU; else torch falls back to loops of its own."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def as_device(device: str | torch.device) -> torch.device:

@@ -3,7 +3,7 @@
     ā ← d·ā + (1 − d)·a     after every optimiser step, for both factors of every adapted layer; ā starts as a does
 
 A decay d of 0 keeps no average: the teacher is the model with its adapter off. The average is part of a saved state, so
-that a resumed run has the same teacher (Tarvainen & Valpola 2017, arXiv 1703.01780; arXiv 2601.19897 uses d = 0.99).
+that a resumed run has the same teacher (mean teacher, Tarvainen & Valpola 2017, arXiv 1703.01780).
 """
 from __future__ import annotations
 

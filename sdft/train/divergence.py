@@ -1,4 +1,4 @@
-"""What hidden states say through the head, a few rows at a time: each target's surprise, and the divergence of two views.
+"""What hidden states say through the head, a few rows at a time: each target's surprise, the divergence of two views.
 
 For rows h and g of two views, z = h·Wᵀ and t = g·Wᵀ, p = softmax(z) and q = softmax(t), q without a gradient:
 

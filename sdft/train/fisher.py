@@ -3,8 +3,9 @@
     F_i = mean over texts y ~ π₀ of (∂ log π₀(y) / ∂θ_i)²          (Kirkpatrick et al. 2017, arXiv 1612.00796)
 
 y are targets that the seed wrote, log π₀(y) the sum over their tokens, θ the layer's full weight W (O, D), not the
-factors of an adapter. To second order KL(π₀ ‖ π) of a text is ½·Σ F_i·Δ_i², as far as the diagonal tells. The gradients are
-squared text by text, exactly, and one matrix of gradients exists at a time beside F itself, which is in fp32.
+factors of an adapter. To second order KL(π₀ ‖ π) of a text is ½·Σ F_i·Δ_i², as far as the diagonal tells. That holds for
+texts sampled at temperature 1; greedy ones give an estimate. The gradients are squared text by text, exactly, and one
+matrix of gradients exists at a time beside F itself, which is in fp32.
 
     from sdft.train.fisher import fisher
     F = fisher(model, examples)["model.layers.0.self_attn.q_proj"]          # (O, D)

@@ -53,11 +53,8 @@ def squared_shift(layers: Mapping[str, LoRALinear]) -> Tensor:
 
     No B·A (O, D) is ever formed. Computed in fp64, as the inner product cancels while B is small.
     """
-    total = torch.zeros((), dtype=torch.float64)
-    for layer in layers.values():
-        A, B = layer.lora_A.double(), layer.lora_B.double()
-        total = total.to(A.device) + layer.scale**2 * ((B.t() @ B) * (A @ A.t())).sum()     # (R, R) each
-    return total
+    factors = [(layer.scale, layer.lora_A.double(), layer.lora_B.double()) for layer in layers.values()]
+    return sum(scale**2 * ((B.t() @ B) * (A @ A.t())).sum() for scale, A, B in factors)         # (R, R) each
 
 
 class FullWeights:

@@ -2,10 +2,10 @@
 
     y ~ π(· | x)        Σ_t KL( π_T(· | c, x, y*, y_<t) ‖ π(· | x, y_<t) )        (arXiv 2601.19897, also named SDFT)
 
-π is the model being trained, y its own sample, freshly drawn at every step without a gradient through the drawing; π_T is
-the teacher, who reads the same y behind a prompt with the demonstration y* (the distillation template c). "onpolicy" takes
-the forward divergence above, with which the published results were made, "onpolicy-reverse" KL(π ‖ π_T). With the
-setting `ema` at 0 the teacher is the seed, else a moving average of the student (`sdft.train.average`).
+π is the model being trained, y its own sample, drawn anew at every step, without a gradient through the drawing; π_T is
+the teacher, who reads the same y behind a prompt with the demonstration y* (the distillation template c). "onpolicy"
+takes the forward divergence above, with which the published results were made, "onpolicy-reverse" KL(π ‖ π_T). With
+the setting `ema` at 0 the teacher is the seed, else a moving average of the student (`sdft.train.average`).
 """
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ from sdft.train.weights import squared_shift
 class KL:
     """−Σ log p(target) + λ·Σ KL(π₀ ‖ π): at every target, over the whole vocabulary, the divergence from the seed.
 
-    As RLHF's penalty, with its directions exchanged, and as distillation of the seed (Li & Hoiem 2016, arXiv 1606.09282).
-    λ = 0.5 by default, which arXiv 2509.03934 uses on prompt tokens. Costs a forward pass of the seed at every step.
+    Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) on the new targets. λ = 0.5 by default, which arXiv
+    2509.03934 uses on prompt tokens. Costs a forward pass of the seed at every step.
     """
 
     strength: float

@@ -1,4 +1,4 @@
-"""Rivals that weigh the cross-entropy: each target by its probability (dft), or by what the seed thinks of it (stm, flow).
+"""Rivals that weigh the cross-entropy, by a target's probability (dft) or by what the seed gave it (stm, flow).
 
     Σ w·−log p(target)
 
@@ -44,8 +44,8 @@ class Weighted:
 def stm(start: Start) -> Weighted:
     """Selective token masking: w = 1 where p₀(target) ≥ `floor`, else 0 (arXiv 2501.14315).
 
-    p₀ is the seed's probability; the default floor 0.4 is the paper's token perplexity of 2.5. A target below it teaches
-    nothing, and is still read as context by those behind it. Raises SdftError where none is above.
+    p₀ is the seed's probability; the default floor 0.4 is the paper's token perplexity of 2.5. A target below it
+    teaches nothing, and is still read as context by those behind it. Raises SdftError where none is above.
     """
     most = -math.log(start.settings.floor)
     weights = {id: (nll <= most).to(nll.dtype) for id, nll in _seed_nll(start).items()}
