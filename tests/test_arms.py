@@ -1,85 +1,272 @@
-"""Two adapters beside each other against their products as vectors and as spaces."""
+"""Every arm end to end on a tiny model, what makes it differ from plain fine-tuning, and the seed's own text."""
 from __future__ import annotations
 
-import math
+import copy
+import json
+from dataclasses import replace
 
 import pytest
 import torch
-from adapted import adapted
-from tiny import tiny_llama
+from safetensors.torch import load_file
+from small_run import options, save_tiny_model
+from tiny_chat import byte_tokenizer
+from training_parts import examples, tiny_model
 
+from sdft.cli import main
+from sdft.distill import Distilled
+from sdft.distill.rewrite import Rewrite
 from sdft.errors import SdftError
-from sdft.measure.arms import adapter_in, adapter_of, compare_adapters
-from sdft.model.adapters import save_adapter
-from sdft.model.lora import lora_layers
+from sdft.experiment.arms import ARMS, _steps_to, arms_of, interpolate
+from sdft.experiment.config import make_config, with_task
+from sdft.experiment.lab import Lab
+from sdft.experiment.seed_text import seed_dialogues, user_header, user_text
+from sdft.files import Journal
+from sdft.generate import Request, Sampling, stream
+from sdft.model import load
+from sdft.model.lora import add_lora, lora_layers
+from sdft.tasks import load_task
+from sdft.train import TrainSettings, train
+
+SOME = ("sft", "wise-ft", "replay", "ewc")
+FEW = ["--test_records=1", "--instruction_items=0", "--general_items=1"]
 
 
-def delta(factors) -> torch.Tensor:
-    return factors.scale * factors.B.double() @ factors.A.double()
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def test_an_adapter_is_read_without_its_model(tmp_path):
-    for rslora, scale in ((False, 16 / 4), (True, 16 / math.sqrt(4))):
-        model = adapted(rslora=rslora)
-        save_adapter(model, tmp_path)
-        read = adapter_in(tmp_path)
-        assert read.keys() == lora_layers(model).keys()
-        for name, factors in adapter_of(model).items():
-            assert torch.equal(read[name].A, factors.A) and torch.equal(read[name].B, factors.B)
-            assert read[name].scale == factors.scale == scale
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """A run of arms that need more than other settings."""
+    folder = tmp_path_factory.mktemp("runs") / "some"
+    assert main(["run", *options(model), *FEW, f"--arms={','.join(SOME)}", "--out", str(folder)]) == 0
+    return folder
 
 
-def test_arms_are_compared_as_vectors_and_as_spaces():
-    """Both began with the same A, so their row spaces are the same; the column spaces are drawn apart."""
-    first, second = adapter_of(adapted(seed=1)), adapter_of(adapted(seed=2, alpha=8))
-    found = compare_adapters(first, second)
-    deltas = [{name: delta(factors) for name, factors in each.items()} for each in (first, second)]
-    flat = [torch.cat([change.flatten() for change in each.values()]) for each in deltas]
-    assert found["cosine"] == pytest.approx(torch.nn.functional.cosine_similarity(*flat, dim=0).item())
-    assert found["norms"] == pytest.approx([vector.norm().item() for vector in flat])
-    for row in found["modules"]:
-        mine, other = (each[row["name"]] for each in deltas)
-        assert row["cosine"] == pytest.approx(torch.nn.functional.cosine_similarity(mine.flatten(), other.flatten(), 0)
-                                              .item())
-        U, U_2 = (torch.linalg.svd(change).U[:, :4] for change in (mine, other))
-        assert row["left"] == pytest.approx(torch.linalg.svdvals(U.t() @ U_2).tolist())
-        assert row["left_cosine"] == pytest.approx(sum(row["left"]) / 4) and row["left_cosine"] < 0.9
-        assert row["right"] == pytest.approx([1] * 4)
-    for group in (*found["layers"], *found["kinds"]):
-        key = "layer" if "layer" in group else "kind"
-        names = [row["name"] for row in found["modules"] if row[key] == group[key]]
-        flat = [torch.cat([each[name].flatten() for name in names]) for each in deltas]
-        assert group["cosine"] == pytest.approx(torch.nn.functional.cosine_similarity(*flat, dim=0).item())
-    assert len(found["layers"]) == 3 and [group["kind"] for group in found["kinds"]] == ["q_proj", "v_proj"]
+@pytest.fixture
+def lab(model, tmp_path):
+    """A lab of four records with nothing done yet."""
+    config, given = make_config(None, {"model": str(model), "dtype": "float32", "max_length": "2048",
+                                       "rewrite_tokens": "8", "batch_size": "2", "general_items": "2"})
+    task = load_task("passages", train_records=4, test_records=1)
+    return Lab(with_task(config, given, **task.decides), tmp_path, *load(model, "float32"), task)
 
 
-def test_the_right_space_is_that_of_what_is_read():
-    first, second = adapter_of(adapted()), adapter_of(adapted())
-    name = next(iter(second))
-    second[name].A[:] = torch.randn(second[name].A.shape, generator=torch.Generator().manual_seed(9))
-    row = compare_adapters(first, second)["modules"][0]
-    assert row["left"] == pytest.approx([1] * 4)
-    V, V_2 = (torch.linalg.svd(delta(each[name])).Vh[:4].t() for each in (first, second))
-    assert row["right"] == pytest.approx(torch.linalg.svdvals(V.t() @ V_2).tolist())
+def adapter(folder, arm):
+    return load_file(str(folder / arm / "adapter_model.safetensors"))
 
 
-def test_an_arm_that_did_not_move_has_no_directions():
-    first, second = adapter_of(adapted()), adapter_of(adapted(size=0))
-    found = compare_adapters(first, second)
-    assert found["cosine"] == 0 and found["norms"][1] == 0 and found["left_cosine"] is None
-    assert found["modules"][0]["left"] == found["modules"][0]["right"] == []
+def arm_of(lab, name):
+    lab.arms = replace(lab.arms, arms=(name,))
+    originals = lab.examples(lab.task.train)
+    (arm,) = arms_of(lab, originals, lab.examples([replace(r, response="My words.") for r in lab.task.train]))
+    return arm, originals
 
 
-def test_ranks_and_targets_may_differ_and_shapes_may_not():
-    first, second = adapter_of(adapted()), adapter_of(adapted(rank=2, targets=("q_proj", "o_proj")))
-    found = compare_adapters(first, second)
-    assert [row["kind"] for row in found["modules"]] == ["q_proj"] * 3 and len(found["modules"][0]["left"]) == 2
-    assert len(found["unmatched"]) == 6
-    with pytest.raises(SdftError, match="no module in common"):
-        compare_adapters(first, adapter_of(adapted(targets=("o_proj",))))
-    wide = adapter_of(adapted(tiny_llama(hidden_size=64, head_dim=16)))
-    with pytest.raises(SdftError, match=r"q_proj of \(32, 32\) and of \(64, 64\); expected two of one base"):
-        compare_adapters(first, wide)
-    first["model.layers.0.self_attn.q_proj"].B[0] = math.inf
-    with pytest.raises(SdftError, match="q_proj: expected finite factors"):
-        compare_adapters(first, second)
+def test_the_arms_of_a_run_are_trained_measured_and_shown(finished):
+    measures = json.loads((finished / "measures.json").read_text())
+    assert list(measures["arms"]) == ["seed", *SOME]
+    for arm in SOME:
+        measured = measures["arms"][arm]
+        assert measured["shift"]["total"] > 0 and measured["general"]["kl"] > 0 and measured["training"]["steps"] > 0
+        assert (finished / arm / "adapter_config.json").is_file()
+        assert (finished / "eval" / arm / "general.jsonl").is_file()
+        assert arm in (finished / "report.md").read_text()
+    assert (finished / "ewc" / "fisher.safetensors").is_file()
+    assert measures["arms"]["replay"]["training"]["records"] == 5        # one dialogue beside four is nearest to 0.1
+
+
+def test_every_arm_trains_and_none_is_another(lab):
+    lab.settings = replace(lab.settings, epochs=1, floor=0.01, strength=0.1)
+    lab.arms = replace(lab.arms, arms=tuple(ARMS))
+    originals = lab.examples(lab.task.train)
+    rewritten = lab.examples([replace(record, response="My own words, more of them.") for record in lab.task.train])
+    moved = {}
+    for arm in arms_of(lab, originals, rewritten):
+        model = lab.copy_of_seed()
+        train(model, arm.targets, arm.settings, lab.folder / arm.folder, material=arm.material)
+        arm.finish(lab, model)
+        moved[arm.name] = tuple(layer.delta().norm().item() for layer in lora_layers(model).values())
+        lab.give_back(model)
+    assert list(moved) == list(ARMS) and all(sum(norms) > 0 for norms in moved.values())
+    assert moved.pop("self-output") == moved["sft"]                      # no answer of this model is ever accepted
+    assert len(set(moved.values())) == len(moved)
+
+
+def test_sft_is_what_the_loop_makes_of_the_originals_alone(finished, lab, tmp_path):
+    train(lab.seed, lab.examples(lab.task.train), replace(lab.settings, epochs=1), tmp_path / "sft")
+    ours, theirs = adapter(finished, "sft"), adapter(tmp_path, "sft")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_wise_ft_keeps_half_of_what_sft_changed_and_trains_nothing_anew(finished):
+    sft, wise = adapter(finished, "sft"), adapter(finished, "wise-ft")
+    for name in sft:
+        assert torch.equal(wise[name], sft[name] * (0.5 if "lora_B" in name else 1))
+    arms = json.loads((finished / "measures.json").read_text())["arms"]
+    assert arms["wise-ft"]["shift"]["total"] == pytest.approx(arms["sft"]["shift"]["total"] / 2)
+    assert not (finished / "wise-ft" / "log.jsonl").exists()
+
+
+def test_going_on_with_all_arms_trained_changes_nothing(finished, model):
+    before = json.loads((finished / "measures.json").read_text())
+    (finished / "summary.json").unlink()
+    assert main(["run", str(finished / "config.toml"), "--out", str(finished)]) == 0
+    assert json.loads((finished / "measures.json").read_text()) == before
+
+
+def test_the_trivial_controls(lab):
+    arm, originals = arm_of(lab, "low-lr")
+    assert arm.settings == replace(lab.settings, lr=lab.settings.lr / 10) and arm.targets == originals
+    arm, _ = arm_of(lab, "low-rank")
+    assert (arm.settings.rank, arm.settings.alpha) == (1, 2.0)           # 16 / 8
+    lab.settings = replace(lab.settings, rslora=True, rank=4)
+    assert arm_of(lab, "low-rank")[0].settings.alpha == 8.0              # 16 / √4
+    for name in ("kl", "l2-sp", "ewc", "dft", "stm", "flow"):
+        arm, originals = arm_of(lab, name)
+        assert arm.settings == replace(lab.settings, objective=name) and arm.targets == originals
+        assert (arm.name, arm.folder, bool(arm.material.seed_text)) == (name, name, name == "ewc")
+
+
+def test_on_policy_the_model_answers_anew_at_every_step_and_the_teacher_sees_the_reference(lab, monkeypatch):
+    arm, originals = arm_of(lab, "sdft-onpolicy-reverse-ema")
+    assert arm.targets == originals
+    assert arm.settings == replace(lab.settings, objective="onpolicy-reverse", ema=0.99)
+    for record, prompt in zip(lab.task.train, arm.material.shown, strict=True):
+        text = lab.tokenizer.decode(prompt.tokens, skip_special=False)
+        assert record.response in text.partition("Reference Answer:")[2] and text.endswith("<|im_start|>assistant\n")
+        assert not any(prompt.mask) and prompt.id == record.id
+    first, again, later = (arm.material.sample(lab.seed, originals[:2], step) for step in (0, 0, 1))
+    assert first == again and [e.id for e in first] == [e.id for e in originals[:2]]
+    for original, drawn, other in zip(originals, first, later, strict=False):
+        prompt = original.tokens[: original.mask.index(True)]
+        assert drawn.tokens[: len(prompt)] == prompt and drawn.mask == [False] * len(prompt) + [True] * 8
+        assert drawn.tokens[len(prompt):] != other.tokens[len(prompt):]      # another step, another draw
+    sampling = Sampling(max_new_tokens=8, temperature=1.0, seed=lab.settings.seed)
+    request = Request(f"0 {first[0].id}", first[0].tokens[:-8])
+    (alone,) = stream(lab.seed, lab.tokenizer, [request], sampling)
+    assert alone.tokens == first[0].tokens[-8:]
+    context = len(arm.material.shown[0].tokens) + 3
+    monkeypatch.setattr(type(lab.seed.config), "context_length", context)
+    arm, _ = arm_of(lab, "sdft-onpolicy")
+    kept = {prompt.id for prompt in arm.material.shown}
+    assert {e.id for e in arm.targets} == kept and all(len(p.tokens) < context for p in arm.material.shown)
+    (drawn,) = arm.material.sample(lab.seed, [e for e in arm.targets if e.id == originals[0].id], 0)
+    assert sum(drawn.mask) == 3                                              # the room behind the teacher's prompt
+
+
+def test_self_output_takes_the_seeds_own_answer_where_the_check_accepts_it(lab, monkeypatch):
+    def accept(records, answers, check, limits):
+        assert [answer.id for answer in answers] == [record.id for record in records] and check is lab.task.check
+        return [Distilled(r.id, r.instruction, r.response, "My own words.", "rewrite", "") for r in records[:2]] + [
+            Distilled(r.id, r.instruction, r.response, r.response, "original", "no") for r in records[2:]]
+
+    monkeypatch.setattr("sdft.experiment.arms.choose", accept)
+    arm, originals = arm_of(lab, "self-output")
+    assert arm.targets[2:] == originals[2:]
+    assert arm.targets[:2] == lab.examples([replace(r, response="My own words.") for r in lab.task.train[:2]])
+    asked = json.loads((lab.folder / "self-output" / "answers.settings.json").read_text())
+    assert asked["template"]["name"] == "plain"                          # no reference shown
+
+
+def test_token_matched_learns_as_many_tokens_as_sdft():
+    records = examples(7)
+    counts = [sum(e.mask[1:]) for e in records]
+    one = TrainSettings(batch_size=7)
+    assert [_steps_to(n * sum(counts), records, one) for n in (1, 2, 5)] == [1, 2, 5]
+    assert _steps_to(int(2.4 * sum(counts)), records, one) == 2 and _steps_to(int(2.6 * sum(counts)), records, one) == 3
+    assert _steps_to(0, records, one) == 1
+    single = TrainSettings(batch_size=1)                                 # steps in the order of training
+    assert _steps_to(sum(counts), records, single) == 7 and _steps_to(3 * sum(counts), records, single) == 21
+
+
+def test_token_matched_counts_what_is_left_for_training(lab, tmp_path):
+    arm, originals = arm_of(lab, "token-matched-sft")
+    summary = train(lab.seed, originals, arm.settings, tmp_path / "matched")
+    sdft_tokens = lab.settings.epochs * 4 * len("My words.<")            # a byte a token, and the end
+    longest = 2 * max(sum(e.mask) for e in originals)                    # the most that a step learns
+    assert summary["steps"] == arm.settings.steps and abs(summary["target_tokens"] - sdft_tokens) <= longest / 2
+    assert Journal(tmp_path / "matched" / "log.jsonl").read()[-1]["lr"] < lab.settings.lr
+
+
+def test_replay_mixes_in_dialogues_that_the_seed_wrote(lab):
+    lab.arms = replace(lab.arms, replay=0.5)
+    arm, originals = arm_of(lab, "replay")
+    dialogues = arm.targets[4:]
+    assert arm.targets[:4] == originals and len(dialogues) == 4
+    turns = {line["id"]: line for line in Journal(lab.folder / "seed-turns.jsonl").read()}
+    answers = {line["id"]: line for line in Journal(lab.folder / "seed-answers.jsonl").read()}
+    header = user_header(lab.tokenizer, None)
+    assert lab.tokenizer.decode(header, skip_special=False) == "<|im_start|>user\n"
+    for dialogue in dialogues:
+        learned = [token for token, target in zip(dialogue.tokens, dialogue.mask, strict=True) if target]
+        assert learned == answers[dialogue.id]["tokens"] and answers[dialogue.id]["finish"] == "length"
+        assert dialogue.tokens[: len(header)] == header and dialogue.mask == sorted(dialogue.mask)
+        turn = Rewrite(**{name: turns[dialogue.id][name] for name in Rewrite.__dataclass_fields__})
+        asked = lab.tokenizer.encode(user_text(lab.tokenizer, turn, None))
+        assert asked == dialogue.tokens[len(header) :][: len(asked)]
+    assert len({tuple(dialogue.tokens) for dialogue in dialogues}) == 4  # sampled, not one greedy answer
+    stamp = (lab.folder / "seed-answers.jsonl").stat().st_mtime_ns
+    assert seed_dialogues(lab, 4) == dialogues and (lab.folder / "seed-answers.jsonl").stat().st_mtime_ns == stamp
+
+
+def test_a_general_prompt_is_never_replayed(lab, monkeypatch):
+    general = lab.general.items[0].messages[-1]["content"]
+    texts = iter(["", general, "Mine.", "Mine.", "Another."] + ["More."] * 20)
+    monkeypatch.setattr("sdft.experiment.seed_text.user_text", lambda *_: next(texts))
+    dialogues = [lab.tokenizer.decode(dialogue.tokens, skip_special=False) for dialogue in seed_dialogues(lab, 3)]
+    asked = [text.partition("user\n")[2].partition("<|im_end|>")[0] for text in dialogues]
+    assert asked == ["Mine.", "Another.", "More."]
+    monkeypatch.setattr("sdft.experiment.seed_text.user_text", lambda *_: "")
+    with pytest.raises(SdftError, match="the seed wrote no user's turn of its own in 11 samples"):
+        seed_dialogues(lab, 3)
+
+
+def test_a_turn_ends_where_its_chat_format_ends_it():
+    tokenizer = byte_tokenizer()
+
+    def turn(text):
+        return Rewrite("a", text, tokenizer.encode(text, special=True), "length", 0)
+
+    assert user_text(tokenizer, turn(" Why?\n<|im_end|>\n<|im_start|>assistant"), "chatml") == "Why?"
+    assert user_text(tokenizer, turn("Why? [/INST] Because."), "llama2") == "Why?"
+    assert user_text(tokenizer, turn("Why?"), "raw") == "Why?"
+
+
+def test_interpolation_between_seed_and_tuned():
+    model = tiny_model()
+    add_lora(model, rank=2)
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B)
+    deltas = [layer.delta() for layer in lora_layers(model).values()]
+    interpolate(model, None, 0.25)
+    for layer, delta in zip(lora_layers(model).values(), deltas, strict=True):
+        torch.testing.assert_close(layer.delta(), delta / 4)
+    seed, tuned = tiny_model(seed=0), tiny_model(seed=1)
+    mixed = copy.deepcopy(tuned)
+    interpolate(mixed, seed, 0.25)
+    for a, b, c in zip(seed.parameters(), tuned.parameters(), mixed.parameters(), strict=True):
+        torch.testing.assert_close(c, 0.75 * a + 0.25 * b)
+
+
+def test_full_fine_tuning_has_the_rivals_that_need_no_adapter(model, tmp_path):
+    folder = tmp_path / "full"
+    assert main(["run", *options(model), *FEW, "--method=full", "--arms=dft,wise-ft,flow", "--out", str(folder)]) == 0
+    shifts = {arm: row["shift"] for arm, row in json.loads((folder / "measures.json").read_text())["arms"].items()
+              if arm != "seed"}
+    assert list(shifts) == ["dft", "wise-ft", "flow"] and (folder / "wise-ft" / "model.safetensors").is_file()
+    log = Journal(folder / "sft" / "log.jsonl").read()                   # trained for wise-ft, and no arm of its own
+    assert shifts["wise-ft"]["total"] == pytest.approx(log[-1]["delta_norm"] / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize(("wrong", "message"), [
+    (["--arms=sft,sdfft"], "arms: expected names out of sft, sdft, .*, got 'sdfft' (did you mean sdft?)"),
+    (["--arms=sft,kl", "--method=full"], "objective kl compares with the seed"),
+    (["--replay=1"], "arms.replay: expected a share above 0 and below 1"),
+    (["--wise=1.5"], "arms.wise: expected a share from 0"), (["--arms="], "arms.arms: expected names")])
+def test_arms_that_cannot_be_are_told_before_any_work(wrong, message, model, tmp_path, capsys):
+    assert main(["run", *options(model), *wrong, "--out", str(tmp_path / "none")]) == 1
+    error = capsys.readouterr().err
+    assert all(part in error for part in message.split(".*")) and error.count("\n") <= 2
+    assert not (tmp_path / "none" / "rewrites.jsonl").exists()

@@ -19,6 +19,8 @@ from sdft.train import TrainSettings
 from sdft.train.batches import pack_within
 from sdft.train.loop import gradient
 from sdft.train.objectives import Views, cross_entropy
+from sdft.train.objectives.penalties import EWC, KL, L2SP
+from sdft.train.objectives.weighted import Weighted, dft
 from sdft.train.optimiser import adamw
 from sdft.train.weights import Adapter, FullWeights
 
@@ -120,3 +122,17 @@ def test_a_step_needs_no_host_sync_and_stays_on_its_device(cuda_without_gpu, met
             loss.item()
         with pytest.raises(RuntimeError, match="same device"):      # and at a wrong device
             model.head_weight @ torch.ones(model.config.hidden_size)
+
+
+@pytest.mark.parametrize("name", ["dft", "weighted", "kl", "l2-sp", "ewc"])
+def test_the_rivals_need_no_host_sync_either(cuda_without_gpu, name):
+    settings, batches, model = TrainSettings(rank=2), pack_within(examples(6), 40), tiny_model(torch.bfloat16)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        move_to_cuda(model)
+        adapter = Adapter(model, settings)
+        fisher = {layer: torch.ones_like(module.weight, dtype=torch.float32) for layer, module in adapter.layers.items()}
+        weights = {id: torch.ones(count) for batch in batches for id, count in zip(batch.ids, batch.counts)}
+        objective = {"dft": dft, "weighted": Weighted(weights), "kl": KL(0.5), "l2-sp": L2SP(0.1),
+                     "ewc": EWC(0.1, fisher)}[name]
+        loss = gradient(model, batches, objective)
+        assert {x.device.type for x in (loss, *(x.grad for x in adapter.parameters.values()))} == {"cuda"}

@@ -54,6 +54,7 @@ def needs(config: Config, task: Any, gflops: float, memory: float | None) -> dic
                for batch in step_batches(examples, step, train.batch_size, train.micro_tokens, train.seed, share)]
     largest = max(batches, key=lambda batch: len(batch.tokens))
     longest = max(len(example.tokens) for example in examples)
+    total = train.steps or train.epochs * steps
     tokens, targets = sum(len(batch.tokens) for batch in batches), sum(batch.targets for batch in batches)
     pairs = sum(int(batch.positions.sum()) + len(batch.tokens) for batch in batches)
 
@@ -71,9 +72,9 @@ def needs(config: Config, task: Any, gflops: float, memory: float | None) -> dic
 
     flops = {"rewrite, at most": p.generation_flops(shape, sum(prompts), limit * len(prompts),
                                                     sum(length**2 // 2 for length in lengths)),
-             "train, each arm": train.epochs * p.training_flops(shape, tokens, targets, pairs, train.method == "full")}
+             "train, each arm": total / steps * p.training_flops(shape, tokens, targets, pairs, train.method == "full")}
     plan = {"parameters": shape.weights, "trained": shape.weights if train.method == "full" else shape.adapter,
-            "records": len(task.train), "epochs": train.epochs, "steps": train.epochs * steps,
+            "records": len(task.train), "epochs": train.epochs, "steps": total,
             "tokens": {"prompts to rewrite": sum(prompts), "rewrites, at most": limit * len(prompts),
                        "training, an epoch": sum(len(example.tokens) for example in examples),
                        "computed, an epoch": tokens, "learned, an epoch": targets},

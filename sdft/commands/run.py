@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdft.commands import add_settings, existing, settings
+from sdft.experiment.config import SECTIONS
 
 Execute = Callable[[argparse.Namespace], None]
 
@@ -14,7 +15,7 @@ def run(parser: argparse.ArgumentParser) -> Execute:
     """The whole experiment, and its report."""
     parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings; options go over them")
     parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/TASK-MODEL)")
-    add_settings(parser, {section: () for section in ("model", "task", "distill", "train", "generate", "eval")})
+    add_settings(parser, {section: () for section in SECTIONS})
 
     def execute(options: argparse.Namespace) -> None:
         from sdft.report.figures import require_matplotlib

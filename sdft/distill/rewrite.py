@@ -12,9 +12,10 @@ turns are its history and stay as they are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sdft.distill.resume import fitting, resume
 from sdft.errors import SdftError
@@ -48,11 +49,17 @@ def rewrite_records(model, tokenizer, records: Sequence[Record], template: Templ
     Raises SdftError when the journal was made with another model, template, chat format or sampling, or from another
     record of the same id, and says which.
     """
-    made_with = {"model": fingerprint(model), "template": asdict(template), "chat": chat or tokenizer.chat,
-                 "sampling": asdict(sampling)}
     records = shuffle_references(records) if template.shuffled else records
     requests = [Request(record.id, distill_prompt(tokenizer, record, template, chat)) for record in records]
-    requests = fitting(requests, model.config.context_length, "rewrite")
+    return write_answers(model, tokenizer, requests, sampling, journal,
+                         {"template": asdict(template), "chat": chat or tokenizer.chat}, batch_size)
+
+
+def write_answers(model, tokenizer, requests: Sequence[Request], sampling: Sampling, journal: Path,
+                  made_with: Mapping[str, Any], batch_size: int = 32, what: str = "rewrite") -> list[Rewrite]:
+    """Let `model` answer `requests` as `rewrite_records` does; `made_with` says how their prompts were made."""
+    made_with = {"model": fingerprint(model), **made_with, "sampling": asdict(sampling)}
+    requests = fitting(requests, model.config.context_length, what)
     lines_file, lines = resume(journal, made_with)
     prompts = {request.id: digest(request.tokens) for request in requests}
     for request in requests:
@@ -60,7 +67,7 @@ def rewrite_records(model, tokenizer, records: Sequence[Record], template: Templ
             raise SdftError(f"{journal}: record {request.id} was another one when it was rewritten: use the old data "
                             "to go on, or another folder to start anew")
     waiting = [request for request in requests if request.id not in lines]
-    with lines_file, progress(total=len(requests), desc="rewrite", unit="record") as bar:
+    with lines_file, progress(total=len(requests), desc=what, unit="record") as bar:
         bar.update(len(requests) - len(waiting))
         for output in stream(model, tokenizer, waiting, sampling, batch_size):
             line = {**asdict(output), "seed": sampling.seed, "prompt": prompts[output.id]}

@@ -82,6 +82,17 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class ArmsConfig:
+    """What is trained and compared, and what single arms need."""
+
+    arms: tuple[str, ...] = option(("sft", "sdft"), "what to train: sft, sdft, and rivals: self-output, "
+                                   "token-matched-sft, replay, wise-ft, low-lr, low-rank, kl, l2-sp, ewc, dft, stm, "
+                                   "flow, sdft-onpolicy with -reverse, -ema or both behind it")
+    replay: float = option(0.1, "replay: share of dialogues that the seed wrote by itself")
+    wise: float = option(0.5, "wise-ft: share of the change of the weights that stays")
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a run. Every leaf's name is unique over the sections."""
 
@@ -91,10 +102,11 @@ class Config:
     train: TrainSettings = field(default_factory=TrainSettings)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    arms: ArmsConfig = field(default_factory=ArmsConfig)
 
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "task": TaskConfig, "distill": DistillConfig, "train": TrainSettings,
-                             "generate": GenerateConfig, "eval": EvalConfig}
+                             "generate": GenerateConfig, "eval": EvalConfig, "arms": ArmsConfig}
 SECTION_OF = {knob.name: section for section, kind in SECTIONS.items() for knob in fields(kind)}
 
 
@@ -242,7 +254,7 @@ def _flatten(values: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:
 
 def _check(config: Config) -> None:
     """Refuse what no stage could do, before any of them starts (training's own settings check themselves)."""
-    generate, distill, counted = config.generate, config.distill, config.eval
+    generate, distill, counted, arms = config.generate, config.distill, config.eval, config.arms
     for holds, text in (
         (generate.rows >= 1, f"generate.rows: expected at least 1, got {generate.rows}"),
         (distill.rewrite_tokens is None or distill.rewrite_tokens >= 1,
@@ -256,6 +268,8 @@ def _check(config: Config) -> None:
          f"eval.instruction_items: expected 0 (none) or more, got {counted.instruction_items}"),
         (counted.general_items is None or counted.general_items >= 1,
          f"eval.general_items: expected at least 1, since drift is measured on them; got {counted.general_items}"),
+        (0 < arms.replay < 1, f"arms.replay: expected a share above 0 and below 1, got {arms.replay}"),
+        (0 <= arms.wise < 1, f"arms.wise: expected a share from 0, below 1, got {arms.wise}"),
     ):
         if not holds:
             raise SdftError(text)

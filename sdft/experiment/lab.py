@@ -13,6 +13,7 @@ from typing import Any
 from sdft.distill import Limits
 from sdft.distill.rewrite import distill_prompt
 from sdft.errors import SdftError
+from sdft.experiment.arms import check_arms
 from sdft.experiment.config import Config
 from sdft.files import Journal
 from sdft.generate import Sampling
@@ -26,7 +27,6 @@ from sdft.text.chat import Example, encode_example
 from sdft.text.records import Record
 from sdft.text.templates import Template, get_template
 from sdft.text.tokenizer import Tokenizer
-from sdft.train.objectives import get_objective
 
 
 class Lab:
@@ -36,6 +36,7 @@ class Lab:
         self.folder, self.seed, self.tokenizer, self.task = folder, model, tokenizer, task
         self.model_name, self.chat = config.model.model, config.model.chat
         self.settings, self.rows, self.ratio = config.train, config.generate.rows, config.distill.ratio
+        self.arms = config.arms
         self.sampling = sampling(config, config.distill.rewrite_tokens)
         self.limits = Limits(config.distill.repetition, config.distill.times, config.distill.words)
         self.distill_template = get_template(config.distill.template or task.distill_template)
@@ -46,7 +47,7 @@ class Lab:
 
     def check(self) -> None:
         """Refuse at once what a later stage would refuse after minutes of work (SdftError)."""
-        get_objective(self.settings.objective)
+        check_arms(self.arms.arms, self.settings)
         if self.settings.method == "lora":
             match_targets(self.seed, self.settings.targets, self.settings.rank)
         empty = sum(not record.response.strip() for record in self.task.train)

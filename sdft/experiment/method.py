@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from sdft.distill import audit, choose, leave_out, mix, rewrite_records, write_distilled
+from sdft.experiment.arms import arms_of
 from sdft.experiment.lab import Lab
 from sdft.measure.drift import drift
 from sdft.measure.gap import gaps
@@ -19,7 +20,7 @@ from sdft.train import train
 def compare(lab: Lab) -> dict[str, Any]:
     """Fine-tune the seed on the data's own answers (sft) and on its rewrites of them (sdft); measure what each did.
 
-    Returns the content of measures.json.
+    The settings may name rivals beside the two (sdft/experiment/arms.py). Returns the content of measures.json.
     """
     seed, tokenizer, records = lab.seed, lab.tokenizer, lab.task.train
 
@@ -32,23 +33,24 @@ def compare(lab: Lab) -> dict[str, Any]:
     distilled = leave_out(choose(records, rewrites, lab.task.check, lab.limits), lab.ratio, lab.settings.seed)
     write_distilled(lab.folder / "distilled.jsonl", distilled)
     mixed = mix(records, distilled)
-    examples = {"sft": lab.examples(records), "sdft": lab.examples(mixed)}
+    originals, rewritten = lab.examples(records), lab.examples(mixed)
 
     # The gap: how surprising the targets are to the seed, before and after.
     with lab.timed("gap"):
-        measures = {"gap": gaps(seed, {"original": examples["sft"], "distilled": examples["sdft"]}),
+        measures = {"gap": gaps(seed, {"original": originals, "distilled": rewritten}),
                     "audit": audit(records, rewrites, distilled, mixed, lab.ratio, tokenizer)}
     measures["arms"] = {"seed": lab.abilities("seed", seed)}
 
-    # 3. Fine-tune LoRA on each set of targets, and measure abilities, drift of the outputs and shift of the weights.
-    for arm, targets in examples.items():
+    # 3. Fine-tune LoRA on each arm's targets, and measure abilities, drift of the outputs and shift of the weights.
+    for arm in arms_of(lab, originals, rewritten):
         model = lab.copy_of_seed()
-        with lab.timed(f"train {arm}"):
-            training = train(model, targets, lab.settings, lab.folder / arm, base_name=lab.model_name,
-                             tokenizer=tokenizer)
-        measures["arms"][arm] = lab.abilities(arm, model)
-        with lab.timed(f"drift {arm}"):
-            measures["arms"][arm]["general"] |= drift(model, lab.seed_view, f"drift, {arm}")
-        measures["arms"][arm] |= {"shift": shift(model, lab.other_seed(model)), "training": training}
+        with lab.timed(f"train {arm.name}"):
+            training = train(model, arm.targets, arm.settings, lab.folder / arm.folder, base_name=lab.model_name,
+                             tokenizer=tokenizer, material=arm.material)
+            arm.finish(lab, model)
+        measured = measures["arms"][arm.name] = lab.abilities(arm.name, model)
+        with lab.timed(f"drift {arm.name}"):
+            measured["general"] |= drift(model, lab.seed_view, f"drift, {arm.name}")
+        measured |= {"shift": shift(model, lab.other_seed(model)), "training": training}
         lab.give_back(model)
     return measures

@@ -189,13 +189,17 @@ def steps_per_epoch(examples: Sequence[Example], batch_size: int) -> int:
     return -(-len(examples) // batch_size)
 
 
-def step_batches(examples: Sequence[Example], step: int, batch_size: int, limit: int, seed: int,
-                 share: bool = False) -> list[Batch]:
-    """The packed batches of optimiser step `step` (from 0, through all epochs)."""
+def step_examples(examples: Sequence[Example], step: int, batch_size: int, seed: int) -> list[Example]:
+    """The examples of optimiser step `step` (from 0, through all epochs)."""
     epoch, index = divmod(step, steps_per_epoch(examples, batch_size))
     order = np.random.default_rng([seed, 0, epoch]).permutation(len(examples))
-    chosen = order[index * batch_size : (index + 1) * batch_size].tolist()
-    return pack_within([examples[i] for i in chosen], limit, share)
+    return [examples[i] for i in order[index * batch_size : (index + 1) * batch_size].tolist()]
+
+
+def step_batches(examples: Sequence[Example], step: int, batch_size: int, limit: int, seed: int,
+                 share: bool = False) -> list[Batch]:
+    """The packed batches of optimiser step `step`."""
+    return pack_within(step_examples(examples, step, batch_size, seed), limit, share)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -30,17 +30,26 @@ from sdft.model.fingerprint import fingerprint as model_fingerprint
 from sdft.model.llama import Llama
 from sdft.progress import progress
 from sdft.text.chat import Example
+from sdft.train.average import Average
 from sdft.train.batches import (
     Batch,
     fingerprint,
     hold_out,
     may_share,
     pack_within,
-    step_batches,
+    step_examples,
     steps_per_epoch,
     trainable,
 )
-from sdft.train.objectives import Objective, Views, cross_entropy, get_objective
+from sdft.train.objectives import (
+    Material,
+    Objective,
+    Start,
+    Views,
+    check_objective,
+    cross_entropy,
+    make_objective,
+)
 from sdft.train.optimiser import adamw, learning_rate, set_learning_rate
 from sdft.train.settings import TrainSettings
 from sdft.train.signals import StopRequest
@@ -64,8 +73,11 @@ def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, check
 
 
 def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, folder: Path,
-          validation: Sequence[Example] = (), base_name: str = "", tokenizer: Tokenizer | None = None) -> dict:
+          validation: Sequence[Example] = (), base_name: str = "", tokenizer: Tokenizer | None = None,
+          material: Material = Material()) -> dict:
     """Train `model` in place and leave the trained adapter in it; return a summary of the run.
+
+    `material` is what some objectives need beside the examples.
 
     Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method
     lora) or model.safetensors with config.json and the tokenizer's files (method full). When a state of the same run
@@ -75,25 +87,32 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
     """
     folder = Path(folder)
-    objective = get_objective(settings.objective)
+    check_objective(settings)
     examples, held, left_out = _prepare(model, examples, validation, settings)
-    about = describe(settings, fingerprint([*examples, *held]), model_fingerprint(model))
+    data = fingerprint([*examples, *held, *material.seed_text, *material.shown])
+    about = describe(settings, data, model_fingerprint(model)) | {"sampling": material.sampling}
     trained: Trained = (Adapter if settings.method == "lora" else FullWeights)(model, settings)
     parameters = trained.parameters
     optimiser = adamw(parameters, settings)
-    done = load_state(folder, about, parameters, optimiser)
+    average = Average(model, parameters, settings.ema)
+    objective = make_objective(Start(model, examples, settings, folder, average, material))
+    done = load_state(folder, about, parameters, optimiser, average.tensors)
     trained.publish()
+
+    def save(step: int) -> None:
+        save_state(folder, step, about, parameters, optimiser, average.tensors)
 
     share = may_share(model.device, settings.dropout)
     per_epoch = steps_per_epoch(examples, settings.batch_size)
-    total = per_epoch * settings.epochs
+    total = settings.steps or per_epoch * settings.epochs
     bar = progress(total=total, desc="train", unit="step")
     bar.update(done)
     model.train()
     with torch.random.fork_rng(), open_log(folder / "log.jsonl", done) as log, StopRequest() as stop, bar:
         for step in range(done, total):
             started = time.perf_counter()
-            batches = step_batches(examples, step, settings.batch_size, settings.micro_tokens, settings.seed, share)
+            chosen = step_examples(examples, step, settings.batch_size, settings.seed)
+            batches = pack_within(_targets(model, chosen, step, material), settings.micro_tokens, share)
             torch.manual_seed(settings.seed * 1_000_003 + step)         # dropout: by step, so that it can be resumed
             lr = learning_rate(step, total, settings)
 
@@ -101,12 +120,13 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip or math.inf)
             loss, norm = torch.stack((loss, norm)).tolist()             # the step's only wait for the device
             if not math.isfinite(loss + norm):
-                save_state(folder, step, about, parameters, optimiser)
+                save(step)
                 raise _not_finite(step, loss, norm, batches, folder)
             set_learning_rate(optimiser, lr)
             optimiser.step()
             optimiser.zero_grad()
             trained.publish()
+            average.follow()
 
             seconds = time.perf_counter() - started
             line = _line(step + 1, (step + 1) / per_epoch, loss, lr, norm, trained, batches, seconds)
@@ -118,7 +138,7 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             log.append(line)
             asked = stop.asked                                          # once: it may come between the two uses
             if (step + 1) % settings.save_every == 0 or step + 1 == total or asked:
-                save_state(folder, step + 1, about, parameters, optimiser)
+                save(step + 1)
             bar.set_postfix_str(f"loss {loss:.3f}")
             bar.update()
             if asked and step + 1 < total:
@@ -127,7 +147,17 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
         raise _stopped(total, total, folder)
     model.eval()
     trained.save(folder, base_name, tokenizer)
-    return _summary(log, len(examples), settings.epochs, left_out)
+    return _summary(log, len(examples), left_out)
+
+
+def _targets(model: Llama, chosen: list[Example], step: int, material: Material) -> list[Example]:
+    """The step's examples as they are learned: as they stand, or on-policy with what the model itself answers now."""
+    if material.sample is None:
+        return chosen
+    model.eval()
+    sampled = material.sample(model, chosen, step)
+    model.train()
+    return sampled
 
 
 @torch.no_grad()
@@ -178,10 +208,10 @@ def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch], f
                      "start anew in another folder with a lower lr")
 
 
-def _summary(log: Journal, records: int, epochs: int, left_out: dict[str, int]) -> dict:
+def _summary(log: Journal, records: int, left_out: dict[str, int]) -> dict:
     lines = log.read()
     last = lines[-1]
-    return {"records": records, "steps": last["step"], "epochs": epochs,
+    return {"records": records, "steps": last["step"], "epochs": last["epoch"],
             "tokens": sum(line["tokens"] for line in lines),
             "target_tokens": sum(line["target_tokens"] for line in lines),
             "seconds": round(sum(line["seconds"] for line in lines), 2), "left_out": left_out,

@@ -28,9 +28,14 @@ class TrainSettings:
     """How to train. Raises SdftError for an impossible value."""
 
     method: str = option("lora", "lora: low-rank adapters on a frozen base; full: every weight, with fp32 masters")
-    objective: str = option("cross_entropy", "what is minimised")
+    objective: str = option("cross_entropy", "what is minimised: cross_entropy; the rivals' are dft, stm, flow, kl, "
+                                             "l2-sp, and in a run ewc, onpolicy, onpolicy-reverse")
+    strength: float | None = option(None, "λ of kl, l2-sp and ewc (default: 0.5, 0.01, 0.01)")
+    floor: float = option(0.4, "stm: targets less probable than this under the seed are not learned")
+    ema: float = option(0.0, "onpolicy: the teacher follows the student by this decay, such as 0.99; 0: it is the seed")
     lr: float = option(5e-4, "peak learning rate")
     epochs: int = option(2, "passes over the training records")
+    steps: int | None = option(None, "optimiser steps, in place of epochs")
     batch_size: int = option(8, "records per optimiser step")
     micro_tokens: int = option(2048, "a step runs in packs of at most this many tokens, one record at the least; less "
                                     "memory for less, the same gradient")
@@ -58,13 +63,16 @@ class TrainSettings:
                                 f"{nearest(str(value), known)}")
         for name in ("epochs", "batch_size", "micro_tokens", "save_every", "rank"):
             self._check(name, lambda value: value >= 1, "at least 1")
+        self._check("steps", lambda value: value is None or value >= 1, "at least 1")
         self._check("max_length", lambda value: value >= 2, "at least 2")
         for name in ("lr", "alpha"):
             self._check(name, lambda value: 0 < value <= 1e6, "a positive number up to a million")
         for name in ("warmup", "weight_decay", "clip"):
             self._check(name, lambda value: 0 <= value < float("inf"), "0 or more")
         self._check("seed", lambda value: 0 <= value <= LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}")
-        for name in ("dropout", "validation"):
+        self._check("strength", lambda value: value is None or 0 <= value < float("inf"), "0 or more")
+        self._check("floor", lambda value: 0 < value <= 1, "a probability above 0")
+        for name in ("dropout", "validation", "ema"):
             self._check(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
         if not self.targets:
             raise SdftError("targets: expected at least one name of a linear layer, such as q_proj; got none")

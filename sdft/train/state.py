@@ -33,15 +33,16 @@ def describe(settings: TrainSettings, data: str, model: str) -> dict[str, str]:
 
 
 def save_state(folder: Path, step: int, about: Mapping[str, str], parameters: Mapping[str, Tensor],
-               optimiser: torch.optim.AdamW) -> None:
-    """Save what `load_state` needs, after `step` steps."""
+               optimiser: torch.optim.AdamW, average: Mapping[str, Tensor]) -> None:
+    """Save what `load_state` needs, after `step` steps; `average`: of the parameters, {} where none is kept."""
     tensors = {f"weight.{name}": parameter for name, parameter in parameters.items()}
+    tensors |= {f"average.{name}": value for name, value in average.items()}
     save_tensors(folder / NAME, {**tensors, **moments(optimiser, parameters)}, {**about, "step": str(step)})
 
 
 @torch.no_grad()
 def load_state(folder: Path, about: Mapping[str, str], parameters: Mapping[str, Tensor],
-               optimiser: torch.optim.AdamW) -> int:
+               optimiser: torch.optim.AdamW, average: Mapping[str, Tensor]) -> int:
     """Restore a saved state in place and return the number of steps done: 0 when there is no state.
 
     Raises SdftError when the state belongs to other settings, other data or another model, saying which differ.
@@ -59,6 +60,8 @@ def load_state(folder: Path, about: Mapping[str, str], parameters: Mapping[str, 
                         "on, or another folder to start anew")
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"weight.{name}"])
+    for name, value in average.items():
+        value.copy_(tensors[f"average.{name}"])
     step = int(saved["step"])
     if step:
         restore_moments(optimiser, parameters, tensors)

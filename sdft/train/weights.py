@@ -7,6 +7,7 @@
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from sdft.model.adapters import save_adapter
 from sdft.model.llama import Llama
-from sdft.model.lora import add_lora, lora_layers
+from sdft.model.lora import LoRALinear, add_lora, lora_layers
 from sdft.model.saving import save_checkpoint
 from sdft.train.settings import TrainSettings
 
@@ -38,19 +39,22 @@ class Adapter:
         """The factors are the model's own: nothing to do."""
 
     def delta_norm(self) -> Tensor:
-        """√Σ ‖s·B·A‖²_F over the layers, from the factors' R × R Gram matrices: ‖B·A‖² = ⟨BᵀB, AAᵀ⟩.
-
-        No B·A (O, D) is ever formed. Computed in fp64, as the inner product cancels while B is small.
-        """
-        total = torch.zeros((), dtype=torch.float64, device=self.model.device)
-        for layer in self.layers.values():
-            A, B = layer.lora_A.detach().double(), layer.lora_B.detach().double()
-            total += layer.scale**2 * ((B.t() @ B) * (A @ A.t())).sum()          # (R, R) each
-        return total.clamp_min(0).sqrt()
+        """√Σ ‖s·B·A‖²_F over the layers."""
+        with torch.no_grad():
+            return squared_shift(self.layers).clamp_min(0).sqrt()
 
     def save(self, folder: Path, base_name: str, tokenizer: Tokenizer | None) -> None:
         """Write adapter_model.safetensors and adapter_config.json; the tokenizer is the base model's."""
         save_adapter(self.model, folder, base_name)
+
+
+def squared_shift(layers: Mapping[str, LoRALinear]) -> Tensor:
+    """Σ ‖s·B·A‖²_F over the layers, from the factors' R × R Gram matrices: ‖B·A‖² = ⟨BᵀB, AAᵀ⟩; fp64 with a gradient.
+
+    No B·A (O, D) is ever formed. Computed in fp64, as the inner product cancels while B is small.
+    """
+    factors = [(layer.scale, layer.lora_A.double(), layer.lora_B.double()) for layer in layers.values()]
+    return sum(scale**2 * ((B.t() @ B) * (A @ A.t())).sum() for scale, A, B in factors)         # (R, R) each
 
 
 class FullWeights:

@@ -1,4 +1,4 @@
-"""What training minimises. An objective is one function of a batch and of two views of it, the trained and the seed's:
+"""The interface of all objectives, and the first of them. An objective is one function of a batch and two views of it:
 
     objective(batch, views) -> a scalar, *summed* over the batch's targets
 
@@ -8,17 +8,22 @@ only when an objective asks for it, from the same weights with the adapter off.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sdft.errors import SdftError, nearest
+from sdft.errors import SdftError
 from sdft.kernels.linear_cross_entropy import linear_cross_entropy
 from sdft.model.llama import Llama
 from sdft.model.lora import adapter_off, lora_layers
+from sdft.text.chat import Example
+from sdft.train.average import Average
 from sdft.train.batches import Batch
+from sdft.train.settings import TrainSettings
 
 
 class Views:
@@ -53,18 +58,35 @@ class Views:
 
 
 Objective = Callable[[Batch, Views], Tensor]
+Sample = Callable[[Llama, Sequence[Example], int], list[Example]]       # (model, the step's examples, step) → examples
+
+
+@dataclass(frozen=True)
+class Material:
+    """What some objectives need beside the examples; the arms of an experiment make it (sdft/experiment/arms.py)."""
+
+    seed_text: Sequence[Example] = ()           # ewc: texts whose targets the seed wrote
+    shown: Sequence[Example] = ()               # onpolicy: each record's prompt with its demonstration, without targets
+    sample: Sample | None = None                # onpolicy: puts the model's own answers in place of a step's targets
+    sampling: str = ""                          # how `sample` draws, for the saved state
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an objective may be prepared from, once, while `model` computes as the seed: its adapter is still zero."""
+
+    model: Llama
+    examples: Sequence[Example]                 # all that will be trained on
+    settings: TrainSettings
+    folder: Path                                # of this training
+    average: Average                            # onpolicy: the teacher
+    material: Material = field(default_factory=Material)
+
+    def strength(self, default: float) -> float:
+        """λ as set, or the objective's own default."""
+        return default if self.settings.strength is None else self.settings.strength
 
 
 def cross_entropy(batch: Batch, views: Views) -> Tensor:
     """−Σ log p(target): the negative log-likelihood in nats, step 3 of the method."""
     return linear_cross_entropy(views.trained, views.head, views.labels)
-
-
-OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy}
-
-
-def get_objective(name: str) -> Objective:
-    """The objective of this name (SdftError with the nearest when there is none)."""
-    if name not in OBJECTIVES:
-        raise SdftError(f"objective: expected one of {', '.join(OBJECTIVES)}, got {name!r}{nearest(name, OBJECTIVES)}")
-    return OBJECTIVES[name]

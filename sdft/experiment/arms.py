@@ -1,0 +1,195 @@
+"""The arms of a run: plain fine-tuning (sft), self-distillation (sdft), and the rivals that explain or undercut it.
+
+An arm is what is trained on, with which settings, and what happens afterwards; all go through the same loop. "As sft"
+means the data's own answers and the run's settings, but for what is said.
+
+    self-output        the seed's own answers, no reference shown, where the task's check accepts them, else originals
+    token-matched-sft  as sft, for so many steps that it learns as many target tokens as sdft does
+    replay             as sft, with a share of dialogues that the seed wrote by itself (arXiv 2403.01244)
+    wise-ft            sft, then (1 − a)·θ₀ + a·θ₁ (arXiv 2109.01903)
+    low-lr, low-rank   as sft with a tenth of the learning rate; with rank 1 at the same scale α/R
+    kl, l2-sp, ewc, dft, stm, flow      as sft with another objective: sdft/train/objectives/
+    sdft-onpolicy      pulled to the seed that is shown the answer, on its own samples (arXiv 2601.19897): forward KL to
+                       the frozen seed; -reverse: reverse KL; -ema: to a moving average of the student (decay 0.99)
+
+    sdft run --arms=sft,sdft,kl,replay
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sdft.distill import choose, leave_out, mix, rewrite_records, write_distilled
+from sdft.errors import SdftError, nearest
+from sdft.experiment.onpolicy import demonstrations, student_samples
+from sdft.experiment.seed_text import seed_dialogues
+from sdft.model.adapters import save_adapter
+from sdft.model.llama import Llama
+from sdft.model.lora import lora_layers
+from sdft.model.saving import save_checkpoint
+from sdft.text.chat import Example
+from sdft.train.batches import hold_out, step_examples, trainable
+from sdft.train.objectives import Material, check_objective
+from sdft.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from sdft.experiment.lab import Lab
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to train."""
+
+    name: str
+    targets: Sequence[Example]
+    settings: TrainSettings
+    material: Material = Material()
+    folder: str = ""                # of its training, in the run folder; an arm that goes on from another has its
+    kept: float = 1.0               # the share of the change of the weights that stays after training
+
+    def finish(self, lab: Lab, model: Llama) -> None:
+        """What comes after training: the interpolation of wise-ft, saved in a folder of its own."""
+        if self.kept == 1:
+            return
+        interpolate(model, lab.other_seed(model), self.kept)
+        if lora_layers(model):
+            save_adapter(model, lab.folder / self.name, lab.model_name)
+        else:
+            save_checkpoint(model, lab.tokenizer, lab.folder / self.name)
+
+
+def arms_of(lab: Lab, originals: Sequence[Example], rewritten: Sequence[Example]) -> Iterator[Arm]:
+    """The arms that the settings name, in their order; what an arm needs is made when its turn comes."""
+    sft, sdft = (Arm(name, targets, lab.settings) for name, targets in (("sft", originals), ("sdft", rewritten)))
+    for name in dict.fromkeys(lab.arms.arms):
+        arm = ARMS[name](lab, sft, sdft)
+        yield replace(arm, name=name, folder=arm.folder or name)
+
+
+def check_arms(names: Sequence[str], settings: TrainSettings) -> None:
+    """Raise SdftError for an arm that does not exist, or that these settings cannot have."""
+    for name in names:
+        if name not in ARMS:
+            raise SdftError(f"arms: expected names out of {', '.join(ARMS)}, got {name!r}{nearest(name, ARMS)}")
+        check_objective(replace(settings, **SETTINGS_OF.get(name, {})))
+
+
+def self_output(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+    """As sdft, but the seed is asked as in training: it sees no reference answer."""
+    records, folder = lab.task.train, lab.folder / "self-output"
+    with lab.timed("answer self-output"):
+        answers = rewrite_records(lab.seed, lab.tokenizer, records, lab.train_template, lab.sampling,
+                                  folder / "answers.jsonl", lab.rows, lab.chat)
+    chosen = leave_out(choose(records, answers, lab.task.check, lab.limits), lab.ratio, lab.settings.seed)
+    write_distilled(folder / "distilled.jsonl", chosen)
+    return replace(sft, targets=lab.examples(mix(records, chosen)))
+
+
+def token_matched(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+    """As sft, ending after the step at which it has learned most nearly as many target tokens as sdft in all epochs.
+
+    The learning rate falls to 0 over these steps. An epoch more or less than sft's is begun like any other.
+    """
+    goal = lab.settings.epochs * sum(map(_targets, _trained(lab, sdft.targets)))
+    return replace(sft, settings=replace(sft.settings, steps=_steps_to(goal, _trained(lab, sft.targets), sft.settings)))
+
+
+def _trained(lab: Lab, targets: Sequence[Example]) -> list[Example]:
+    """What remains for training of an arm's targets."""
+    settings = lab.settings
+    kept, _ = trainable(targets, min(settings.max_length, lab.seed.config.context_length))
+    return hold_out(kept, settings.validation, settings.seed)[0]
+
+
+def _targets(example: Example) -> int:
+    return sum(example.mask[1:])
+
+
+def _steps_to(goal: int, examples: Sequence[Example], settings: TrainSettings) -> int:
+    """The number of steps (at least 1) after which the targets learned are nearest to `goal`."""
+    learned = step = 0
+    while True:
+        more = sum(map(_targets, step_examples(examples, step, settings.batch_size, settings.seed)))
+        if step and learned + more / 2 > goal:
+            return step
+        learned, step = learned + more, step + 1
+
+
+def replay(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+    """As sft, with so many dialogues of the seed's own that they are the share `replay` of what is trained on."""
+    return replace(sft, targets=[*sft.targets, *seed_dialogues(lab, replayed(lab))])
+
+
+def replayed(lab: Lab) -> int:
+    """The number m of dialogues beside n records: m / (n + m) is the share `replay`."""
+    share = lab.arms.replay
+    return max(1, round(share / (1 - share) * len(lab.task.train)))
+
+
+def wise_ft(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+    """Sft, trained once for both where it is an arm too; then the share `wise` of its ΔW."""
+    return replace(sft, folder="sft", kept=lab.arms.wise)
+
+
+def low_rank(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+    """As sft, ΔW of rank 1 at the same scale: α/R, or α/√R where the settings say rslora."""
+    settings = sft.settings
+    return replace(sft, settings=replace(settings, rank=1, alpha=settings.alpha / settings.rank
+                                         ** (0.5 if settings.rslora else 1)))
+
+
+def low_lr(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+    """As sft, with a tenth of the learning rate."""
+    return replace(sft, settings=replace(sft.settings, lr=sft.settings.lr / 10))
+
+
+def ewc(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+    """The Fisher of ewc is taken on the dialogues that `replay` would train on."""
+    return replace(_changed("ewc")(lab, sft, sdft), material=Material(seed_text=seed_dialogues(lab, replayed(lab))))
+
+
+def on_policy(name: str) -> Make:
+    """The records' own prompts, answered anew by the model at every step, with the setting's objective and teacher."""
+    def make(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+        arm = _changed(name)(lab, sft, sdft)
+        shown = demonstrations(lab)
+        kept = {prompt.id for prompt in shown}
+        return replace(arm, targets=[example for example in sft.targets if example.id in kept],
+                       material=student_samples(lab, shown))
+    return make
+
+
+def _changed(name: str) -> Make:
+    """As sft, with the settings of SETTINGS_OF."""
+    return lambda lab, sft, sdft: replace(sft, settings=replace(sft.settings, **SETTINGS_OF[name]))
+
+
+@torch.no_grad()
+def interpolate(model: Llama, seed: Llama | None, share: float) -> None:
+    """Leave (1 − a)·θ₀ + a·θ₁ in `model`, a the `share` (WiSE-FT, arXiv 2109.01903).
+
+    With an adapter that is a·ΔW, by a factor on B; else `seed` holds θ₀, and the sum is taken in fp32.
+    """
+    for layer in lora_layers(model).values():
+        layer.lora_B.mul_(share)
+    if seed is not None:
+        before = dict(seed.named_parameters())
+        for name, weight in model.named_parameters():
+            weight.copy_(before[name].float().lerp(weight.float(), share))
+
+
+Make = Callable[["Lab", Arm, Arm], Arm]         # lab, sft, sdft → the arm; its name is filled in
+OBJECTIVE_OF: Mapping[str, dict[str, Any]] = {name: {"objective": name}
+                                              for name in ("kl", "l2-sp", "ewc", "dft", "stm", "flow")}
+ON_POLICY: Mapping[str, dict[str, Any]] = {
+    f"sdft-onpolicy{direction}{teacher}": {"objective": f"onpolicy{direction}", "ema": ema}
+    for direction in ("", "-reverse") for teacher, ema in (("", 0.0), ("-ema", 0.99))}
+SETTINGS_OF = {**OBJECTIVE_OF, **ON_POLICY}
+ARMS: Mapping[str, Make] = {
+    "sft": lambda lab, sft, sdft: sft, "sdft": lambda lab, sft, sdft: sdft, "self-output": self_output,
+    "token-matched-sft": token_matched, "replay": replay, "wise-ft": wise_ft, "low-lr": low_lr, "low-rank": low_rank,
+    **{name: _changed(name) for name in OBJECTIVE_OF}, "ewc": ewc, **{name: on_policy(name) for name in ON_POLICY},
+}

@@ -1,0 +1,97 @@
+"""Rivals that hold the model near its seed by a penalty: on the outputs (kl), or on the weights (l2-sp, ewc).
+
+    −Σ log p(target) + λ·penalty
+
+λ is the setting `strength`. The seed is the same model with its adapter off, so all of them need method = lora.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+
+from sdft.errors import SdftError
+from sdft.model.lora import lora_layers
+from sdft.train.batches import Batch
+from sdft.train.divergence import kl
+from sdft.train.fisher import saved_fisher
+from sdft.train.objectives.views import Start, Views, cross_entropy
+from sdft.train.weights import squared_shift
+
+
+@dataclass(frozen=True)
+class KL:
+    """−Σ log p(target) + λ·Σ KL(π₀ ‖ π): at every target, over the whole vocabulary, the divergence from the seed.
+
+    Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) on the new targets. λ = 0.5 by default, which arXiv
+    2509.03934 uses on prompt tokens. Costs a forward pass of the seed at every step.
+    """
+
+    strength: float
+
+    def __call__(self, batch: Batch, views: Views) -> Tensor:
+        return cross_entropy(batch, views) + self.strength * kl(views.trained, views.seed, views.head)
+
+    @classmethod
+    def prepare(cls, start: Start) -> KL:
+        return cls(start.strength(0.5))
+
+
+@dataclass(frozen=True)
+class L2SP:
+    """−Σ log p(target), and to its mean λ·Σ_layers ‖s·B·A‖_F²: L²-SP (Li et al. 2018, arXiv 1802.01483).
+
+    The squared distance from the seed's weights, by Gram matrices. λ = 0.01 by default: 0.16 nats where ‖ΔW‖ is 4.
+    """
+
+    strength: float
+
+    def __call__(self, batch: Batch, views: Views) -> Tensor:
+        return cross_entropy(batch, views) + once(batch, self.strength * squared_shift(lora_layers(views.model)))
+
+    @classmethod
+    def prepare(cls, start: Start) -> L2SP:
+        return cls(start.strength(0.01))
+
+
+@dataclass(frozen=True)
+class EWC:
+    """−Σ log p(target), and to its mean (λ/2)·Σ_i F_i·Δ_i² with Δ = s·B·A (Kirkpatrick et al. 2017, arXiv 1612.00796).
+
+    F is the diagonal Fisher of the adapted weights on texts that the seed wrote (`sdft.train.fisher`): half the sum
+    estimates the KL in nats of such a text, so λ = 0.01, the default, is much like `kl` at 1 on texts of 100 tokens.
+    """
+
+    strength: float
+    fisher: Mapping[str, Tensor]                # layer → (O, D)
+
+    def __call__(self, batch: Batch, views: Views) -> Tensor:
+        # A layer's Δ (O, D) is made again in the backward pass, not kept.
+        squares = [recompute(_weighted_square, layer.lora_A, layer.lora_B, layer.scale, self.fisher[name],
+                             use_reentrant=False, preserve_rng_state=False)
+                   for name, layer in lora_layers(views.model).items()]
+        return cross_entropy(batch, views) + once(batch, self.strength / 2 * torch.stack(squares).sum())
+
+    @classmethod
+    def prepare(cls, start: Start) -> EWC:
+        if not start.material.seed_text:
+            raise SdftError("objective ewc needs texts that the seed wrote: have them made by an arm, as in "
+                            "`sdft run --arms=sft,ewc`")
+        path = start.folder / "fisher.safetensors"
+        return cls(start.strength(0.01), saved_fisher(path, start.model, start.material.seed_text))
+
+
+def _weighted_square(A: Tensor, B: Tensor, scale: float, weights: Tensor) -> Tensor:
+    """Σ weights ⊙ (s·B·A)², with A (R, D), B (O, R) and weights (O, D)."""
+    return (weights * (scale * (B @ A)).square()).sum()
+
+
+def once(batch: Batch, penalty: Tensor) -> Tensor:
+    """A penalty on the weights, so weighed that it counts once a step however the step is cut into packs.
+
+    The loop divides the sum over the packs by the targets of them all; so each gives the penalty once for every target.
+    """
+    return batch.targets * penalty
