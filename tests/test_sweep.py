@@ -249,7 +249,7 @@ def test_the_plan_tells_what_is_left_and_how_long_it_takes(swept, write, tmp_pat
     copy = shutil.copytree(base / "out", tmp_path / "copy")
     cells = cells_of(read_study(base / "study.toml"))
     for name, seconds in ((NAMES[0], {"rewrite": 7, "train sft": 5, "train sdft": 20, "gap": 2, "eval sdft": 3,
-                                      "drift sft": 1, "drift sdft": 1}), (NAMES[1], {"train sft": 6, "rewrite": 0})):
+                                      "measure sft": 1, "measure sdft": 1}), (NAMES[1], {"train sft": 6, "rewrite": 0})):
         (copy / name / "summary.json").write_text(json.dumps({"seconds": seconds}))
     for name in NAMES[2:]:
         (copy / name / "summary.json").unlink()

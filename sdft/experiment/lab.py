@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft.distill import Limits
+from sdft.distill.distilled import Distilled
 from sdft.distill.rewrite import distill_prompt
 from sdft.errors import SdftError
 from sdft.experiment.arms import check_arms
@@ -28,6 +29,8 @@ from sdft.text.records import Record
 from sdft.text.templates import Template, get_template
 from sdft.text.tokenizer import Tokenizer
 
+SHOWN = 4           # records of the token map
+
 
 class Lab:
     """One run's model, data, settings and folder, and the small steps that every arm shares."""
@@ -44,6 +47,7 @@ class Lab:
         self.suites = [*task.suites, *first(instruction_suite(), config.eval.instruction_items)]
         self.general = first(general_suite(), config.eval.general_items)[0]
         self.answers: dict[str, dict[str, list[dict[str, Any]]]] = {}      # arm → suite → lines
+        self._kept: dict[str, Any] = {}
 
     def check(self) -> None:
         """Refuse at once what a later stage would refuse after minutes of work (SdftError)."""
@@ -111,8 +115,10 @@ class Lab:
         suites = {}
         for suite in self.suites:
             suites[suite.name] = {"metric": suite.metric, **summarise(answers[suite.name])}
-            if arm != "seed":
-                suites[suite.name]["against_seed"] = against(answers[suite.name], self.answers["seed"][suite.name])
+            for other in ("seed", "sft"):
+                if other != arm and other in self.answers:
+                    suites[suite.name][f"against_{other}"] = against(answers[suite.name],
+                                                                     self.answers[other][suite.name])
         general = compare_texts(answers[self.general.name], self.answers["seed"][self.general.name])
         if arm == "seed":
             general |= {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "top1": 1.0, "n": len(answers[self.general.name]),
@@ -122,12 +128,26 @@ class Lab:
     @cached_property
     def seed_answers(self) -> list[Example]:
         """The seed's own answers to the general prompts, on which drift is measured."""
-        return seed_answers(self.tokenizer, self.general, self.answers["seed"][self.general.name], self.chat)
+        return self.written("seed", self.general)
 
     @cached_property
     def seed_view(self) -> SeedView:
         """What the seed makes of these answers, computed before the first arm is set against it."""
         return seed_view(self.seed, self.seed_answers)
+
+    def written(self, arm: str, suite: Suite) -> list[Example]:
+        """An arm's own answers to a suite, as examples whose targets are the tokens that it chose."""
+        return seed_answers(self.tokenizer, suite, self.answers[arm][suite.name], self.chat)
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once for all arms."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
+    def shown(self, distilled: Iterable[Distilled]) -> list[str]:
+        """The ids of the first few records whose rewrite was taken, which the report shows token by token."""
+        return [row.id for row in distilled if row.source == "rewrite"][:SHOWN]
 
 
 def sampling(config: Config, max_new_tokens: int) -> Sampling:

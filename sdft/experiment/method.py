@@ -10,10 +10,13 @@ from typing import Any
 
 from sdft.distill import audit, choose, leave_out, mix, rewrite_records, write_distilled
 from sdft.experiment.arms import arms_of
+from sdft.experiment.instrument import between, inspect
 from sdft.experiment.lab import Lab
-from sdft.measure.drift import drift
-from sdft.measure.gap import gaps
-from sdft.measure.weights import shift
+from sdft.measure.abilities import adjust_together
+from sdft.measure.drift import drift, reverse_drift
+from sdft.measure.gap import gaps, token_map
+from sdft.measure.modules import module_measures
+from sdft.measure.texts import compare_targets
 from sdft.train import train
 
 
@@ -37,11 +40,14 @@ def compare(lab: Lab) -> dict[str, Any]:
 
     # The gap: how surprising the targets are to the seed, before and after.
     with lab.timed("gap"):
-        measures = {"gap": gaps(seed, {"original": originals, "distilled": rewritten}),
+        targets = {"original": originals, "distilled": rewritten}
+        measures = {"gap": gaps(seed, targets), "token_map": token_map(seed, tokenizer, targets, lab.shown(distilled)),
+                    "texts": compare_targets(distilled),
                     "audit": audit(records, rewrites, distilled, mixed, lab.ratio, tokenizer)}
     measures["arms"] = {"seed": lab.abilities("seed", seed)}
 
     # 3. Fine-tune LoRA on each arm's targets, and measure abilities, drift of the outputs and shift of the weights.
+    trained = []
     for arm in arms_of(lab, originals, rewritten):
         model = lab.copy_of_seed()
         with lab.timed(f"train {arm.name}"):
@@ -49,8 +55,13 @@ def compare(lab: Lab) -> dict[str, Any]:
                              tokenizer=tokenizer, material=arm.material)
             arm.finish(lab, model)
         measured = measures["arms"][arm.name] = lab.abilities(arm.name, model)
-        with lab.timed(f"drift {arm.name}"):
+        with lab.timed(f"measure {arm.name}"):
             measured["general"] |= drift(model, lab.seed_view, f"drift, {arm.name}")
-        measured |= {"shift": shift(model, lab.other_seed(model)), "training": training}
+            measured["general"]["reverse"] = reverse_drift(model, lab.written(arm.name, lab.general),
+                                                           lab.other_seed(model), f"reverse drift, {arm.name}")
+            measured |= {"shift": module_measures(model, lab.other_seed(model)), "training": training}
+            measured |= inspect(lab, arm, model)
         lab.give_back(model)
-    return measures
+        trained.append(arm)
+    adjust_together(measures["arms"])
+    return measures | {"between": between(lab, trained)}

@@ -112,7 +112,7 @@ def remaining(cells: Sequence[Cell], folder: Path) -> tuple[float, int] | None:
                 costs[name] = max(costs.get(name, 0.0), seconds)
     total = 0.0
     for cell, stages in to_make(cells, folder):
-        stages = [*stages, "gap", *(f"drift {arm}" for arm in arms_of(cell.config))]
+        stages = [*stages, "gap", *(f"measure {arm}" for arm in arms_of(cell.config))]
         total += sum(costs.get(stage, costs.get(stage.partition(" ")[0], 0.0)) for stage in stages)
     return total, len(finished)
 

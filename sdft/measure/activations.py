@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,8 @@ def activation_drift(model: Llama, examples: Sequence[Example], seed: Llama | No
                      desc: str = "activations") -> Row:
     """The drift behind every layer of `model` from its seed: the model with its adapter off, or `seed`.
 
-    layers: layer (from 0), relative, cosine, cka; tokens, n: how many tokens, of how many examples.
+    layers: layer (from 0), relative, cosine, cka; the same three: their means over the layers; tokens, n: how many
+    tokens, of how many examples.
     """
     kept = fitting(model, examples, desc)
     batches = [batch.to(model.device) for batch in pack_within(kept, PACK, may_share(model.device))]
@@ -48,7 +50,8 @@ def activation_drift(model: Llama, examples: Sequence[Example], seed: Llama | No
     pairs = zip(before, _states(model, batches), strict=True)
     bar = progress(pairs, total=len(model.model.layers), desc=desc, unit="layer")
     layers = [{"layer": layer, **compare_states(h_seed, h)} for layer, (h_seed, h) in enumerate(bar)]
-    return {"layers": layers, "tokens": sum(batch.targets for batch in batches), "n": len(kept)}
+    means = {name: fmean(row[name] for row in layers) for name in ("relative", "cosine", "cka")}
+    return {"layers": layers, **means, "tokens": sum(batch.targets for batch in batches), "n": len(kept)}
 
 
 def _states(model: Llama, batches: Sequence[Batch], off: bool = False) -> Iterator[Tensor]:

@@ -1,0 +1,58 @@
+"""The whole instrument on one trained arm: the measures of sdft/measure/ beyond abilities, drift and shift.
+
+    on the task        forward and reverse KL on answers to its test items         what best predicts forgetting, they say
+    activations        behind every layer, on the seed's general answers
+    along the way      NLL at θ₀ + t·ΔW of the arm's targets, and of the seed's general answers
+    Fisher             ΔW weighted by how much the seed's general answers depend on each weight (adapters alone)
+    between arms       cosine and common directions of two adapters' ΔW
+
+The dear ones take PROBES texts of each kind; every figure comes with its n. Formulas and sources stand in the measures.
+"""
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from sdft.experiment.arms import Arm
+from sdft.measure.activations import activation_drift
+from sdft.measure.arms import adapter_in, compare_adapters
+from sdft.measure.drift import drift, reverse_drift, seed_view
+from sdft.measure.fisher_shift import fisher_shift
+from sdft.measure.interpolation import loss_along
+from sdft.model.llama import Llama
+from sdft.model.lora import lora_layers
+from sdft.train.fisher import fisher
+
+if TYPE_CHECKING:
+    from sdft.experiment.lab import Lab
+
+PROBES = 32                     # texts
+WAY = (0.0, 0.5, 1.0, 1.5)      # places t between the seed, 0, and the arm, 1, and beyond
+
+
+def inspect(lab: Lab, arm: Arm, model: Llama) -> dict[str, Any]:
+    """What measures.json holds of the arm beyond suites, general and shift: on_task, activations, interpolation, fisher."""
+    seed, texts, own = lab.other_seed(model), lab.seed_answers[:PROBES], lab.task.suites[0]
+    view = lab.kept("task view", lambda: seed_view(lab.seed, lab.written("seed", own)[:PROBES]))
+    targets, answers = (loss_along(model, examples, WAY, seed, f"along, {arm.name}")
+                        for examples in (arm.targets[:PROBES], texts))
+    found = {
+        "on_task": drift(model, view, f"drift on the task, {arm.name}") | {"reverse": reverse_drift(
+            model, lab.written(arm.name, own)[:PROBES], seed, f"reverse drift on the task, {arm.name}")},
+        "activations": activation_drift(model, texts, seed, f"activations, {arm.name}"),
+        "interpolation": [{"t": at["t"], "nll": at["nll"], "nll_general": other["nll"]}
+                          for at, other in zip(targets, answers, strict=True)],
+    }
+    if lora_layers(model):
+        F = lab.kept("fisher", lambda: fisher(model, texts))
+        found["fisher"] = {key: value for key, value in fisher_shift(model, F).items() if key != "modules"}
+    return found
+
+
+def between(lab: Lab, arms: list[Arm]) -> dict[str, Any]:
+    """Every two arms' adapters set against each other: "sft, sdft" → cosines, over all and by layer and kind."""
+    if lab.settings.method != "lora":
+        return {}
+    adapters = {arm.name: adapter_in(lab.folder / arm.name) for arm in arms}
+    pairs = {f"{a}, {b}": compare_adapters(adapters[a], adapters[b]) for a, b in combinations(adapters, 2)}
+    return {name: {key: value for key, value in pair.items() if key != "modules"} for name, pair in pairs.items()}
