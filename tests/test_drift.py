@@ -1,4 +1,4 @@
-"""Drift on the seed's own answers against a plain computation over the whole vocabulary; texts beside it."""
+"""Drift on the seed's own answers against a plain computation over the whole vocabulary."""
 from __future__ import annotations
 
 import copy
@@ -8,9 +8,7 @@ import torch
 from tiny_chat import byte_tokenizer, tiny_chat_model
 
 import sdft.measure.drift as module
-from sdft.errors import SdftError
 from sdft.measure.drift import drift, reverse_drift, seed_answers, seed_view, token_drift
-from sdft.measure.texts import compare_texts
 from sdft.model.lora import add_lora, adapter_off, lora_layers, merge
 from sdft.tasks.base import Item, Suite
 
@@ -122,12 +120,3 @@ def test_full_fine_tuning_is_compared_with_a_second_model():
     merge(tuned)                                            # as full fine-tuning leaves it: other weights, no adapter
     found = drift(tuned, seed_view(seed, examples))["kl"]
     assert found == pytest.approx(drift(model, seed_view(model, examples))["kl"], rel=1e-5)
-
-
-def test_texts_are_compared_by_id():
-    mine = [{"id": "b", "output": "the cat sat", "tokens": 3}, {"id": "a", "output": "", "tokens": 0}]
-    seed = [{"id": "a", "output": "", "tokens": 0}, {"id": "b", "output": "the cat sat on the mat", "tokens": 6}]
-    found = compare_texts(mine, seed)
-    assert found == {"length_mean": 1.5, "lengths": [3, 0], "rouge_l": pytest.approx((2 / 3 + 1) / 2)}
-    with pytest.raises(SdftError, match="stand on one side only"):
-        compare_texts(mine, seed[:1])

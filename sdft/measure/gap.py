@@ -2,8 +2,9 @@
 
     nll   −log p(y_t | c, x, y_<t)                  nats; of a record the mean over its |y| target tokens
     rank  how many tokens of the vocabulary have p > p(y_t | …)         0: the target is the most probable token
-    low   share of the target tokens with p(y_t | …) < 0.4              those that training on makes forget most, says
-                                                                        arXiv 2501.14315: NLL above 0.92 nats
+    low   share of the target tokens with p(y_t | …) < 0.4, an NLL above 0.92 nats: training on such tokens is what makes
+          a model forget, and rewriting spares it them (arXiv 2501.14315)
+
 p is the model's as it is: the seed's before training. Originals are set against rewrites record by record, and also
 over equally many tokens: rewriting is to close the gap.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 from sdft.report.run import Run
-from sdft.report.tables import compared, verdict
+from sdft.report.tables import compared, p_value, verdict
 
 
 def findings(run: Run) -> list[str]:
@@ -26,7 +26,7 @@ def findings(run: Run) -> list[str]:
 
 
 def _size(n: int, against: dict[str, Any]) -> str:
-    return f"n = {n}" + (f", Holm's p {against['p_holm']:.3f}" if "p_holm" in against else "")
+    return f"n = {n}" + (f", Holm's p {p_value(against['p_holm'])}" if "p_holm" in against else "")
 
 
 def _gap(original: dict[str, Any], distilled: dict[str, Any]) -> list[str]:

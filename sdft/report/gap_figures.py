@@ -11,6 +11,8 @@ from sdft.report.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+LINES = ("-", "--", ":", "-.") * 2
+
 
 def gap_distribution(run: Run) -> Figure | None:
     """How the records' NLL is distributed, one outline per set of targets."""
@@ -21,7 +23,7 @@ def gap_distribution(run: Run) -> Figure | None:
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        for (name, values), colour, line in zip(found.items(), COLOURS[1:], _LINES, strict=False):
+        for (name, values), colour, line in zip(found.items(), COLOURS[1:], LINES, strict=False):
             axes.hist(values, edges, weights=np.full(len(values), 100 / len(values)), histtype="step", linewidth=1.6,
                       color=colour, linestyle=line, label=f"{name} (median {np.median(values):.2f})")
         axes.set(xlabel="NLL of a record's target under the seed, nats/token", ylabel="records, %", xlim=(0, edges[-1]),
@@ -55,7 +57,7 @@ def gap_by_place(run: Run) -> Figure | None:
 
 def target_nll(run: Run) -> Figure | None:
     """NLL per token under the seed of every record's original target against its distilled one."""
-    gap = run.measures.get("gap") or {}
+    gap = _gap(run)
     if not {"original", "distilled"} <= gap.keys():
         return None
     before = {row["id"]: row["nll"] for row in gap["original"]["records"]}
@@ -81,9 +83,6 @@ def target_nll(run: Run) -> Figure | None:
     return Figure("target_nll", svg_of(draw), "Each point is one training record: how surprising its target is to the "
                   f"seed before and after distillation. Per token of all targets: {gap['original']['nll']:.2f} nats "
                   f"original, {gap['distilled']['nll']:.2f} distilled. Below the line: closer to the seed.")
-
-
-_LINES = ("-", "--", ":", "-.")
 
 
 def _gap(run: Run) -> dict[str, dict]:

@@ -48,7 +48,7 @@ def difference_table(run: Run) -> Table:
         for suite, measured in run.measures["arms"][arm]["suites"].items():
             for other, against in compared(measured).items():
                 rows.append([arm, other, suite, verdict(against), str(measured["n"]), against.get("test", "–"),
-                             number(against.get("p"), 3), number(against.get("p_holm"), 3)])
+                             p_value(against.get("p")), p_value(against.get("p_holm"))])
     return Table(["arm", "against", "suite", "paired difference (95 % interval)", "n", "test", "p", "Holm's p"], rows,
                  "n: items, the same for both arms. p: two-sided, of McNemar's exact test where scores are 0 or 1, "
                  "else of flipping signs. Holm's p: adjusted for all rows of this table together; a direction is told "
@@ -132,3 +132,8 @@ def _interval(row: dict[str, Any] | None) -> str:
 def number(value: float | None, digits: int, scale: float = 1) -> str:
     """A figure of a table; a dash where there is none."""
     return "–" if value is None else f"{value * scale:.{digits}f}"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value of a table: never 0.000, which no test can find."""
+    return number(value, 3) if value is None or value >= 0.001 else "< 0.001"
