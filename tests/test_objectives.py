@@ -295,3 +295,7 @@ def test_a_state_of_another_sampling_is_refused(tmp_path):
     train(tiny_model(), examples(8), settings, tmp_path, material=MATERIAL)
     with pytest.raises(SdftError, match="sampling was by step, is otherwise"):
         train(tiny_model(), examples(8), settings, tmp_path, material=replace(MATERIAL, sampling="otherwise"))
+    with pytest.raises(SdftError, match="settings: data was"):
+        train(tiny_model(), examples(8), settings, tmp_path, material=replace(MATERIAL, shown=SHOWN[:-1]))
+    with pytest.raises(SdftError, match="settings: data was"):
+        train(tiny_model(), examples(8), settings, tmp_path, material=replace(MATERIAL, seed_text=TEXTS[:-1]))
