@@ -98,15 +98,14 @@ def pair(content: Row, index: int) -> Figure | None:
                   f"{axis(found['y'])} over {axis(found['x'])}, n = {found['n']} trained arms. {explained(found)}")
 
 
-def _scatter(canvas: Canvas, content: Row, points: Mapping[str, Mapping[str, Iterable[tuple[float, float]]]], x: str,
+def _scatter(canvas: Canvas, content: Row, points: Mapping[str, Mapping[str, set[tuple[float, float]]]], x: str,
              y: str, title: str) -> None:
     axes = canvas.subplots()
-    total = 0
+    total = sum(len(set().union(*conditions.values())) for conditions in points.values())
     for arm, conditions in points.items():
         colour, marker = _colour(content, arm), MARKERS[_place(content, arm) % len(MARKERS)]
         means = {}
         for condition, found in conditions.items():
-            total += len(found)
             axes.scatter(*zip(*sorted(found), strict=True), s=14, alpha=0.45, color=colour, marker=marker)
             means[condition] = tuple(map(fmean, zip(*found, strict=True)))
         axes.scatter(*zip(*means.values(), strict=True), s=60, color=colour, marker=marker, label=arm)
