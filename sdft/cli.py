@@ -27,7 +27,7 @@ COMMANDS = {     # name → module of sdft.commands, what it does, an example
     "eval": ("eval", "run the suites of a task", "sdft eval --adapter runs/mine/sdft --suite instructions"),
     "measure": ("measure", "one measure alone: of weights, targets, outputs or activations",
                 "sdft measure shift --adapter runs/mine/sdft"),
-    "report": ("run", "write the report of a run folder again", "sdft report runs/passages-smollm2-135m"),
+    "report": ("run", "write the report of a run or study folder again", "sdft report runs/passages-smollm2-135m"),
     "generate": ("talk", "answer prompts", 'sdft generate "Why is the sky blue?"'),
     "chat": ("talk", "talk with a model", "sdft chat --adapter runs/passages-smollm2-135m/sdft"),
     "prompt": ("prompt", "show a rendered prompt token by token, with its loss mask",

@@ -41,7 +41,8 @@ def test_a_paired_difference_by_hand():
 
 
 def test_one_seed_has_no_interval_and_equal_differences_are_certain():
-    assert paired([0.3]) == {"n": 1, "differences": [0.3], "mean": 0.3, "low": None, "high": None, "agree": 1, "p": None}
+    assert paired([0.3]) == {"n": 1, "differences": [0.3], "mean": 0.3, "low": None, "high": None, "agree": 1,
+                             "p": None}
     assert paired([0.5, 0.5])["p"] == 0 and paired([0.0, 0.0])["p"] == 1 and paired([0.0, 0.0])["agree"] == 0
 
 
@@ -101,8 +102,8 @@ def test_the_end_point_stands_beside_what_was_learned():
 def test_arms_are_compared_where_they_are_equal_in_another_column():
     """sft: kl 1 at shift 1 and 3 at shift 2, so 2 at 1.5; sdft there 1.5, and at shift 4 beyond its curve."""
     def at(lr, sft, sdft):
-        return {"values": {"lr": lr}, "measures": {}, "arms": {
-            name: {"shift": shift, "kl": kl} for name, (shift, kl) in (("sft", sft), ("sdft", sdft))} | {"seed": {"kl": 0}}}
+        arms = {name: {"shift": shift, "kl": kl} for name, (shift, kl) in (("sft", sft), ("sdft", sdft))}
+        return {"values": {"lr": lr}, "measures": {}, "arms": arms | {"seed": {"kl": 0}}}
 
     (found,) = match([at(1, (2.0, 3.0), (1.5, 1.5)), at(2, (1.0, 1.0), (4.0, 9.0))], PRIMARY, "shift")
     assert found["differences"] == pytest.approx([-0.5]) and (found["n"], found["of"]) == (1, 2)

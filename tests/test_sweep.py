@@ -15,6 +15,7 @@ from small_run import save_tiny_model
 
 from sdft.cli import main
 from sdft.errors import SdftError
+from sdft.experiment.config import SECTION_OF
 from sdft.experiment.study import cells_of, read_study
 from sdft.experiment.sweep import pieces, remaining, take_over, to_make
 
@@ -30,6 +31,7 @@ batch_size = 2
 save_every = 1
 max_length = 2048
 """
+STUDIES = Path(__file__).parent.parent / "benchmarks" / "studies"
 HEAD = 'name = "tiny"\nquestion = "Does it work?"\n[primary]\ncolumn = "kl"\narm = "sdft"\nagainst = "sft"\n'
 GRID = "[grid]\nratio = [0, 1]\nseed = [1, 2]\n"
 NAMES = ["ratio=0,seed=1", "ratio=0,seed=2", "ratio=1,seed=1", "ratio=1,seed=2"]
@@ -126,7 +128,7 @@ def test_cells_json_holds_the_numbers_of_the_run_folders(swept):
         assert cell["measures"]["accepted_share"] == measures["audit"]["accepted"] / 4
         assert cell["items"] == {"passages": 3, "instructions": 2}
     text = (base / "out" / "cells.json").read_text()
-    assert "modules" not in text and "by_" not in text and len(text) < 40_000
+    assert not any(word in text for word in ("modules", "layers", "kinds", "by_")) and len(text) < 40_000
     assert _cells(base / "out")["study"]["primary"] == {"column": "kl", "arm": "sdft", "against": "sft"}
 
 
@@ -280,6 +282,19 @@ def test_a_study_that_says_nothing_sensible_is_one_line(tmp_path, text, message)
     with pytest.raises(SdftError) as error:
         read_study(path)
     assert message in str(error.value) and str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_studies_of_this_repository_can_be_run(path):
+    if path.stem.startswith("4") and "arms" not in SECTION_OF:
+        pytest.skip("its settings are those of the rivals")
+    study = read_study(path)
+    if path.stem.startswith("5"):           # its cells need the files of the paper's data sets
+        assert len(study.cells) == 8
+    elif study.reads:
+        assert all((STUDIES / f"{name}.toml").is_file() for name in study.reads)
+    else:
+        assert len(cells_of(study)) == len(study.cells) > 0
 
 
 def test_settings_that_no_run_takes_name_the_study(write):

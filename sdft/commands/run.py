@@ -30,9 +30,19 @@ def run(parser: argparse.ArgumentParser) -> Execute:
 
 
 def report(parser: argparse.ArgumentParser) -> Execute:
-    """The report of a finished run, once more."""
-    parser.add_argument("folder", metavar="DIR", help="run folder")
-    return lambda options: _show(existing(options.folder, "a run folder"))
+    """The report of a finished run, or of a study, once more."""
+    parser.add_argument("folder", metavar="DIR", help="run folder, or a study's folder with cells.json")
+
+    def execute(options: argparse.Namespace) -> None:
+        from sdft.report.study import NAME, write_study
+
+        folder = existing(options.folder, "a run folder")
+        if (folder / NAME).is_file():
+            print(f"report: {write_study(folder)}")
+        else:
+            _show(folder)
+
+    return execute
 
 
 def _show(folder: Path) -> None:

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from sdft.errors import SdftError
 
 if TYPE_CHECKING:
-    from sdft.experiment.study import Cell
-
-GFLOPS = 400.0          # as `sdft plan` has it
-
+    from sdft.experiment.study import Cell, Study
 
 def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Tell the cells and how long they will take; run those that are not finished; write the page."""
     parser.add_argument("study", metavar="STUDY.toml", help="the study: see benchmarks/studies")
     parser.add_argument("--out", metavar="DIR", help="folder of the study (default: runs/STUDY)")
     parser.add_argument("--data", metavar="DIR", help="folder with the files of the tasks that read some")
+    parser.add_argument("--gflops", type=float, default=400.0, metavar="X",
+                        help="matrix products of the machine, in 10⁹ operations a second, for an estimate before any "
+                             "cell is finished (default: 400)")
     parser.add_argument("--dry_run", action="store_true", help="tell what would be run and how long it takes, and stop")
 
     def execute(options: argparse.Namespace) -> None:
@@ -28,29 +28,44 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
 
         require_matplotlib()          # told before the long work, not after it
         study = read_study(Path(options.study))
-        cells = cells_of(study, options.data)
         folder = Path(options.out or Path("runs") / Path(options.study).stem)
         print(f"{study.name}: {study.question}\n")
-        print(_plan(cells, folder), flush=True)
+        if study.reads:
+            _read(study, folder)
+            return
+        cells = cells_of(study, options.data)
+        print(_plan(cells, folder, options.gflops), flush=True)
         if not options.dry_run:
             _run(study, cells, folder)
 
     return execute
 
 
-def _run(study, cells: Sequence[Cell], folder: Path) -> None:
+def _run(study: Study, cells: Sequence[Cell], folder: Path) -> None:
     from sdft.experiment.sweep import sweep as run_cells
     from sdft.files import locked
+    from sdft.report.study import write_study
 
     with locked(folder):
         failed = run_cells(study, cells, folder)
+    if len(failed) < len(cells):
+        print(f"report: {write_study(folder)}")
     if failed:
         raise SdftError(f"{len(failed)} of {len(cells)} cells failed: {', '.join(failed)}; the others are in "
                         f"{folder / 'cells.json'}. Mend the settings, and run the same command again")
-    print(f"cells: {folder / 'cells.json'}")
 
 
-def _plan(cells: Sequence[Cell], folder: Path) -> str:
+def _read(study: Study, folder: Path) -> None:
+    """The study of what other studies have found."""
+    from sdft.experiment.predictors import predict
+    from sdft.files import write_json
+    from sdft.report.study import write_study
+
+    write_json(folder / "cells.json", predict(study))
+    print(f"report: {write_study(folder)}")
+
+
+def _plan(cells: Sequence[Cell], folder: Path, gflops: float) -> str:
     """The cells, what each will make that none before it has, and the time of all."""
     from sdft.experiment.sweep import remaining, to_make
 
@@ -64,12 +79,12 @@ def _plan(cells: Sequence[Cell], folder: Path) -> str:
     elif known:
         about = f"about {_minutes(known[0])}, by the seconds of {known[1]} finished cells"
     else:
-        about = (f"about {_minutes(_planned(cells, folder))} of rewriting and training, by sdft plan at {GFLOPS:g} "
-                 "GFLOP/s; evaluation comes to it, and is known when one cell is finished")
+        about = (f"about {_minutes(_planned(cells, folder, gflops))} of rewriting and training, by sdft plan at "
+                 f"{gflops:g} GFLOP/s; evaluation comes to it, and is known when one cell is finished")
     return "\n".join([*lines, "", f"{len(cells)} cells, {len(waiting)} of them to run: {about}"])
 
 
-def _planned(cells: Sequence[Cell], folder: Path) -> float:
+def _planned(cells: Sequence[Cell], folder: Path, gflops: float) -> float:
     """Seconds of rewriting and training that `sdft plan` gives for the pieces that are not shared."""
     from sdft.commands.plan import needs
     from sdft.experiment.sweep import to_make
@@ -80,7 +95,7 @@ def _planned(cells: Sequence[Cell], folder: Path) -> float:
         key = repr((cell.config.task, cell.config.distill, replace(cell.config.train, seed=0), cell.config.model))
         if key not in plans:
             try:
-                plans[key] = needs(cell.config, load_task(*vars(cell.config.task).values()), GFLOPS, None)["seconds"]
+                plans[key] = needs(cell.config, load_task(*vars(cell.config.task).values()), gflops, None)["seconds"]
             except SdftError:                       # told when the cell is run; it stops none of the others
                 plans[key] = {"rewrite, at most": 0.0, "train, each arm": 0.0}
         total += plans[key]["rewrite, at most"] * ("rewrite" in stages)

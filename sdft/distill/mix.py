@@ -53,7 +53,8 @@ def effective_share(records: Sequence[Record], mixed: Iterable[Record]) -> float
     return changed / len(records) if records else 0.0
 
 
-def changed_token_share(records: Sequence[Record], mixed: Sequence[Record], encode: Callable[[str], list[int]]) -> float:
+def changed_token_share(records: Sequence[Record], mixed: Sequence[Record],
+                        encode: Callable[[str], list[int]]) -> float:
     """The share of target tokens that are changed: those outside the longest common subsequence of target and original.
 
     Σ (|ỹ'| − LCS(ỹ', y)) / Σ |ỹ'| over all records, in tokens of the answers without their end; 0 where all are kept,

@@ -21,6 +21,7 @@ from sdft.experiment.study import Cell, Study
 from sdft.experiment.study_statistics import statistics
 from sdft.files import read_json
 
+TABLES = ("modules", "layers", "kinds")          # of the shift: they would be most of the file
 DIGITS = 6                                       # significant ones kept of a number
 TARGETS = {"sdft": "distilled", **dict.fromkeys(                 # arm → its targets' name in measures.json's gap
     ("sft", "token-matched-sft", "wise-ft", "low-lr", "low-rank", "kl", "l2-sp", "ewc", "dft", "flow"), "original")}
@@ -52,9 +53,9 @@ def cell_row(cell: Cell, folder: Path) -> dict[str, Any]:
 
 
 def numbers(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in nested tables under its path; lists, and tables over kinds or places ("by_…"), are left out."""
+    """Every number in nested tables under its path; lists, and tables over kinds, places or layers, are left out."""
     for key, value in values.items():
-        if isinstance(value, Mapping) and not key.startswith("by_"):
+        if isinstance(value, Mapping) and not key.startswith("by_") and key not in TABLES:
             yield from numbers(value, f"{within}{key}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield f"{within}{key}", _short(value)

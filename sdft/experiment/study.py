@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft.errors import SdftError, nearest
-from sdft.experiment.config import SECTION_OF, SECTIONS, Config, make_config, parse, with_paths, with_task
+from sdft.experiment.config import SECTION_OF, SECTIONS, Config, make_config, parse, with_machine, with_task
 from sdft.files import read_text
 from sdft.tasks import load_task
 
@@ -48,7 +48,7 @@ Values = dict[str, Any]                     # setting → value
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says. `cells`: of every cell what tells it from the others, and the settings that are its own."""
+    """What a study file says. cells: what tells each from the others, and the settings that are its own."""
 
     path: Path
     name: str
@@ -114,7 +114,7 @@ def cells_of(study: Study, data: str | None = None) -> list[Cell]:
         if any(cell.name == name for cell in cells):
             raise SdftError(f"{study.path}: two cells are named {name!r}; let them differ in a setting, or leave one "
                             "out")
-        cells.append(Cell(name, values, with_paths(with_task(config, given, **task.decides)), given))
+        cells.append(Cell(name, values, with_machine(with_task(config, given, **task.decides)), given))
     return cells
 
 

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 
 
 def statistics(about: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
-    """The part "statistics" of cells.json: comparisons of the end point, correlations of the plotted pairs of columns."""
+    """The part "statistics" of cells.json: comparisons of the end point, correlations of the pairs in `plots`."""
     primary = about["primary"]
     columns = [primary["column"], *acquired(rows)]
     return {"comparisons": [row for column in dict.fromkeys(columns) for row in compare(rows, primary | {
@@ -135,8 +135,9 @@ def match(rows: Sequence[Row], primary: Mapping[str, Any], equal: str) -> list[R
         if arm != primary["arm"]:
             x, y = zip(*sorted(points), strict=True)
             differences = [b - float(np.interp(a, x, y)) for a, b in own if x[0] <= a <= x[-1]]
-            found.append({"equal": equal, **primary, "against": arm, "cell": cell, "n": len(differences), "of": len(own),
-                          "differences": differences, "mean": fmean(differences) if differences else None})
+            found.append({"equal": equal, **primary, "against": arm, "cell": cell, "n": len(differences),
+                          "of": len(own), "differences": differences,
+                          "mean": fmean(differences) if differences else None})
     return found
 
 

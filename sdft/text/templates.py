@@ -62,7 +62,8 @@ _INSTRUCTION = "\n\n### Instruction:\n{instruction}"
 _REFERENCE = "\n\n### Reference Answer:\n{reference}"
 _RESPONSE = "\n\n### Response:\n"
 _BOTH = "Below are an instruction that describes a task along with a reference answer. "
-_USING = _BOTH + "Using the reference answer as a guide, write your own response." + _INSTRUCTION + _REFERENCE + _RESPONSE
+_USING = (_BOTH + "Using the reference answer as a guide, write your own response." + _INSTRUCTION + _REFERENCE
+          + _RESPONSE)
 _STEPS = "Great! Let's think step by step. "
 _MATH = "You are an expert in math. Below is a math question. Write a response that appropriately answers the question."
 
@@ -85,8 +86,8 @@ TEMPLATES = {template.name: template for template in (
              + _INSTRUCTION + _REFERENCE + _RESPONSE),
     Template("paraphrase", _BOTH + "Say what the reference answer says in your own words."
              + _INSTRUCTION + _REFERENCE + _RESPONSE),
-    Template("solve_then_check", "Below is an instruction that describes a task." + _INSTRUCTION + "\n\nFirst solve the "
-             "task by yourself. Then check your solution against the reference answer below, and write a response that "
+    Template("solve_then_check", "Below is an instruction that describes a task." + _INSTRUCTION + "\n\nFirst solve "
+             "the task by yourself. Then check your solution against the reference answer below, and write a response that "
              "appropriately completes the request." + _REFERENCE + _RESPONSE),
     Template("using_prefix", _USING, prefix=_STEPS),
     Template("using_shuffled", _USING, shuffled=True),

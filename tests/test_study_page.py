@@ -1,0 +1,117 @@
+"""The page of a study is made from cells.json alone, and its sentences follow the numbers."""
+import json
+
+import pytest
+
+from sdft.cli import main
+from sdft.errors import SdftError
+from sdft.experiment.study_statistics import statistics
+from sdft.files import write_json
+from sdft.report.study import cells_table, matched, sentence, write_study
+
+PRIMARY = {"column": "kl", "arm": "sdft", "against": "sft"}
+
+
+def _arm(score, kl, nll):
+    return {"passages": score, "kl": kl, "top1": 1 - kl, "rouge_l": 0.5, "length": 30.0, "shift": 4.0,
+            "target_nll": nll}
+
+
+def _cell(ratio, seed, sdft):
+    return {"name": f"ratio={ratio},seed={seed}", "values": {"ratio": ratio, "seed": seed}, "suite": "passages",
+            "items": {"passages": 80}, "measures": {"changed_token_share": ratio * 0.9}, "seconds": 9.0,
+            "arms": {"seed": {"passages": 0.5, "kl": 0.0, "top1": 1.0, "rouge_l": 1.0, "length": 40.0},
+                     "sft": _arm(0.75, 0.25 + seed / 100, 4.5), "sdft": _arm(0.625, sdft, 4.5 - 3 * ratio)}}
+
+
+@pytest.fixture
+def content():
+    """At ratio 0.5 the seeds disagree; at 1 sdft is lower by 0.2, 0.2 and 0.19 in all of them."""
+    cells = [_cell(0.5, 1, 0.30), _cell(0.5, 2, 0.20), _cell(0.5, 3, 0.27),
+             _cell(1.0, 1, 0.06), _cell(1.0, 2, 0.07), _cell(1.0, 3, 0.09)]
+    about = {"name": "mix ratio", "question": "Does it follow?", "primary": PRIMARY, "matched": ["shift"], "cells": 7,
+             "plots": [["changed_token_share", "kl"], ["target_nll", "kl"]], "settings": {"train_records": 128}}
+    return {"study": about, "cells": cells, "failed": {"ratio=2": "a share up to 1"},
+            "statistics": statistics(about, cells)}
+
+
+@pytest.fixture
+def folder(content, tmp_path):
+    write_json(tmp_path / "cells.json", content)
+    return tmp_path
+
+
+def test_the_page_needs_cells_json_alone(folder, capsys):
+    assert main(["report", str(folder)]) == 0
+    assert str(folder / "report.md") in capsys.readouterr().out
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"cells.json", "report.md", "end_point.svg", "trade_off.svg", "changed_token_share-kl.svg",
+                     "target_nll-kl.svg"}
+    page = (folder / "report.md").read_text()
+    for name in names - {"cells.json", "report.md"}:
+        assert f"({name})" in page and (folder / name).read_text().startswith("<?xml")
+
+
+def test_the_page_says_what_the_numbers_say(folder):
+    page = write_study(folder).read_text()
+    for text in ("# Mix ratio", "Does it follow?", "of sdft against sft, paired by training seed. 6 of 7 cells",
+                 "train_records = 128", "ratio=2: a share up to 1",
+                 "ratio 0.5: no difference detected in kl between sdft and sft: -0.0133 (95 % interval -0.15 to +0.123; "
+                 "lower in 2 of 3 seeds",
+                 "ratio 1: kl is lower under sdft than under sft: -0.197 (95 % interval -0.211 to -0.182; lower in "
+                 "3 of 3 seeds",
+                 "ratio 0.5: passages is lower under sdft than under sft: -12.5 points",
+                 "| ratio 1 | sdft | 3 | 62.5 | 0.073 |", "passages, % (n = 80)",
+                 "kl over changed_token_share, n = 6: R² = ", "kl over target_nll, n = 9: R² = ",
+                 "At equal shift, kl of sdft minus that of sft: "):
+        assert text in page, text
+
+
+def test_the_same_cells_give_the_same_files(folder):
+    write_study(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write_study(folder)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_one_seed_tells_nothing(content):
+    one = statistics(content["study"], content["cells"][:1])["comparisons"][0]
+    assert sentence(one) == ("ratio 0.5: kl of sdft against sft: +0.04; one seed, so nothing can be told from it.")
+
+
+def test_arms_without_a_common_point_are_told():
+    row = {"equal": "shift", "column": "kl", "arm": "sdft", "against": "kl", "cell": "weak", "n": 0, "of": 3,
+           "differences": [], "mean": None}
+    assert matched(row) == "At equal shift, sdft and kl (weak) have no point in common."
+    assert "-0.1 (mean of n = 2 of 3 cells, -0.2 to +0)" in matched(row | {"n": 2, "differences": [-0.2, 0.0],
+                                                                          "mean": -0.1})
+
+
+def test_cells_compared_with_cells_have_a_page(folder, content):
+    content["study"]["primary"] = {"column": "kl", "arm": "sdft", "against": {"ratio": 0.5}}
+    content["statistics"] = statistics(content["study"], content["cells"])
+    write_json(folder / "cells.json", content)
+    assert "kl is lower under sdft than under ratio 0.5" in write_study(folder).read_text()
+
+
+def test_a_cell_that_lacks_an_arm_or_a_column_has_dashes(content):
+    del content["cells"][3]["arms"]["sdft"], content["cells"][0]["arms"]["sft"]["shift"]
+    rows = {tuple(row[:2]): row for row in cells_table(content).rows}
+    assert rows["ratio 1", "sdft"][2] == "2" and rows["ratio 0.5", "seed"][-1] == "–"
+
+
+@pytest.mark.parametrize(("text", "message"), [("[]", "expected a study's cells"), ("{", "malformed JSON"),
+                                               ('{"study": {}, "cells": [], "failed": {}, "statistics": {}}',
+                                                "expected at least one finished cell")])
+def test_what_is_no_study_is_one_line(tmp_path, text, message):
+    (tmp_path / "cells.json").write_text(text)
+    with pytest.raises(SdftError, match=message):
+        write_study(tmp_path)
+
+
+def test_a_sweep_that_is_rewritten_in_another_folder_has_the_same_page(folder, tmp_path):
+    """As benchmarks/studies/<name>/ holds it: only cells.json travels."""
+    write_study(folder)
+    other = tmp_path / "committed"
+    write_json(other / "cells.json", json.loads((folder / "cells.json").read_text()))
+    assert write_study(other).read_text() == (folder / "report.md").read_text()
