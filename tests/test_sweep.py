@@ -15,7 +15,6 @@ from small_run import save_tiny_model
 
 from sdft.cli import main
 from sdft.errors import SdftError
-from sdft.experiment.config import SECTION_OF
 from sdft.experiment.study import cells_of, read_study
 from sdft.experiment.sweep import pieces, remaining, take_over, to_make
 
@@ -197,6 +196,14 @@ def test_a_journal_taken_over_is_a_copy_and_a_state_the_same_file(swept):
     assert not (first / "sft" / "log.jsonl").samefile(second / "sft" / "log.jsonl")
 
 
+def test_a_rival_on_the_original_answers_is_trained_once_over_ratios(write, tmp_path):
+    path, out = write("[grid]\nratio = [0, 1]\n", 'arms = ["kl", "self-output"]\n'), tmp_path / "out"
+    assert main(["sweep", str(path), "--out", str(out)]) == 0
+    kl, own = ([out / f"ratio={ratio}" / arm / "state.safetensors" for ratio in (0, 1)] for arm in ("kl", "self-output"))
+    assert kl[0].samefile(kl[1]) and not own[0].samefile(own[1])
+    assert list(_cells(out)["cells"][1]["arms"]) == ["seed", "kl", "self-output"]
+
+
 def test_a_killed_sweep_goes_on_to_the_same_result(swept, write, tmp_path):
     base, _ = swept
     path, out = write(), tmp_path / "killed"
@@ -286,8 +293,6 @@ def test_a_study_that_says_nothing_sensible_is_one_line(tmp_path, text, message)
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_studies_of_this_repository_can_be_run(path):
-    if path.stem.startswith("4") and "arms" not in SECTION_OF:
-        pytest.skip("its settings are those of the rivals")
     study = read_study(path)
     if path.stem.startswith("5"):           # its cells need the files of the paper's data sets
         assert len(study.cells) == 8

@@ -26,7 +26,7 @@ from sdft.train.fisher import fisher
 if TYPE_CHECKING:
     from sdft.experiment.lab import Lab
 
-PROBES = 32                     # texts
+PROBES = 24                     # texts
 WAY = (0.0, 0.5, 1.0, 1.5)      # places t between the seed, 0, and the arm, 1, and beyond
 
 

@@ -56,7 +56,7 @@ def pieces(config: Config, arms: Sequence[str]) -> dict[str, Piece]:
         targets = {"train": values["train"], "template": values["eval"]["train_template"]}
         if arm not in ON_ORIGINALS:
             targets |= {"distill": values["distill"], "generate": values["generate"],
-                        "arms": {name: value for name, value in values.get("arms", {}).items() if name != "arms"}}
+                        "arms": {name: value for name, value in values["arms"].items() if name != "arms"}}
         found[f"train {arm}"] = _piece(common, targets, arm)
         found[f"eval {arm}"] = _piece(common, targets | answers, f"eval/{arm}")
     return found
@@ -68,7 +68,7 @@ def _piece(common: dict[str, Any], own: dict[str, Any], *paths: str) -> Piece:
 
 def arms_of(config: Config) -> tuple[str, ...]:
     """The arms that a run trains."""
-    return getattr(getattr(config, "arms", None), "arms", ("sft", "sdft"))
+    return tuple(dict.fromkeys(config.arms.arms))
 
 
 def sweep(study: Study, cells: Sequence[Cell], folder: Path) -> dict[str, str]:

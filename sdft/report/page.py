@@ -67,11 +67,11 @@ def html_page(run: Run, figures: dict[str, Figure]) -> str:
 
 def markdown_page(run: Run) -> str:
     """The tables and conclusions as Markdown, for a terminal or a repository."""
-    parts = [f"# {_title(run)}", INTRODUCTION, _markdown(result_table(run)),
+    parts = [f"# {_title(run)}", INTRODUCTION, as_markdown(result_table(run)),
              "\n".join(f"- {line}" for line in findings(run)),
-             "## Against the seed", _markdown(difference_table(run)), "## What was trained on",
-             _markdown(training_table(run)), _markdown(reasons_table(run)),
-             *(_markdown(table(run)) for table in (gap_table, paired_table, drift_table, likeness_table))]
+             "## Against the seed", as_markdown(difference_table(run)), "## What was trained on",
+             as_markdown(training_table(run)), as_markdown(reasons_table(run)),
+             *(as_markdown(table(run)) for table in (gap_table, paired_table, drift_table, likeness_table))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -90,7 +90,8 @@ def _table(table: Table) -> str:
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}")
 
 
-def _markdown(table: Table) -> str:
+def as_markdown(table: Table) -> str:
+    """The table in Markdown, its note below it."""
     if not table.rows:
         return ""
     lines = [table.head, ["---"] * len(table.head), *table.rows]

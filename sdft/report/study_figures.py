@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sdft.report.figures import COLOURS, MARKERS, Figure, _svg
+from sdft.report.draw import COLOURS, MARKERS, Figure, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -58,7 +58,7 @@ def end_point(content: Row) -> Figure | None:
                  title=f"{column} by condition (n = {_counts(values.values())} seeds)")
         axes.legend()
 
-    return Figure("end_point", _svg(draw, width=max(5.4, 0.75 * len(labels) + 2)),
+    return Figure("end_point", svg_of(draw, width=max(5.4, 0.75 * len(labels) + 2)),
                   f"The primary end point, {axis(column)}. Points: training seeds. Bars: their means.")
 
 
@@ -76,7 +76,7 @@ def trade_off(content: Row) -> Figure | None:
         return None
     suites = ", ".join(dict.fromkeys(f"{cell['suite']}, {cell['items'][cell['suite']]} items"
                                      for cell in content["cells"]))
-    return Figure("trade_off", _svg(lambda canvas: _scatter(
+    return Figure("trade_off", svg_of(lambda canvas: _scatter(
         canvas, content, points, "score on the task above the seed's, points   (right: learned more)",
         f"{axis(column)}   (up: drifted more)" if column == "kl" else axis(column),
         "Learned and drifted")),
@@ -93,7 +93,7 @@ def pair(content: Row, index: int) -> Figure | None:
     if not points:
         return None
     name = f"{found['x']}-{found['y']}".replace(".", "_")
-    return Figure(name, _svg(lambda canvas: _scatter(canvas, content, points, axis(found["x"]), axis(found["y"]),
+    return Figure(name, svg_of(lambda canvas: _scatter(canvas, content, points, axis(found["x"]), axis(found["y"]),
                                                      f"{found['y']} over {found['x']}")),
                   f"{axis(found['y'])} over {axis(found['x'])}, n = {found['n']} trained arms. {explained(found)}")
 

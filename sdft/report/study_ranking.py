@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sdft.report.figures import COLOURS, MARKERS, Figure, _svg
-from sdft.report.page import _markdown
+from sdft.report.draw import COLOURS, MARKERS, Figure, svg_of
+from sdft.report.page import as_markdown
 from sdft.report.study_figures import axis
 from sdft.report.tables import Table
 
@@ -41,7 +41,7 @@ def ranking_page(content: Row, figures: Mapping[str, Figure]) -> str:
             if name in figures:
                 parts.append(f"![{figures[name].caption}]({name}.svg)\n\n{figures[name].caption}")
         if rows:
-            parts.append(_markdown(ranking_table(rows)))
+            parts.append(as_markdown(ranking_table(rows)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -81,7 +81,7 @@ def _ranking(outcome: str, rows: list[Row]) -> Figure:
                  title=f"What predicts a drop of {outcome} (n = {rows[0]['n']} arms)")
         axes.legend()
 
-    return Figure(f"ranking-{outcome}", _svg(draw, height=1.6 + 0.35 * len(rows)),
+    return Figure(f"ranking-{outcome}", svg_of(draw, height=1.6 + 0.35 * len(rows)),
                   f"How much each measure explains of the drop of {outcome} from the seed. Lines: 95 % bootstrap "
                   "intervals over whole studies.")
 
@@ -99,7 +99,7 @@ def _scatter(content: Row, outcome: str, measure: str) -> Figure:
                  title=f"n = {len(points)} trained arms")
         axes.legend(fontsize=8)
 
-    return Figure(f"drop-{outcome}", _svg(draw), f"Every trained arm: the drop of {outcome} over {axis(measure)}, the "
+    return Figure(f"drop-{outcome}", svg_of(draw), f"Every trained arm: the drop of {outcome} over {axis(measure)}, the "
                   "first of the ranking.")
 
 
