@@ -188,6 +188,9 @@ def test_token_matched_counts_what_is_left_for_training(lab, tmp_path):
     longest = 2 * max(sum(e.mask) for e in originals)                    # the most that a step learns
     assert summary["steps"] == arm.settings.steps and abs(summary["target_tokens"] - sdft_tokens) <= longest / 2
     assert Journal(tmp_path / "matched" / "log.jsonl").read()[-1]["lr"] < lab.settings.lr
+    lab.settings = replace(lab.settings, steps=5)
+    same = next(arms_of(lab, originals, originals))                      # sdft on the same targets: as many steps
+    assert same.name == "token-matched-sft" and same.settings.steps == 5
 
 
 def test_replay_mixes_in_dialogues_that_the_seed_wrote(lab):
@@ -263,6 +266,7 @@ def test_full_fine_tuning_has_the_rivals_that_need_no_adapter(model, tmp_path):
 @pytest.mark.parametrize(("wrong", "message"), [
     (["--arms=sft,sdfft"], "arms: expected names out of sft, sdft, .*, got 'sdfft' (did you mean sdft?)"),
     (["--arms=sft,kl", "--method=full"], "objective kl compares with the seed"),
+    (["--arms=low-rank", "--method=full"], "low-rank has an adapter of rank 1"),
     (["--replay=1"], "arms.replay: expected a share above 0 and below 1"),
     (["--wise=1.5"], "arms.wise: expected a share from 0"), (["--arms="], "arms.arms: expected names")])
 def test_arms_that_cannot_be_are_told_before_any_work(wrong, message, model, tmp_path, capsys):

@@ -73,9 +73,9 @@ def test_a_strong_new_direction_is_an_intruder_and_scaling_is_none():
 
 
 def test_the_spaces_of_the_factors_are_those_of_their_product():
-    full = factors(1)                                               # of rank 4, and once more with 5 rows in A
-    same = full._replace(A=torch.cat([full.A, full.A[:1]]), B=torch.cat([full.B, full.B[:, :1]], dim=1))
-    for each in (full, same):
+    full = factors(1)
+    twice = torch.cat([full.A, full.A[:1]])                         # 5 rows of rank 4: so is ΔW, whatever B is
+    for each in (full, full._replace(A=twice, B=draw(9, 5))):
         U, _, Vt = torch.linalg.svd(delta(each))
         for space, direct in zip(factor_spaces(each), (U[:, :4], Vt[:4].t()), strict=True):
             torch.testing.assert_close(space @ space.t(), direct @ direct.t())      # the projections: signs are free

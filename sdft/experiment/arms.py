@@ -31,7 +31,7 @@ from sdft.model.llama import Llama
 from sdft.model.lora import lora_layers
 from sdft.model.saving import save_checkpoint
 from sdft.text.chat import Example
-from sdft.train.batches import hold_out, step_examples, trainable
+from sdft.train.batches import hold_out, step_examples, steps_per_epoch, trainable
 from sdft.train.objectives import Material, check_objective
 from sdft.train.settings import TrainSettings
 
@@ -75,6 +75,8 @@ def check_arms(names: Sequence[str], settings: TrainSettings) -> None:
         if name not in ARMS:
             raise SdftError(f"arms: expected names out of {', '.join(ARMS)}, got {name!r}{nearest(name, ARMS)}")
         check_objective(replace(settings, **SETTINGS_OF.get(name, {})))
+        if name == "low-rank" and settings.method == "full":
+            raise SdftError("arm low-rank has an adapter of rank 1: expected method = lora, got full; leave it out")
 
 
 def self_output(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
@@ -93,8 +95,10 @@ def token_matched(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
 
     The learning rate falls to 0 over these steps. An epoch more or less than sft's is begun like any other.
     """
-    goal = lab.settings.epochs * sum(map(_targets, _trained(lab, sdft.targets)))
-    return replace(sft, settings=replace(sft.settings, steps=_steps_to(goal, _trained(lab, sft.targets), sft.settings)))
+    settings, ours, theirs = lab.settings, _trained(lab, sft.targets), _trained(lab, sdft.targets)
+    total = settings.steps or settings.epochs * steps_per_epoch(theirs, settings.batch_size)
+    goal = sum(_learned(theirs, step, settings) for step in range(total))
+    return replace(sft, settings=replace(settings, steps=_steps_to(goal, ours, settings)))
 
 
 def _trained(lab: Lab, targets: Sequence[Example]) -> list[Example]:
@@ -104,18 +108,17 @@ def _trained(lab: Lab, targets: Sequence[Example]) -> list[Example]:
     return hold_out(kept, settings.validation, settings.seed)[0]
 
 
-def _targets(example: Example) -> int:
-    return sum(example.mask[1:])
+def _learned(examples: Sequence[Example], step: int, settings: TrainSettings) -> int:
+    """The target tokens of one optimiser step."""
+    return sum(sum(e.mask[1:]) for e in step_examples(examples, step, settings.batch_size, settings.seed))
 
 
 def _steps_to(goal: int, examples: Sequence[Example], settings: TrainSettings) -> int:
     """The number of steps (at least 1) after which the targets learned are nearest to `goal`."""
-    learned = step = 0
-    while True:
-        more = sum(map(_targets, step_examples(examples, step, settings.batch_size, settings.seed)))
-        if step and learned + more / 2 > goal:
-            return step
+    learned, step = _learned(examples, 0, settings), 1
+    while learned + (more := _learned(examples, step, settings)) / 2 <= goal:
         learned, step = learned + more, step + 1
+    return step
 
 
 def replay(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
