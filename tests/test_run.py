@@ -66,6 +66,22 @@ def test_the_measures_agree_with_the_files(finished):
         json.loads(line)["id"] for line in (finished / "distilled.jsonl").read_text().splitlines()}
 
 
+def test_the_other_measures_of_the_arms_agree_with_each_other(finished):
+    measures = json.loads((finished / "measures.json").read_text())
+    sft, sdft = (measures["arms"][arm] for arm in ARMS[1:])
+    for arm in (sft, sdft):
+        assert arm["general"]["reverse"]["kl"] > 0 and arm["on_task"]["kl"] > 0 and arm["on_task"]["reverse"]["kl"] > 0
+        assert len(arm["activations"]["layers"]) == 1 and 0 < arm["activations"]["cka"] < 1
+        assert arm["fisher"]["total"] > 0 and arm["shift"]["stable_rank"] >= 1
+        way = {at["t"]: at for at in arm["interpolation"]}
+        assert way[1]["nll"] < way[0]["nll"]                    # the arm learned its targets
+    # t = 0 is the seed, which reads the same answers for either arm
+    assert sft["interpolation"][0]["nll_general"] == pytest.approx(sdft["interpolation"][0]["nll_general"], rel=1e-6)
+    pair = measures["between"]["sft, sdft"]
+    assert pair["norms"] == pytest.approx([sft["shift"]["total"], sdft["shift"]["total"]], rel=1e-6)
+    assert -1 <= pair["cosine"] < 1
+
+
 def test_a_finished_run_is_shown_again_and_not_done_again(finished, model, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")}
     assert main(["run", *options(model), "--out", str(finished)]) == 0

@@ -26,23 +26,24 @@ from sdft.train.fisher import fisher
 if TYPE_CHECKING:
     from sdft.experiment.lab import Lab
 
-PROBES = 24                     # texts
+PROBES = 16                     # texts
 WAY = (0.0, 0.5, 1.0, 1.5)      # places t between the seed, 0, and the arm, 1, and beyond
 
 
 def inspect(lab: Lab, arm: Arm, model: Llama) -> dict[str, Any]:
     """What measures.json holds of the arm beyond suites, general and shift: on_task, activations, interpolation, fisher."""
     seed, texts, own = lab.other_seed(model), lab.seed_answers[:PROBES], lab.task.suites[0]
-    view = lab.kept("task view", lambda: seed_view(lab.seed, lab.written("seed", own)[:PROBES]))
     targets, answers = (loss_along(model, examples, WAY, seed, f"along, {arm.name}")
                         for examples in (arm.targets[:PROBES], texts))
     found = {
-        "on_task": drift(model, view, f"drift on the task, {arm.name}") | {"reverse": reverse_drift(
-            model, lab.written(arm.name, own)[:PROBES], seed, f"reverse drift on the task, {arm.name}")},
         "activations": activation_drift(model, texts, seed, f"activations, {arm.name}"),
         "interpolation": [{"t": at["t"], "nll": at["nll"], "nll_general": other["nll"]}
                           for at, other in zip(targets, answers, strict=True)],
     }
+    if on_task := lab.written("seed", own)[:PROBES]:            # none where the seed answers nothing at all
+        view = lab.kept("task view", lambda: seed_view(lab.seed, on_task))
+        found["on_task"] = drift(model, view, f"drift on the task, {arm.name}") | {"reverse": reverse_drift(
+            model, lab.written(arm.name, own)[:PROBES], seed, f"reverse drift on the task, {arm.name}")}
     if lora_layers(model):
         F = lab.kept("fisher", lambda: fisher(model, texts))
         found["fisher"] = {key: value for key, value in fisher_shift(model, F).items() if key != "modules"}
