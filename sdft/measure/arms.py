@@ -82,7 +82,7 @@ def _together(modules: Sequence[Row]) -> Row:
     inner = math.fsum(module["cosine"] * math.prod(module["norms"]) for module in modules)
     means = {key: _mean([module[key] for module in modules if module[key] is not None])
              for key in ("left_cosine", "right_cosine")}
-    return {"cosine": inner / math.prod(norms) if all(norms) else 0.0, **means, "norms": norms}
+    return {"cosine": max(-1.0, min(1.0, inner / math.prod(norms))) if all(norms) else 0.0, **means, "norms": norms}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -55,7 +55,7 @@ def factor_cosine(first: Factors, second: Factors) -> float:
     ⟨ΔW₁, ΔW₂⟩ = s₁·s₂·Σ[(B₁ᵀB₂) ⊙ (A₁A₂ᵀ)], without forming either.
     """
     square = _inner(first, first) * _inner(second, second)
-    return _inner(first, second) / square**0.5 if square > 0 else 0.0
+    return max(-1.0, min(1.0, _inner(first, second) / square**0.5)) if square > 0 else 0.0       # rounding aside
 
 
 def _inner(first: Factors, second: Factors) -> float:
