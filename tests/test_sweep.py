@@ -125,6 +125,8 @@ def test_cells_json_holds_the_numbers_of_the_run_folders(swept):
         assert cell["arms"]["sft"]["target_nll"] == pytest.approx(measures["gap"]["original"]["nll"], rel=1e-5)
         assert cell["measures"]["gap.distilled.nll"] == pytest.approx(measures["gap"]["distilled"]["nll"], rel=1e-5)
         assert cell["measures"]["accepted_share"] == measures["audit"]["accepted"] / 4
+        assert cell["arms"]["sdft"]["general.reverse.kl"] > 0 and cell["arms"]["sdft"]["fisher.total"] > 0
+        assert ("texts.rouge_l" in cell["measures"]) == bool(measures["texts"])
         assert cell["items"] == {"passages": 3, "instructions": 2}
     text = (base / "out" / "cells.json").read_text()
     assert not any(word in text for word in ("modules", "layers", "kinds", "by_")) and len(text) < 40_000

@@ -46,7 +46,8 @@ def cell_row(cell: Cell, folder: Path) -> dict[str, Any]:
             row["target_nll"] = _short(targets["nll"])
     records = audit.get("records") or 0
     own = {**{f"gap.{name}.{column}": value for name, part in gap.items() for column, value in numbers(part)},
-           **dict(numbers(audit)), **({"accepted_share": _short(audit["accepted"] / records)} if records else {})}
+           **dict(numbers(audit)), **dict(numbers(measures.get("texts", {}), "texts.")),
+           **({"accepted_share": _short(audit["accepted"] / records)} if records else {})}
     return {"name": cell.name, "values": cell.values, "suite": next(iter(measures["arms"]["seed"]["suites"])),
             "items": {name: row["n"] for name, row in measures["arms"]["seed"]["suites"].items()},
             "measures": own, "arms": arms, "seconds": _short(sum(summary["seconds"].values()))}
