@@ -79,11 +79,10 @@ def embedding_cosine(references: Sequence[str], candidates: Sequence[str]) -> fl
 
     Raises MissingExtra.
     """
-    embed = _embedder()
-    texts = sorted({text for a, b in zip(references, candidates, strict=True) if a != b for text in (a, b)})
-    vectors = dict(zip(texts, embed(texts), strict=True)) if texts else {}
-    return fmean(1.0 if a == b else float(vectors[a] @ vectors[b])
-                 for a, b in zip(references, candidates, strict=True))
+    pairs = list(zip(references, candidates, strict=True))
+    texts = sorted({text for a, b in pairs if a != b for text in (a, b)})
+    vectors = dict(zip(texts, _embedder()(texts), strict=True)) if texts else {}       # loading takes seconds
+    return fmean(1.0 if a == b else float(vectors[a] @ vectors[b]) for a, b in pairs)
 
 
 @cache
