@@ -36,12 +36,12 @@ def plain_head(batch, views):
     return linear_cross_entropy_plain(views.trained, views.head, views.labels)
 
 
-def synthetic(length: int) -> list[Example]:
-    """A step of BATCH records of `length` tokens."""
+def synthetic(length: int, records: int = BATCH) -> list[Example]:
+    """A step of so many records of `length` tokens, half of them learned; none begins like another."""
     generator = random.Random(length)
     half = length // 2
     return [Example(str(row), [generator.randrange(1000, 40000) for _ in range(length)],
-                    [False] * half + [True] * (length - half)) for row in range(BATCH)]
+                    [False] * half + [True] * (length - half)) for row in range(records)]
 
 
 def child(kind: str, step: str, task: str, data: Path | None) -> None:

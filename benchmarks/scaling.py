@@ -22,14 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from memory import peak_of
+from memory import peak_of, synthetic
 from rewriting import load_sdft, workload
 from training import MODEL, Ours
 
 import sdft
 from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
 from sdft.generate.packed import packed
-from sdft.text.chat import Example
 from sdft.train import TrainSettings
 
 ROWS, CONTEXTS = (1, 2, 4, 8, 16, 32, 64, 128), (128, 256, 512, 1024, 2048, 4096)
@@ -67,11 +66,8 @@ def prefill(model, tokens: int) -> float:
 
 
 def training(side: Ours, length: int) -> float:
-    """Tokens/s of a step of records of `length` tokens, none of which begins like another."""
-    generator = torch.Generator().manual_seed(length)
-    rows = torch.randint(1000, 40000, (STEP // length, length), generator=generator).tolist()
-    mask = [False] * (length // 2) + [True] * (length - length // 2)
-    examples = [Example(str(number), tokens, mask) for number, tokens in enumerate(rows)]
+    """Tokens/s of a step of records of `length` tokens."""
+    examples = synthetic(length, STEP // length)
     return STEP / median_seconds(lambda: side.step(examples), 3)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft.errors import SdftError
-from sdft.experiment.config import SECTIONS, Config, default_of, kind_of, make_config
+from sdft.experiment.config import SECTIONS, Config, default_of, kind_of, load_chosen, make_config
 
 if TYPE_CHECKING:
     from sdft.model.llama import Llama
@@ -56,12 +56,8 @@ def load_with_adapter(config: Config, adapter: str | None) -> tuple[Llama, Token
 
 def task_of(config: Config) -> Any:
     """The task of the settings; a file of records is the task `custom`."""
-    from sdft.tasks import load_task
-
-    asked = config.task
-    name = "custom" if asked.data and Path(asked.data).is_file() else asked.task
-    return load_task(name, asked.data, asked.columns, asked.limit, asked.train_records, asked.test_records,
-                     asked.data_seed)
+    data = config.task.data
+    return load_chosen(config.task, "custom" if data and Path(data).is_file() else None)
 
 
 def records_of(config: Config) -> list:

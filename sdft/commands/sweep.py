@@ -12,6 +12,7 @@ from sdft.errors import SdftError
 if TYPE_CHECKING:
     from sdft.experiment.study import Cell, Study
 
+
 def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Tell the cells and how long they will take; run those that are not finished; write the page."""
     parser.add_argument("study", metavar="STUDY.toml", help="the study: see benchmarks/studies")
@@ -87,15 +88,15 @@ def _plan(cells: Sequence[Cell], folder: Path, gflops: float) -> str:
 def _planned(cells: Sequence[Cell], folder: Path, gflops: float) -> float:
     """Seconds of rewriting and training that `sdft plan` gives for the pieces that are not shared."""
     from sdft.commands.plan import needs
+    from sdft.experiment.config import load_chosen
     from sdft.experiment.sweep import to_make
-    from sdft.tasks import load_task
 
     total, plans = 0.0, {}
     for cell, stages in to_make(cells, folder):
         key = repr((cell.config.task, cell.config.distill, replace(cell.config.train, seed=0), cell.config.model))
         if key not in plans:
             try:
-                plans[key] = needs(cell.config, load_task(*vars(cell.config.task).values()), gflops, None)["seconds"]
+                plans[key] = needs(cell.config, load_chosen(cell.config.task), gflops, None)["seconds"]
             except SdftError:                       # told when the cell is run; it stops none of the others
                 plans[key] = {"rewrite, at most": 0.0, "train, each arm": 0.0}
         total += plans[key]["rewrite, at most"] * ("rewrite" in stages)

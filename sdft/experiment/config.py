@@ -15,11 +15,14 @@ import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdft.errors import SdftError, nearest
 from sdft.files import read_text
 from sdft.train.settings import TrainSettings, option
+
+if TYPE_CHECKING:
+    from sdft.tasks import Task
 
 Values = dict[str, dict[str, Any]]          # section → key → value
 
@@ -125,6 +128,14 @@ def make_config(path: Path | None = None, options: Mapping[str, Any] | None = No
     config = Config(**{section: SECTIONS[section](**values) for section, values in given.items()})
     _check(config)
     return config, frozenset(name for values in given.values() for name in values)
+
+
+def load_chosen(asked: TaskConfig, name: str | None = None) -> Task:
+    """The task that the settings name, or the one named here, with their data (SdftError as `load_task` has it)."""
+    from sdft.tasks import load_task
+
+    return load_task(name or asked.task, asked.data, asked.columns, asked.limit, asked.train_records,
+                     asked.test_records, asked.data_seed)
 
 
 def with_task(config: Config, given: frozenset[str], epochs: int, distill_template: str, train_template: str,

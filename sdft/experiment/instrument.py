@@ -11,22 +11,18 @@ The dear ones take PROBES texts of each kind; every figure comes with its n. For
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdft.experiment.arms import Arm
+from sdft.experiment.lab import PROBES, Lab
 from sdft.measure.activations import activation_drift
 from sdft.measure.arms import adapter_in, compare_adapters
-from sdft.measure.drift import drift, reverse_drift, seed_view
+from sdft.measure.drift import drift, reverse_drift
 from sdft.measure.fisher_shift import fisher_shift
 from sdft.measure.interpolation import loss_along
 from sdft.model.llama import Llama
 from sdft.model.lora import lora_layers
-from sdft.train.fisher import fisher
 
-if TYPE_CHECKING:
-    from sdft.experiment.lab import Lab
-
-PROBES = 16                     # texts
 WAY = (0.0, 0.5, 1.0, 1.5)      # places t between the seed, 0, and the arm, 1, and beyond
 
 
@@ -40,13 +36,11 @@ def inspect(lab: Lab, arm: Arm, model: Llama) -> dict[str, Any]:
         "interpolation": [{"t": at["t"], "nll": at["nll"], "nll_general": other["nll"]}
                           for at, other in zip(targets, answers, strict=True)],
     }
-    if on_task := lab.written("seed", own)[:PROBES]:            # none where the seed answers nothing at all
-        view = lab.kept("task view", lambda: seed_view(lab.seed, on_task))
-        found["on_task"] = drift(model, view, f"drift on the task, {arm.name}") | {"reverse": reverse_drift(
+    if lab.task_view is not None:
+        found["on_task"] = drift(model, lab.task_view, f"drift on the task, {arm.name}") | {"reverse": reverse_drift(
             model, lab.written(arm.name, own)[:PROBES], seed, f"reverse drift on the task, {arm.name}")}
     if lora_layers(model):
-        F = lab.kept("fisher", lambda: fisher(model, texts))
-        found["fisher"] = {key: value for key, value in fisher_shift(model, F).items() if key != "modules"}
+        found["fisher"] = {key: value for key, value in fisher_shift(model, lab.fisher).items() if key != "modules"}
     return found
 
 

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from sdft.distill import Limits
 from sdft.distill.distilled import Distilled
@@ -28,8 +30,10 @@ from sdft.text.chat import Example, encode_example
 from sdft.text.records import Record
 from sdft.text.templates import Template, get_template
 from sdft.text.tokenizer import Tokenizer
+from sdft.train.fisher import fisher
 
 SHOWN = 4           # records of the token map
+PROBES = 16         # texts that the dear measures take of each kind
 
 
 class Lab:
@@ -47,7 +51,6 @@ class Lab:
         self.suites = [*task.suites, *first(instruction_suite(), config.eval.instruction_items)]
         self.general = first(general_suite(), config.eval.general_items)[0]
         self.answers: dict[str, dict[str, list[dict[str, Any]]]] = {}      # arm → suite → lines
-        self._kept: dict[str, Any] = {}
 
     def check(self) -> None:
         """Refuse at once what a later stage would refuse after minutes of work (SdftError)."""
@@ -139,11 +142,16 @@ class Lab:
         """An arm's own answers to a suite, as examples whose targets are the tokens that it chose."""
         return seed_answers(self.tokenizer, suite, self.answers[arm][suite.name], self.chat)
 
-    def kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns, made once for all arms."""
-        if name not in self._kept:
-            self._kept[name] = make()
-        return self._kept[name]
+    @cached_property
+    def task_view(self) -> SeedView | None:
+        """What the seed makes of its own first answers to the task's test items; None where it answers nothing."""
+        answers = self.written("seed", self.task.suites[0])[:PROBES]
+        return seed_view(self.seed, answers) if answers else None
+
+    @cached_property
+    def fisher(self) -> dict[str, Tensor]:
+        """The seed's diagonal Fisher of the adapted layers, on its first general answers."""
+        return fisher(self.seed, self.seed_answers[:PROBES], match_targets(self.seed, self.settings.targets))
 
     def shown(self, distilled: Iterable[Distilled]) -> list[str]:
         """The ids of the first few records whose rewrite was taken, which the report shows token by token."""

@@ -6,13 +6,12 @@ from typing import Any
 
 import sdft.model
 from sdft.distill.resume import settings_path
-from sdft.experiment.config import Config, of_task, with_machine, with_task
+from sdft.experiment.config import Config, load_chosen, of_task, with_machine, with_task
 from sdft.experiment.folder import check_folder, default_folder, is_new, make_folder
 from sdft.experiment.lab import Lab
 from sdft.experiment.method import compare
 from sdft.files import locked, write_json
 from sdft.model.fetch import model_hash, resolve
-from sdft.tasks import load_task
 
 
 def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None = None) -> Path:
@@ -20,9 +19,7 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
 
     A finished run is left as it is. Raises SdftError for bad input and for a folder that was made with other settings.
     """
-    asked = config.task
-    task = load_task(asked.task, asked.data, asked.columns, asked.limit, asked.train_records, asked.test_records,
-                     asked.data_seed)
+    task = load_chosen(config.task)
     config = with_machine(with_task(config, given, **task.decides))
     folder = folder or default_folder(config)
     path = resolve(config.model.model)

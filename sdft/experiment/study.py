@@ -36,9 +36,8 @@ from pathlib import Path
 from typing import Any
 
 from sdft.errors import SdftError, nearest
-from sdft.experiment.config import SECTION_OF, SECTIONS, Config, make_config, parse, with_machine, with_task
+from sdft.experiment.config import SECTION_OF, SECTIONS, Config, load_chosen, make_config, parse, with_machine, with_task
 from sdft.files import read_text
-from sdft.tasks import load_task
 
 SEED = "seed"                               # the setting that repeats a comparison and is none of its conditions
 KEYS = {"": ("name", "question", "plots", "matched", "primary", "settings", "grid", "cells", "reads", "predict"),
@@ -107,7 +106,7 @@ def cells_of(study: Study, data: str | None = None) -> list[Cell]:
             options["data"] = data
         try:
             config, given = make_config(None, options)
-            task = load_task(*vars(config.task).values())
+            task = load_chosen(config.task)
         except SdftError as error:
             raise SdftError(f"{study.path}: {error}") from error
         name = cell_name(values)

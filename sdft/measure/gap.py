@@ -31,6 +31,7 @@ from sdft.model.llama import Llama
 from sdft.progress import progress
 from sdft.text.chat import Example
 from sdft.train.batches import Batch, may_share, pack_within, trainable
+from sdft.train.divergence import label_nll
 
 PACK = 4096          # tokens of one forward pass
 ROWS = 128           # rows of logits at a time: 128 × 49152 in fp32 are 25 MB
@@ -164,13 +165,7 @@ def targets(model: Llama, examples: Sequence[Example], desc: str) -> Iterator[Ta
 
 
 def _surprise(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return token_nll(logits, labels), token_rank(logits, labels)
-
-
-def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """−log softmax(logits)[label], fp32 (n,), of logits (n, V) and labels (n,)."""
-    logits = logits.float()
-    return logits.logsumexp(-1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return label_nll(logits.float(), labels), token_rank(logits, labels)
 
 
 def token_rank(logits: Tensor, labels: Tensor) -> Tensor:

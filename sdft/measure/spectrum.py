@@ -13,13 +13,12 @@ Against the seed's own directions (k largest singular values, U left and V right
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from fnmatch import fnmatch
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdft.errors import SdftError, nearest
+from sdft.model.lora import inner_product, matching
 
 
 class Factors(NamedTuple):
@@ -59,8 +58,8 @@ def factor_cosine(first: Factors, second: Factors) -> float:
 
 
 def _inner(first: Factors, second: Factors) -> float:
-    A_1, B_1, A_2, B_2 = (x.detach().double() for x in (first.A, first.B, second.A, second.B))
-    return first.scale * second.scale * ((B_1.t() @ B_2) * (A_1 @ A_2.t())).sum().item()            # (R₁, R₂) each
+    factors = (x.detach() for x in (first.A, first.B, second.A, second.B))
+    return first.scale * second.scale * inner_product(*factors).item()
 
 
 def ranks(spectrum: Tensor) -> dict[str, float]:
@@ -111,12 +110,4 @@ def named_by(patterns: Sequence[str], names: Collection[str]) -> set[str]:
 
     Raises SdftError for a pattern that names none.
     """
-    chosen = set()
-    for pattern in patterns:
-        matched = [name for name in names if name.rpartition(".")[2] == pattern or fnmatch(name, pattern)]
-        if not matched:
-            kinds = dict.fromkeys(name.rpartition(".")[2] for name in names)
-            raise SdftError(f"spectra: {pattern!r} names nothing here{nearest(pattern, kinds)}; expected "
-                            f"{', '.join(kinds)}, a whole name, or a pattern of it")
-        chosen.update(matched)
-    return chosen
+    return matching(patterns, names, "spectra: {!r} names nothing here{}; expected {}, a whole name, or a pattern of it")

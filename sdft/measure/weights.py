@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdft.errors import SdftError
 from sdft.model.llama import Llama
-from sdft.model.lora import LoRALinear, lora_layers
+from sdft.model.lora import LoRALinear, inner_product, lora_layers
 
 AT_ONCE = 1 << 22           # values taken to fp64 at a time: 32 MB
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -46,9 +46,8 @@ def shift(model: Llama, seed: Llama | None = None) -> dict[str, Any]:
 
 def factor_norm(A: Tensor, B: Tensor, scale: float) -> float:
     """‖s·B·A‖_F from A (R, D) and B (O, R), by Gram matrices in fp64; clamped where rounding makes it negative."""
-    A, B = A.detach().double(), B.detach().double()
-    square = ((B.t() @ B) * (A @ A.t())).sum()                      # (R, R) each
-    return abs(scale) * square.clamp_min(0).sqrt().item()
+    A, B = A.detach(), B.detach()
+    return abs(scale) * inner_product(A, B, A, B).clamp_min(0).sqrt().item()
 
 
 def adapted_layers(model: Llama) -> dict[str, LoRALinear]:

@@ -14,7 +14,7 @@ gives the seed model back, without a copy.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 
@@ -63,6 +63,15 @@ def lora_scale(rank: int, alpha: float, rslora: bool) -> float:
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
+def inner_product(A: Tensor, B: Tensor, other_A: Tensor, other_B: Tensor) -> Tensor:
+    """⟨B·A, B′·A′⟩ = Σ[(BᵀB′) ⊙ (A·A′ᵀ)] of the factors of two adapters of a layer: fp64, 0-d, with a gradient.
+
+    No product (O, D) is ever formed. In fp64, as the sum cancels while B is small.
+    """
+    A, B, other_A, other_B = A.double(), B.double(), other_A.double(), other_B.double()
+    return ((B.t() @ other_B) * (A @ other_A.t())).sum()            # (R, R′) each
+
+
 def add_lora(model: Llama, rank: int = 8, alpha: float = 16, targets: Sequence[str] = ("q_proj", "v_proj"),
              dropout: float = 0.0, rslora: bool = False, seed: int = 0) -> list[str]:
     """Freeze the model and put a fresh adapter on every linear layer that `targets` name; return the layers' names.
@@ -93,18 +102,27 @@ def match_targets(model: Llama, targets: Sequence[str], rank: int = 1) -> list[s
     Raises SdftError for a target that names none, and for a rank above that which any change of such a layer can have.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
-    chosen = set()
-    for target in targets:
-        matched = [name for name in linear if name.rpartition(".")[2] == target or fnmatch(name, target)]
-        if not matched:
-            known = dict.fromkeys(name.rpartition(".")[2] for name in linear)
-            raise SdftError(f"LoRA target {target!r} names no linear layer{nearest(target, known)}; expected "
-                            f"{', '.join(known)}, a layer's whole name, or a pattern of it")
-        chosen.update(matched)
+    chosen = matching(targets, linear, "LoRA target {!r} names no linear layer{}; expected {}, a layer's whole name, or "
+                      "a pattern of it")
     for name in (name for name in linear if name in chosen):
         if rank > (largest := min(model.get_submodule(name).weight.shape)):
             raise SdftError(f"rank: expected at most {largest}, the full rank of {name}, got {rank}")
     return [name for name in linear if name in chosen]
+
+
+def matching(patterns: Sequence[str], names: Collection[str], refusal: str) -> set[str]:
+    """The names that `patterns` mean: by their last part ("q_proj"), in whole, or by a pattern ("model.layers.0.*").
+
+    Raises SdftError for one that means none: `refusal`, filled in with it, the nearest last part, and all of them.
+    """
+    chosen = set()
+    for pattern in patterns:
+        matched = [name for name in names if name.rpartition(".")[2] == pattern or fnmatch(name, pattern)]
+        if not matched:
+            known = dict.fromkeys(name.rpartition(".")[2] for name in names)
+            raise SdftError(refusal.format(pattern, nearest(pattern, known), ", ".join(known)))
+        chosen.update(matched)
+    return chosen
 
 
 def adapt(model: Llama, name: str, rank: int, alpha: float, dropout: float, rslora: bool) -> LoRALinear:

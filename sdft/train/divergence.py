@@ -22,9 +22,13 @@ def token_nll(x: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     """−log softmax(x·headᵀ)[label] in nats, (n,), of hidden states x (n, D), head (V, D) and labels (n,)."""
     found = []
     for rows, own in zip(x.split(ROWS), labels.split(ROWS), strict=True):
-        logits = _logits(rows, head)                                            # (rows, D) → (rows, V)
-        found.append(logits.logsumexp(1) - logits.gather(1, own.unsqueeze(1)).squeeze(1))
+        found.append(label_nll(_logits(rows, head), own))                       # (rows, D) → (rows, V) → (rows,)
     return torch.cat(found)
+
+
+def label_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """−log softmax(logits)[label], (n,), of logits (n, V) in fp32 or wider and labels (n,)."""
+    return logits.logsumexp(1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 def kl_plain(x: Tensor, other: Tensor, head: Tensor, reverse: bool = False) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdft.model.adapters import save_adapter
 from sdft.model.llama import Llama
-from sdft.model.lora import LoRALinear, add_lora, lora_layers
+from sdft.model.lora import LoRALinear, add_lora, inner_product, lora_layers
 from sdft.model.saving import save_checkpoint
 from sdft.train.settings import TrainSettings
 
@@ -49,12 +49,9 @@ class Adapter:
 
 
 def squared_shift(layers: Mapping[str, LoRALinear]) -> Tensor:
-    """Σ ‖s·B·A‖²_F over the layers, from the factors' R × R Gram matrices: ‖B·A‖² = ⟨BᵀB, AAᵀ⟩; fp64 with a gradient.
-
-    No B·A (O, D) is ever formed. Computed in fp64, as the inner product cancels while B is small.
-    """
-    factors = [(layer.scale, layer.lora_A.double(), layer.lora_B.double()) for layer in layers.values()]
-    return sum(scale**2 * ((B.t() @ B) * (A @ A.t())).sum() for scale, A, B in factors)         # (R, R) each
+    """Σ ‖s·B·A‖²_F over the layers, from the factors' R × R Gram matrices; fp64, with a gradient."""
+    factors = [(layer.scale, layer.lora_A, layer.lora_B) for layer in layers.values()]
+    return sum(scale**2 * inner_product(A, B, A, B) for scale, A, B in factors)
 
 
 class FullWeights:
