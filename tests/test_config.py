@@ -84,6 +84,7 @@ def test_a_run_is_written_down_with_the_dtype_that_it_computes_in(monkeypatch):
     ({"rows": "0"}, "generate.rows: expected at least 1"),
     ({"instruction_items": "-1"}, "eval.instruction_items: expected 0 .none. or more"),
     ({"general_items": "0"}, "eval.general_items: expected at least 1"),
+    ({"probes": "0"}, "eval.probes: expected at least 1"),
     ({"seed": "-1"}, "seed: expected a whole number from 0 to 4294967295"),
     ({"columns": "question"}, "task.columns: expected OURS=THEIRS"),
     ({"model": ""}, "model.model: expected a text"),

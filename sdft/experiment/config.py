@@ -82,6 +82,8 @@ class EvalConfig:
     train_template: str | None = option(None, "template of the training prompt (default: the task's)")
     instruction_items: int | None = option(None, "prompts of the suite `instructions` (default: all; 0: none)")
     general_items: int | None = option(None, "general prompts (default: all)")
+    probes: int = option(16, "texts of each kind that the dear measures take: activations, Fisher, loss along the "
+                             "way, drift on the task")
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,7 @@ def _check(config: Config) -> None:
          f"eval.instruction_items: expected 0 (none) or more, got {counted.instruction_items}"),
         (counted.general_items is None or counted.general_items >= 1,
          f"eval.general_items: expected at least 1, since drift is measured on them; got {counted.general_items}"),
+        (counted.probes >= 1, f"eval.probes: expected at least 1, got {counted.probes}"),
         (0 < arms.replay < 1, f"arms.replay: expected a share above 0 and below 1, got {arms.replay}"),
         (0 <= arms.wise < 1, f"arms.wise: expected a share from 0, below 1, got {arms.wise}"),
     ):

@@ -6,7 +6,7 @@
     Fisher             ΔW weighted by how much the seed's general answers depend on each weight (adapters alone)
     between arms       cosine and common directions of two adapters' ΔW
 
-The dear ones take PROBES texts of each kind; every figure comes with its n. Formulas and sources stand in the measures.
+The dear ones take `probes` texts of each kind; every figure comes with its n. Formulas and sources stand in the measures.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from sdft.experiment.arms import Arm
-from sdft.experiment.lab import PROBES, Lab
+from sdft.experiment.lab import Lab
 from sdft.measure.activations import activation_drift
 from sdft.measure.arms import adapter_in, compare_adapters
 from sdft.measure.drift import drift, reverse_drift
@@ -28,9 +28,9 @@ WAY = (0.0, 0.5, 1.0, 1.5)      # places t between the seed, 0, and the arm, 1, 
 
 def inspect(lab: Lab, arm: Arm, model: Llama) -> dict[str, Any]:
     """What measures.json holds of the arm beyond suites, general and shift: on_task, activations, interpolation, fisher."""
-    seed, texts, own = lab.other_seed(model), lab.seed_answers[:PROBES], lab.task.suites[0]
+    seed, texts, own = lab.other_seed(model), lab.seed_answers[:lab.probes], lab.task.suites[0]
     targets, answers = (loss_along(model, examples, WAY, seed, f"along, {arm.name}")
-                        for examples in (arm.targets[:PROBES], texts))
+                        for examples in (arm.targets[:lab.probes], texts))
     found = {
         "activations": activation_drift(model, texts, seed, f"activations, {arm.name}"),
         "interpolation": [{"t": at["t"], "nll": at["nll"], "nll_general": other["nll"]}
@@ -38,7 +38,7 @@ def inspect(lab: Lab, arm: Arm, model: Llama) -> dict[str, Any]:
     }
     if lab.task_view is not None:
         found["on_task"] = drift(model, lab.task_view, f"drift on the task, {arm.name}") | {"reverse": reverse_drift(
-            model, lab.written(arm.name, own)[:PROBES], seed, f"reverse drift on the task, {arm.name}")}
+            model, lab.written(arm.name, own)[:lab.probes], seed, f"reverse drift on the task, {arm.name}")}
     if lora_layers(model):
         found["fisher"] = {key: value for key, value in fisher_shift(model, lab.fisher).items() if key != "modules"}
     return found

@@ -33,7 +33,6 @@ from sdft.text.tokenizer import Tokenizer
 from sdft.train.fisher import fisher
 
 SHOWN = 4           # records of the token map
-PROBES = 16         # texts that the dear measures take of each kind
 
 
 class Lab:
@@ -50,6 +49,7 @@ class Lab:
         self.train_template = get_template(config.eval.train_template or task.train_template)
         self.suites = [*task.suites, *first(instruction_suite(), config.eval.instruction_items)]
         self.general = first(general_suite(), config.eval.general_items)[0]
+        self.probes = config.eval.probes
         self.answers: dict[str, dict[str, list[dict[str, Any]]]] = {}      # arm → suite → lines
 
     def check(self) -> None:
@@ -145,13 +145,13 @@ class Lab:
     @cached_property
     def task_view(self) -> SeedView | None:
         """What the seed makes of its own first answers to the task's test items; None where it answers nothing."""
-        answers = self.written("seed", self.task.suites[0])[:PROBES]
+        answers = self.written("seed", self.task.suites[0])[:self.probes]
         return seed_view(self.seed, answers) if answers else None
 
     @cached_property
     def fisher(self) -> dict[str, Tensor]:
         """The seed's diagonal Fisher of the adapted layers, on its first general answers."""
-        return fisher(self.seed, self.seed_answers[:PROBES], match_targets(self.seed, self.settings.targets))
+        return fisher(self.seed, self.seed_answers[:self.probes], match_targets(self.seed, self.settings.targets))
 
     def shown(self, distilled: Iterable[Distilled]) -> list[str]:
         """The ids of the first few records whose rewrite was taken, which the report shows token by token."""

@@ -46,7 +46,7 @@ def pieces(config: Config, arms: Sequence[str]) -> dict[str, Piece]:
     """The pieces of a run that another may take over, by the name that their stage has in seconds.jsonl."""
     values = to_values(config)
     common = {name: values[name] for name in ("model", "task")}
-    items = {name: value for name, value in values["eval"].items() if name != "train_template"}
+    items = {name: value for name, value in values["eval"].items() if name not in ("train_template", "probes")}
     answers = {"generate": values["generate"], "eval": items}
     rewriting = {name: values["distill"][name] for name in ("template", "rewrite_tokens")}
     found = {"rewrite": _piece(common, {"generate": values["generate"], "distill": rewriting},
