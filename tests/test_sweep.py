@@ -16,7 +16,7 @@ from small_run import save_tiny_model
 from sdft.cli import main
 from sdft.errors import SdftError
 from sdft.experiment.study import cells_of, read_study
-from sdft.experiment.sweep import pieces, remaining, take_over, to_make
+from sdft.experiment.sweep import carried, pieces, remaining, take_over, to_make
 
 SMALL = """
 dtype = "float32"
@@ -152,27 +152,28 @@ def test_rewrites_go_to_cells_with_the_same_template_only(write, tmp_path):
     source = tmp_path / cells[0].name
     (source / "rewrites.jsonl").write_text('{"id": "a"}\n')
     (source / "rewrites.settings.json").write_text("{}")
-    assert [take_over(cell, cells[:1], tmp_path)[:1] for cell in cells[1:]] == [["rewrite"], ["eval seed"],
-                                                                             ["eval seed"]]
+    assert [take_over(cell, cells[:1], tmp_path) for cell in cells[1:]] == [["rewrite"], [], []]
     assert (tmp_path / cells[1].name / "rewrites.jsonl").read_text() == '{"id": "a"}\n'
     assert not (tmp_path / cells[2].name / "rewrites.jsonl").exists()
 
 
 @pytest.mark.parametrize(("change", "shared"), [
-    ("ratio = 0.5", {"rewrite", "eval seed", "train sft", "eval sft"}),
-    ('template = "refer"', {"eval seed", "train sft", "eval sft"}),
-    ("rewrite_tokens = 9", {"eval seed", "train sft", "eval sft"}),
-    ("times = 6", {"rewrite", "eval seed", "train sft", "eval sft"}),
-    ("seed = 3", {"rewrite", "eval seed"}),
-    ("lr = 0.1", {"rewrite", "eval seed"}),
+    ("ratio = 0.5", {"rewrite", "eval seed", "train sft", "eval sft", "measure sft"}),
+    ('template = "refer"', {"eval seed", "train sft", "eval sft", "measure sft"}),
+    ("rewrite_tokens = 9", {"eval seed", "train sft", "eval sft", "measure sft"}),
+    ("times = 6", {"rewrite", "eval seed", "train sft", "eval sft", "measure sft"}),
+    ("seed = 3", {"rewrite", "gap", "eval seed"}),
+    ("lr = 0.1", {"rewrite", "gap", "eval seed"}),
+    ("probes = 3", {"rewrite", "gap", "eval seed", "train sft", "eval sft", "train sdft", "eval sdft"}),
     ('train_template = "alpaca"', {"rewrite", "eval seed"}),
     ("sampling_seed = 1", {"train sft"}),
-    ("general_items = 1", {"rewrite", "train sft", "train sdft"}),
-    ("instruction_items = 1", {"rewrite", "train sft", "train sdft"}),
+    ("general_items = 1", {"rewrite", "gap", "train sft", "train sdft"}),
+    ("instruction_items = 1", {"rewrite", "gap", "train sft", "train sdft"}),
     ("data_seed = 1", set()), ("train_records = 5", set()), ('dtype = "bfloat16"', set()),
 ])
 def test_a_piece_is_shared_where_no_setting_that_it_depends_on_differs(write, change, shared):
     """What differs is looked up setting by setting: a key that forgot one would share too much."""
+    assert all(f"eval {arm}" in shared for arm in ("sft", "sdft") if f"measure {arm}" in shared)
     name = change.partition(" ")[0]
     small = "\n".join(line for line in SMALL.splitlines() if not line.startswith(f"{name} ")) + "\n"
     ours, theirs = (pieces(cells_of(read_study(write("", more, small=base)))[0].config, ("sft", "sdft"))
@@ -256,7 +257,7 @@ def test_the_plan_tells_what_is_left_and_how_long_it_takes(swept, write, tmp_pat
     assert main(["sweep", str(write()), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "4 cells, 4 of them to run" in out and "by sdft plan at 400 GFLOP/s" in out
-    assert f"{NAMES[3]}  eval sdft, train sdft\n" in out and not (tmp_path / "new").exists()
+    assert f"{NAMES[3]}  eval sdft, measure sdft, train sdft\n" in out and not (tmp_path / "new").exists()
     copy = shutil.copytree(base / "out", tmp_path / "copy")
     cells = cells_of(read_study(base / "study.toml"))
     for name, seconds in ((NAMES[0], {"rewrite": 7, "train sft": 5, "train sdft": 20, "gap": 2, "eval sdft": 3,
@@ -264,8 +265,37 @@ def test_the_plan_tells_what_is_left_and_how_long_it_takes(swept, write, tmp_pat
         (copy / name / "summary.json").write_text(json.dumps({"seconds": seconds}))
     for name in NAMES[2:]:
         (copy / name / "summary.json").unlink()
-    assert to_make(cells, copy) == [(cell, ["eval sdft", "train sdft"]) for cell in cells[2:]]
-    assert remaining(cells, copy) == (2 * (3 + 20 + 2 + 1 + 1), 2)
+    own = ["eval sdft", "measure sdft", "train sdft"]
+    assert to_make(cells, copy) == [(cells[2], [own[0], "gap", *own[1:]]), (cells[3], own)]
+    assert remaining(cells, copy) == (2 * (3 + 20 + 1) + 2, 2)
+
+
+def test_cells_of_another_machine_are_carried_on_by_their_numbers(swept, write, tmp_path, capsys):
+    """Only cells.json came along: its cells stand as they were, and the one that it lacks is run."""
+    base, _ = swept
+    out = tmp_path / "moved"
+    out.mkdir()
+    content = _cells(base / "out")
+    for cell in content["cells"]:
+        cell["machine"]["processor"] = "another"
+    last = content["cells"].pop()
+    (out / "cells.json").write_text(json.dumps(content))
+    assert main(["sweep", str(write()), "--out", str(out)]) == 0
+    assert "4 cells, 1 of them to run" in capsys.readouterr().out
+    assert [path.name for path in out.iterdir() if path.is_dir()] == [last["name"]]
+    cells = _cells(out)["cells"]
+    assert cells[:3] == content["cells"] and cells[3]["machine"]["processor"] != "another"
+    assert cells[3]["arms"]["sdft"]["kl"] == last["arms"]["sdft"]["kl"]
+    assert _cells(out)["statistics"] == _cells(base / "out")["statistics"]
+
+
+def test_cells_of_other_settings_are_not_carried_on(swept, write, tmp_path):
+    base, _ = swept
+    (tmp_path / "out").mkdir()
+    shutil.copy(base / "out" / "cells.json", tmp_path / "out")
+    cells = cells_of(read_study(write(more="lr = 0.1\n")))
+    assert carried(cells, tmp_path / "out") == {}
+    assert list(carried(cells_of(read_study(write(more="rows = 3\n"))), tmp_path / "out")) == NAMES
 
 
 @pytest.mark.parametrize(("text", "message"), [

@@ -48,6 +48,7 @@ class Arm:
     settings: TrainSettings
     material: Material = Material()
     folder: str = ""                # of its training, in the run folder; an arm that goes on from another has its
+    on: str = ""                    # "original" or "distilled": the set that its targets are; "": neither
     kept: float = 1.0               # the share of the change of the weights that stays after training
 
     def finish(self, lab: Lab, model: Llama) -> None:
@@ -63,7 +64,8 @@ class Arm:
 
 def arms_of(lab: Lab, originals: Sequence[Example], rewritten: Sequence[Example]) -> Iterator[Arm]:
     """The arms that the settings name, in their order; what an arm needs is made when its turn comes."""
-    sft, sdft = (Arm(name, targets, lab.settings) for name, targets in (("sft", originals), ("sdft", rewritten)))
+    sft, sdft = (Arm("", targets, lab.settings, on=on)
+                 for on, targets in (("original", originals), ("distilled", rewritten)))
     for name in dict.fromkeys(lab.arms.arms):
         arm = ARMS[name](lab, sft, sdft)
         yield replace(arm, name=name, folder=arm.folder or name)
@@ -87,7 +89,7 @@ def self_output(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
                                   folder / "answers.jsonl", lab.rows, lab.chat)
     chosen = leave_out(choose(records, answers, lab.task.check, lab.limits), lab.ratio, lab.settings.seed)
     write_distilled(folder / "distilled.jsonl", chosen)
-    return replace(sft, targets=lab.examples(mix(records, chosen)))
+    return replace(sft, targets=lab.examples(mix(records, chosen)), on="")
 
 
 def token_matched(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
@@ -123,7 +125,7 @@ def _steps_to(goal: int, examples: Sequence[Example], settings: TrainSettings) -
 
 def replay(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
     """As sft, with so many dialogues of the seed's own that they are the share `replay` of what is trained on."""
-    return replace(sft, targets=[*sft.targets, *seed_dialogues(lab, replayed(lab))])
+    return replace(sft, targets=[*sft.targets, *seed_dialogues(lab, replayed(lab))], on="")
 
 
 def replayed(lab: Lab) -> int:
@@ -160,9 +162,14 @@ def on_policy(name: str) -> Make:
         arm = _changed(name)(lab, sft, sdft)
         shown = demonstrations(lab)
         kept = {prompt.id for prompt in shown}
-        return replace(arm, targets=[example for example in sft.targets if example.id in kept],
+        return replace(arm, targets=[example for example in sft.targets if example.id in kept], on="",
                        material=student_samples(lab, shown))
     return make
+
+
+def stm(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+    """Of its targets only the probable ones are learned, so they are not the set that they are taken from."""
+    return replace(_changed("stm")(lab, sft, sdft), on="")
 
 
 def _changed(name: str) -> Make:
@@ -194,5 +201,8 @@ SETTINGS_OF = {**OBJECTIVE_OF, **ON_POLICY}
 ARMS: Mapping[str, Make] = {
     "sft": lambda lab, sft, sdft: sft, "sdft": lambda lab, sft, sdft: sdft, "self-output": self_output,
     "token-matched-sft": token_matched, "replay": replay, "wise-ft": wise_ft, "low-lr": low_lr, "low-rank": low_rank,
-    **{name: _changed(name) for name in OBJECTIVE_OF}, "ewc": ewc, **{name: on_policy(name) for name in ON_POLICY},
+    **{name: _changed(name) for name in OBJECTIVE_OF}, "ewc": ewc, "stm": stm,
+    **{name: on_policy(name) for name in ON_POLICY},
 }
+# Those that nothing but the data's own answers and the training settings make: no rewrites, no text of the seed's.
+ON_ORIGINALS = frozenset(("sft", "low-lr", "low-rank", *OBJECTIVE_OF)) - {"ewc"}

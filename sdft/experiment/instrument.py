@@ -1,5 +1,7 @@
-"""The whole instrument on one trained arm: the measures of sdft/measure/ beyond abilities, drift and shift.
+"""The whole instrument on one trained arm: what the measures of sdft/measure/ say of its weights and outputs.
 
+    general            forward KL on the seed's answers to general prompts, reverse KL on its own
+    shift              ‖ΔW‖ and the spectra, module by module
     on the task        forward and reverse KL on answers to its test items         what best predicts forgetting, they say
     activations        behind every layer, on the seed's general answers
     along the way      NLL at θ₀ + t·ΔW of the arm's targets, and of the seed's general answers
@@ -20,6 +22,7 @@ from sdft.measure.arms import adapter_in, compare_adapters
 from sdft.measure.drift import drift, reverse_drift
 from sdft.measure.fisher_shift import fisher_shift
 from sdft.measure.interpolation import loss_along
+from sdft.measure.modules import module_measures
 from sdft.model.llama import Llama
 from sdft.model.lora import lora_layers
 
@@ -27,11 +30,15 @@ WAY = (0.0, 0.5, 1.0, 1.5)      # places t between the seed, 0, and the arm, 1, 
 
 
 def inspect(lab: Lab, arm: Arm, model: Llama) -> dict[str, Any]:
-    """What measures.json holds of the arm beyond suites, general and shift: on_task, activations, interpolation, fisher."""
+    """What measures.json holds of the arm beside its abilities and its training, under the names above."""
     seed, texts, own = lab.other_seed(model), lab.seed_answers[:lab.probes], lab.task.suites[0]
     targets, answers = (loss_along(model, examples, WAY, seed, f"along, {arm.name}")
                         for examples in (arm.targets[:lab.probes], texts))
+    general = drift(model, lab.seed_view, f"drift, {arm.name}")
     found = {
+        "general": general | {"reverse": reverse_drift(model, lab.written(arm.name, lab.general), seed,
+                                                       f"reverse drift, {arm.name}")},
+        "shift": module_measures(model, seed),
         "activations": activation_drift(model, texts, seed, f"activations, {arm.name}"),
         "interpolation": [{"t": at["t"], "nll": at["nll"], "nll_general": other["nll"]}
                           for at, other in zip(targets, answers, strict=True)],

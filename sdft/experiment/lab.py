@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -18,7 +18,7 @@ from sdft.distill.rewrite import distill_prompt
 from sdft.errors import SdftError
 from sdft.experiment.arms import check_arms
 from sdft.experiment.config import Config
-from sdft.files import Journal
+from sdft.files import Journal, read_json, write_json
 from sdft.generate import Sampling
 from sdft.measure.abilities import against, evaluate, summarise
 from sdft.measure.drift import SeedView, seed_answers, seed_view
@@ -79,6 +79,13 @@ class Lab:
         finally:
             with Journal(self.folder / "seconds.jsonl") as journal:
                 journal.append({"stage": stage, "seconds": round(time.perf_counter() - started, 2)})
+
+    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `make` returns, kept as the file `name` of the run folder: made only where that is not there yet."""
+        path = self.folder / name
+        if not path.exists():
+            write_json(path, make())
+        return read_json(path)
 
     def seconds(self) -> dict[str, float]:
         """The seconds of every stage, those before an interruption included (all but a stage that was killed)."""

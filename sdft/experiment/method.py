@@ -13,9 +13,7 @@ from sdft.experiment.arms import arms_of
 from sdft.experiment.instrument import between, inspect
 from sdft.experiment.lab import Lab
 from sdft.measure.abilities import adjust_together
-from sdft.measure.drift import drift, reverse_drift
 from sdft.measure.gap import gaps, token_map
-from sdft.measure.modules import module_measures
 from sdft.measure.texts import compare_targets
 from sdft.train import train
 
@@ -41,9 +39,10 @@ def compare(lab: Lab) -> dict[str, Any]:
     # The gap: how surprising the targets are to the seed, before and after.
     with lab.timed("gap"):
         targets = {"original": originals, "distilled": rewritten}
-        measures = {"gap": gaps(seed, targets), "token_map": token_map(seed, tokenizer, targets, lab.shown(distilled)),
-                    "texts": compare_targets(distilled),
-                    "audit": audit(records, rewrites, distilled, mixed, lab.ratio, tokenizer)}
+        measures = lab.once("gap.json", lambda: {
+            "gap": gaps(seed, targets), "token_map": token_map(seed, tokenizer, targets, lab.shown(distilled)),
+            "texts": compare_targets(distilled),
+            "audit": audit(records, rewrites, distilled, mixed, lab.ratio, tokenizer)})
     measures["arms"] = {"seed": lab.abilities("seed", seed)}
 
     # 3. Fine-tune LoRA on each arm's targets, and measure abilities, drift of the outputs and shift of the weights.
@@ -54,13 +53,11 @@ def compare(lab: Lab) -> dict[str, Any]:
             training = train(model, arm.targets, arm.settings, lab.folder / arm.folder, base_name=lab.model_name,
                              tokenizer=tokenizer, material=arm.material)
             arm.finish(lab, model)
-        measured = measures["arms"][arm.name] = lab.abilities(arm.name, model)
+        abilities = lab.abilities(arm.name, model)
         with lab.timed(f"measure {arm.name}"):
-            measured["general"] |= drift(model, lab.seed_view, f"drift, {arm.name}")
-            measured["general"]["reverse"] = reverse_drift(model, lab.written(arm.name, lab.general),
-                                                           lab.other_seed(model), f"reverse drift, {arm.name}")
-            measured |= {"shift": module_measures(model, lab.other_seed(model)), "training": training}
-            measured |= inspect(lab, arm, model)
+            found = lab.once(f"measured/{arm.name}.json", lambda: inspect(lab, arm, model))
+        measures["arms"][arm.name] = {**abilities, **found, "general": abilities["general"] | found["general"],
+                                      "targets": arm.on, "training": training}
         lab.give_back(model)
         trained.append(arm)
     adjust_together(measures["arms"])

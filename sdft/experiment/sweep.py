@@ -2,11 +2,14 @@
 
     runs/<study>/  study.toml   ratio=0,seed=42/ …a run folder…   ratio=0.5,seed=42/ …   cells.json   report.md  *.svg
 
-A *piece* is what one stage of a run leaves in its folder: the rewrites, the seed's answers, an arm's training, an arm's
-answers. Its *key* is every setting that it depends on. A cell that begins takes over the pieces whose key is that of a
-finished cell; `run` then finds them and goes on behind them, as it does after an interruption. All of them say
-themselves how they were made (model, template, sampling, settings, data), and `run` refuses what is foreign: a key that
-forgot a setting would end in an error, not in a wrong result.
+A *piece* is what one stage of a run leaves in its folder: the rewrites, the gap, the seed's answers, an arm's training,
+its answers, its measures. Its *key* is every setting that it depends on. A cell that begins takes over the pieces whose
+key is that of a finished cell; `run` then finds them and goes on behind them, as it does after an interruption. Rewrites,
+answers and trainings say themselves how they were made, and `run` refuses foreign ones; gap and measures follow from
+those and the settings.
+
+A study can move from one machine to another without its run folders: a cell that cells.json holds with the same settings
+is finished, and only its numbers are carried on.
 
     sdft sweep benchmarks/studies/2-mix-ratio.toml
 """
@@ -16,23 +19,20 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdft.errors import Interrupted, SdftError
-from sdft.experiment.collect import collect
+from sdft.experiment.arms import ON_ORIGINALS
+from sdft.experiment.collect import cell_key, cell_row, collect
 from sdft.experiment.config import Config, to_values
 from sdft.experiment.folder import is_new, make_folder
 from sdft.experiment.run import run
 from sdft.experiment.study import Cell, Study, read_study
 from sdft.files import is_temporary, read_json, read_text, write_bytes, write_json, write_text
 from sdft.model.fetch import model_hash, resolve
-
-# Arms that train on the data's own answers alone: nothing that belongs to the rewrites, or to other arms, matters.
-ON_ORIGINALS = frozenset(("sft", "low-lr", "low-rank", "kl", "l2-sp", "dft", "stm", "flow"))
-
 
 @dataclass(frozen=True)
 class Piece:
@@ -49,16 +49,20 @@ def pieces(config: Config, arms: Sequence[str]) -> dict[str, Piece]:
     items = {name: value for name, value in values["eval"].items() if name not in ("train_template", "probes")}
     answers = {"generate": values["generate"], "eval": items}
     rewriting = {name: values["distill"][name] for name in ("template", "rewrite_tokens")}
+    distilled = {"distill": values["distill"], "generate": values["generate"]}
+    template = {"template": values["eval"]["train_template"]}
+    chosen = {"seed": config.train.seed} if 0 < config.distill.ratio < 1 else {}         # see `leave_out`
     found = {"rewrite": _piece(common, {"generate": values["generate"], "distill": rewriting},
                                "rewrites.jsonl", "rewrites.settings.json"),
+             "gap": _piece(common, distilled | template | chosen, "gap.json"),
              "eval seed": _piece(common, answers, "eval/seed")}
     for arm in arms:
-        targets = {"train": values["train"], "template": values["eval"]["train_template"]}
+        targets = {"train": values["train"], **template}
         if arm not in ON_ORIGINALS:
-            targets |= {"distill": values["distill"], "generate": values["generate"],
-                        "arms": {name: value for name, value in values["arms"].items() if name != "arms"}}
+            targets |= distilled | {"arms": {name: value for name, value in values["arms"].items() if name != "arms"}}
         found[f"train {arm}"] = _piece(common, targets, arm)
         found[f"eval {arm}"] = _piece(common, targets | answers, f"eval/{arm}")
+        found[f"measure {arm}"] = _piece(common, targets | {**answers, "eval": values["eval"]}, f"measured/{arm}.json")
     return found
 
 
@@ -78,21 +82,32 @@ def sweep(study: Study, cells: Sequence[Cell], folder: Path) -> dict[str, str]:
     when the user stops it, passes through.
     """
     _claim(study, folder)
+    rows = carried(cells, folder)
     done: list[Cell] = []
     failed: dict[str, str] = {}
-    in_turn = sorted(cells, key=lambda cell: not _summary(folder, cell).exists())       # the others may take from them
-    for number, cell in enumerate(in_turn, start=1):
+    in_turn = sorted((cell for cell in cells if cell.name not in rows),
+                     key=lambda cell: not _summary(folder, cell).exists())              # the others may take from them
+    for number, cell in enumerate(in_turn, start=len(rows) + 1):
         print(f"cell {number} of {len(cells)}: {cell.name}", file=sys.stderr)
         try:
             _run_cell(cell, done, folder)
             done.append(cell)
+            rows[cell.name] = cell_row(cell, folder / cell.name)
         except Interrupted:
             raise
         except SdftError as error:
             failed[cell.name] = str(error)
             print(f"cell {cell.name} failed: {error}", file=sys.stderr)
-        write_json(folder / "cells.json", collect(study, [cell for cell in cells if cell in done], failed, folder))
+        write_json(folder / "cells.json", collect(study, [rows[cell.name] for cell in cells if cell.name in rows], failed))
     return failed
+
+
+def carried(cells: Sequence[Cell], folder: Path) -> dict[str, dict[str, Any]]:
+    """The rows of cells.json, by name, of cells with the same settings whose run folders are not here."""
+    path = folder / "cells.json"
+    rows = {row["name"]: row for row in read_json(path)["cells"]} if path.exists() else {}
+    return {cell.name: rows[cell.name] for cell in cells if not (folder / cell.name).exists()
+            and rows.get(cell.name, {}).get("key") == cell_key(cell)}
 
 
 def remaining(cells: Sequence[Cell], folder: Path) -> tuple[float, int] | None:
@@ -110,10 +125,8 @@ def remaining(cells: Sequence[Cell], folder: Path) -> tuple[float, int] | None:
         for stage, seconds in read_json(_summary(folder, cell))["seconds"].items():
             for name in (stage, stage.partition(" ")[0]):
                 costs[name] = max(costs.get(name, 0.0), seconds)
-    total = 0.0
-    for cell, stages in to_make(cells, folder):
-        stages = [*stages, "gap", *(f"measure {arm}" for arm in arms_of(cell.config))]
-        total += sum(costs.get(stage, costs.get(stage.partition(" ")[0], 0.0)) for stage in stages)
+    total = sum(costs.get(stage, costs.get(stage.partition(" ")[0], 0.0))
+                for _, stages in to_make(cells, folder) for stage in stages)
     return total, len(finished)
 
 
@@ -121,9 +134,9 @@ def to_make(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, list[str]]]
     """Every cell that is not finished, with the stages whose pieces no cell before it has or will have made."""
     keys = {(stage, piece.key) for cell in cells if _summary(folder, cell).exists()
             for stage, piece in pieces(cell.config, arms_of(cell.config)).items()}
-    found = []
+    found, elsewhere = [], carried(cells, folder)
     for cell in cells:
-        if not _summary(folder, cell).exists():
+        if cell.name not in elsewhere and not _summary(folder, cell).exists():
             own = {(stage, piece.key) for stage, piece in pieces(cell.config, arms_of(cell.config)).items()}
             found.append((cell, sorted(stage for stage, _ in own - keys)))
             keys |= own
@@ -162,7 +175,7 @@ def take_over(cell: Cell, done: Sequence[Cell], folder: Path) -> list[str]:
         # Settings before their journal, a log before its state: what is there after a kill can be gone on with.
         for file in sorted(files, key=lambda file: (file.suffix, file.name)):
             _carry(file, target / file.relative_to(source))
-        taken.append(stage)
+        taken += [stage] if files else []
     return taken
 
 
@@ -190,7 +203,7 @@ def _claim(study: Study, folder: Path) -> None:
         other = read_study(path).name
         if other != study.name:
             raise SdftError(f"{folder} holds the study {other!r}, not {study.name!r}; name another folder with --out")
-    elif folder.exists() and any(not is_temporary(file) for file in folder.iterdir()):
+    elif folder.exists() and any(not is_temporary(file) and file.name != "cells.json" for file in folder.iterdir()):
         raise SdftError(f"{folder}: expected the folder of a study or an empty one; name another with --out")
     write_text(path, read_text(study.path))
 
