@@ -9,9 +9,15 @@ from adapted import adapted
 from tiny import tiny_llama
 
 from sdft.errors import SdftError
-from sdft.measure.arms import adapter_in, adapter_of, compare_adapters
+from sdft.measure.adapter_pairs import adapter_in, compare_adapters
+from sdft.measure.spectrum import Factors
 from sdft.model.adapters import save_adapter
 from sdft.model.lora import lora_layers
+
+
+def adapter_of(model) -> dict[str, Factors]:
+    return {name: Factors(layer.lora_A.detach(), layer.lora_B.detach(), layer.scale)
+            for name, layer in lora_layers(model).items()}
 
 
 def delta(factors) -> torch.Tensor:

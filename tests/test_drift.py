@@ -8,7 +8,8 @@ import torch
 from tiny_chat import byte_tokenizer, tiny_chat_model
 
 import sdft.measure.drift as module
-from sdft.measure.drift import drift, reverse_drift, seed_answers, seed_view, token_drift
+from sdft.errors import SdftError
+from sdft.measure.drift import drift, drift_difference, reverse_drift, seed_answers, seed_view, token_drift
 from sdft.model.lora import add_lora, adapter_off, lora_layers, merge
 from sdft.tasks.base import Item, Suite
 
@@ -120,3 +121,26 @@ def test_full_fine_tuning_is_compared_with_a_second_model():
     merge(tuned)                                            # as full fine-tuning leaves it: other weights, no adapter
     found = drift(tuned, seed_view(seed, examples))["kl"]
     assert found == pytest.approx(drift(model, seed_view(model, examples))["kl"], rel=1e-5)
+
+
+def test_two_models_are_compared_on_the_same_answers():
+    """Their KLs scatter far more over the answers than their difference does; ids join them, not places."""
+    generator = torch.Generator().manual_seed(3)
+    kl = torch.rand(30, generator=generator) * 4
+    tokens = torch.randint(1, 40, (30,), generator=generator)
+    own = [{"id": str(i), "kl": kl[i].item() + 0.1 + 0.01 * (i % 3), "tokens": tokens[i].item()} for i in range(30)]
+    other = [{"id": str(i), "kl": kl[i].item(), "tokens": tokens[i].item()} for i in reversed(range(30))]
+    found = drift_difference(own, other)
+    expected = sum((0.1 + 0.01 * (i % 3)) * tokens[i].item() for i in range(30)) / tokens.sum().item()
+    assert found["difference"] == pytest.approx(expected, rel=1e-5) and found["n"] == 30
+    assert 0.1 < found["low"] < expected < found["high"] < 0.12
+    with pytest.raises(SdftError, match="expected answers to the same items"):
+        drift_difference(own, other[1:])
+
+
+def test_every_answer_of_a_drift_has_its_mean():
+    model, seed, examples = adapted(), tiny_chat_model(), seed_answers(byte_tokenizer(), SUITE, ROWS)
+    found = drift(model, seed_view(model, examples))
+    assert [row["id"] for row in found["answers"]] == ["g0", "g1", "g3"]
+    assert sum(row["kl"] * row["tokens"] for row in found["answers"]) / found["tokens"] == pytest.approx(found["kl"])
+    assert found["answers"][2]["kl"] == pytest.approx(plain(seed, model, examples[2])[0].mean().item(), rel=1e-3)

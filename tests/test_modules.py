@@ -9,7 +9,7 @@ import torch
 from adapted import adapted
 
 from sdft.errors import SdftError
-from sdft.measure.modules import module_measures, weight_measures
+from sdft.measure.modules import module_measures
 from sdft.measure.spectrum import compare_spectra, effective_rank, stable_rank
 from sdft.measure.weights import shift
 from sdft.model.lora import lora_layers, merge, remove_lora
@@ -97,12 +97,11 @@ def test_full_fine_tuning_is_measured_from_the_weights():
     assert "stable_rank" not in rows["lm_head"] and rows["lm_head"]["changed_bf16"] == 0
 
 
-def test_a_summary_for_a_run_is_small_and_json():
-    model = adapted()
-    found, whole = weight_measures(model, spectra=("q_proj",)), module_measures(model, spectra=("q_proj",))
-    assert json.loads(json.dumps(found)) == {key: value for key, value in whole.items() if key != "modules"}
+def test_the_measures_of_a_run_are_json():
+    found = module_measures(adapted(), spectra=("q_proj",))
+    assert json.loads(json.dumps(found)) == found
     assert {"total", "relative", "changed_bf16", "stable_rank", "effective_rank", "spectral_shift", "left_cosine",
-            "right_cosine", "intruders", "layers", "kinds"} == found.keys()
+            "right_cosine", "intruders", "modules", "layers", "kinds"} == found.keys()
 
 
 def test_factors_that_are_not_finite_are_one_line():

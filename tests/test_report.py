@@ -144,9 +144,18 @@ def test_conclusions_follow_the_intervals(folder):
     assert verdict({"difference": .1, "low": -.02, "high": .2}).startswith("no difference detected")
     told = " ".join(findings(read_run(folder)))
     assert "nearer to the seed: 5.33 → 0.60" in told and "0.68 times as far under sdft" in told
-    assert "the intervals overlap" in told          # 0.118–0.176 against 0.080–0.120
     assert "[n = 8]" in told and "Holm" not in told
     assert "first token sft drifted 1.47 nats and sdft 1.00; from token 9 on, 0.073 and 0.050" in told
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [
+    (-0.06, -0.04, "over the same n = 6 answers -0.050 nats per token (-0.060 to -0.040))."),
+    (-0.06, 0.01, "over the same n = 6 answers no difference detected, -0.050 nats per token (-0.060 to +0.010)).")])
+def test_the_drift_of_two_arms_is_judged_answer_by_answer(folder, low, high, expected):
+    measures = json.loads((folder / "measures.json").read_text())
+    measures["arms"]["sdft"]["general"]["against_sft"] = {"difference": -0.05, "low": low, "high": high, "n": 6}
+    write_json(folder / "measures.json", measures)
+    assert expected in " ".join(findings(read_run(folder)))
 
 
 def test_a_run_without_optional_parts_still_reports(folder):
@@ -201,8 +210,8 @@ def test_a_direction_is_told_only_where_holm_agrees(measured):
     told = " ".join(findings(run))
     assert "sdft against sft: passages lost -10.0 points (-20.0 to -5.0) [n = 8, Holm's p 0.005]." in told
     assert "passages gained" not in told and "Holm's p 0.120" in told
-    assert ("7 rewrites against their originals under the seed: -4.70 nats per token (-5.10 to -4.20); over equally "
-            "many tokens of each: no difference detected, -0.20 nats per token (-0.50 to +0.10)") in told
+    assert ("7 rewrites against their originals under the seed: -4.700 nats per token (-5.100 to -4.200); over "
+            "equally many tokens of each: no difference detected, -0.200 nats per token (-0.500 to +0.100)") in told
     assert "the reverse KL is 0.700 under sdft against 0.700; the intervals overlap" in told
 
 

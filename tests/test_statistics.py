@@ -8,9 +8,7 @@ import pytest
 
 import sdft.measure.statistics as module
 from sdft.errors import SdftError
-from sdft.measure.statistics import (
-    across_seeds, bootstrap_mean, bootstrap_ratio, holm, mcnemar, paired_difference, predicts, sign_flip,
-)
+from sdft.measure.statistics import bootstrap_mean, bootstrap_ratio, holm, mcnemar, paired_difference, sign_flip
 
 
 def test_the_interval_is_that_of_the_means_of_resamples():
@@ -95,42 +93,3 @@ def test_many_signs_are_drawn(monkeypatch):
     # 10,000 draws of probability p = 0.2 scatter by 0.004
     assert sign_flip(d) == pytest.approx(exact, abs=0.016) and 0.02 < exact < 0.5
     assert sign_flip([1.0] * 40) == 1 / 10_001                  # the observed one is counted, so p is never 0
-
-
-def test_seeds_are_paired_and_three_never_fall_below_a_quarter():
-    found = across_seeds({1: 0.9, 2: 0.8, 3: 0.7}, {3: 0.1, 2: 0.2, 1: 0.3})
-    assert found["differences"] == pytest.approx({1: 0.6, 2: 0.6, 3: 0.6})
-    assert found["mean"] == pytest.approx(0.6)
-    assert (found["same_sign"], found["n"], found["p"], found["p_floor"]) == (3, 3, 0.25, 0.25)
-    mixed = across_seeds(dict(enumerate([-1.0, -2.0, -3.0, 0.5, 0.0])), dict.fromkeys(range(5), 0.0))
-    assert (mixed["same_sign"], mixed["n"], mixed["p_floor"]) == (3, 5, 0.0625)
-    assert mixed["p"] == 4 / 16                     # −5.5 and −6.5 and their mirror images, of the four not zero
-    with pytest.raises(SdftError, match=r"got \[1, 2\] and \[1, 3\]"):
-        across_seeds({1: 0, 2: 0}, {1: 0, 3: 0})
-
-
-def test_r_squared_is_that_of_the_least_squares_line():
-    generator = np.random.default_rng(9)
-    x = generator.uniform(0.01, 100, 40)
-    y = 3 * np.log10(x) + generator.normal(size=40)
-    found = predicts(x, y)
-    for name, values in (("linear", x), ("log", np.log10(x))):
-        slope, intercept = np.linalg.lstsq(np.stack([values, np.ones(40)], 1), y, rcond=None)[0]
-        residual = ((y - slope * values - intercept) ** 2).sum()
-        assert found[name]["r2"] == pytest.approx(1 - residual / ((y - y.mean()) ** 2).sum())
-        assert found[name]["slope"] == pytest.approx(slope)
-        drawn = (generator.integers(40, size=40) for _ in range(4000))
-        resampled = [np.corrcoef(values[rows], y[rows])[0, 1] ** 2 for rows in drawn]
-        # a quantile of 4,000 and 10,000 resamples of this spread wanders by less than 0.01
-        edges = np.quantile(resampled, (0.025, 0.975))
-        assert (found[name]["low"], found[name]["high"]) == pytest.approx(edges, abs=0.03)
-    assert found["n"] == 40 and found["log"]["r2"] > found["linear"]["r2"]
-
-
-def test_r_squared_at_its_edges():
-    assert "log" not in predicts([0, 1, 2, 3], [1, 3, 5, 8])
-    line = predicts([1, 2, 3, 4], [2, 4, 6, 8])["linear"]
-    assert (line["r2"], line["low"], line["high"], line["slope"]) == pytest.approx((1, 1, 1, 2))
-    for x, y in (([1, 2], [1, 2]), ([1, 1, 1], [1, 2, 3]), ([1, 2, 3], [5, 5, 5]), ([1, 2, 3], [1, 2])):
-        with pytest.raises(SdftError, match="3 or more cells that differ"):
-            predicts(x, y)

@@ -63,7 +63,7 @@ def _weights(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _adapters(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.arms import adapter_in, compare_adapters
+    from sdft.measure.adapter_pairs import adapter_in, compare_adapters
 
     first, second = (adapter_in(existing(folder, "an adapter folder")) for folder in options.folders)
     return compare_adapters(first, second)

@@ -18,7 +18,7 @@ from typing import Any
 from sdft.experiment.arms import Arm
 from sdft.experiment.lab import Lab
 from sdft.measure.activations import activation_drift
-from sdft.measure.arms import adapter_in, compare_adapters
+from sdft.measure.adapter_pairs import adapter_in, compare_adapters
 from sdft.measure.drift import drift, reverse_drift
 from sdft.measure.fisher_shift import fisher_shift
 from sdft.measure.interpolation import loss_along

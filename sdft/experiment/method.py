@@ -13,6 +13,7 @@ from sdft.experiment.arms import arms_of
 from sdft.experiment.instrument import between, inspect
 from sdft.experiment.lab import Lab
 from sdft.measure.abilities import adjust_together
+from sdft.measure.drift import drift_difference
 from sdft.measure.gap import gaps, token_map
 from sdft.measure.texts import compare_targets
 from sdft.train import train
@@ -56,8 +57,10 @@ def compare(lab: Lab) -> dict[str, Any]:
         abilities = lab.abilities(arm.name, model)
         with lab.timed(f"measure {arm.name}"):
             found = lab.once(f"measured/{arm.name}.json", lambda: inspect(lab, arm, model))
-        measures["arms"][arm.name] = {**abilities, **found, "general": abilities["general"] | found["general"],
-                                      "targets": arm.on, "training": training}
+        general = abilities["general"] | found["general"]
+        if sft := measures["arms"].get("sft"):
+            general["against_sft"] = drift_difference(general["answers"], sft["general"]["answers"])
+        measures["arms"][arm.name] = {**abilities, **found, "general": general, "targets": arm.on, "training": training}
         lab.give_back(model)
         trained.append(arm)
     adjust_together(measures["arms"])

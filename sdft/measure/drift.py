@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdft.measure.abilities import joined
 from sdft.measure.gap import ROWS, fitting, packed, target_hidden
 from sdft.measure.places import by_place
 from sdft.measure.statistics import bootstrap_ratio
@@ -81,9 +82,21 @@ def drift(model: Llama, seed: SeedView, desc: str = "drift") -> dict[str, Any]:
     tv_high: total variation, likewise; top1: the share of tokens where both have the same most probable one;
     by_position: the KL by place in the answer, as {first, last, kl, tokens} with places counted from 1 (what training
     made likely at an answer's start, such as ending at once, shows there alone: the rest is given); tokens, n: how many
-    tokens, of how many answers.
+    tokens, of how many answers; answers: id, kl (the mean over its tokens) and tokens of each.
     """
     return _summary(token_drift(model, seed, desc))
+
+
+def drift_difference(own: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The KL of one model less that of another on the same answers of their seed (`answers` of `drift`).
+
+    difference in nats per token over all tokens of the n answers, with its 95 % bootstrap interval over the answers
+    (low, high): each is drawn with both its KLs, since an answer on which one model drifts is one where the other does.
+    """
+    first, second = joined(own, other)
+    sums = [(a["kl"] - b["kl"]) * a["tokens"] for a, b in zip(first, second, strict=True)]
+    found = bootstrap_ratio(sums, [answer["tokens"] for answer in first])
+    return {**dict(zip(("difference", "low", "high"), found, strict=True)), "n": len(sums)}
 
 
 def reverse_drift(model: Llama, answers: Sequence[Example], seed: Llama | None = None,
@@ -104,7 +117,9 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         sums = [math.fsum(row[name]) for row in rows]
         found |= zip((name, f"{name}_low", f"{name}_high"), bootstrap_ratio(sums, counts), strict=True)
     return {**found, "top1": sum(sum(row["top1"]) for row in rows) / sum(counts),
-            "by_position": by_place([row["kl"] for row in rows], "kl"), "tokens": sum(counts), "n": len(rows)}
+            "by_position": by_place([row["kl"] for row in rows], "kl"), "tokens": sum(counts), "n": len(rows),
+            "answers": [{"id": row["id"], "kl": math.fsum(row["kl"]) / len(row["kl"]), "tokens": len(row["kl"])}
+                        for row in rows]}
 
 
 @torch.inference_mode()

@@ -56,13 +56,6 @@ def module_measures(model: Llama, seed: Llama | None = None, spectra: Sequence[s
                       for name, layer in progress(layers.items(), desc="weights", unit="module")], together)
 
 
-def weight_measures(model: Llama, seed: Llama | None = None, spectra: Sequence[str] = ()) -> Row:
-    """`module_measures` without the modules, for measures.json: the whole, each layer and each kind."""
-    found = module_measures(model, seed, spectra)
-    del found["modules"]
-    return found
-
-
 def adapter_row(name: str, layer: LoRALinear, spectra: bool = False) -> Row:
     """The row of an adapted layer; everything but changed_bf16 from the factors in fp64."""
     before = seed_weight(layer)

@@ -3,19 +3,18 @@
 All of it is paired where two arms are compared, by item since both answered the same questions, or by training seed;
 and deterministic: the same values and the same seed give the same interval, bit for bit.
 
-    one run, two arms      paired_difference (interval over items), mcnemar or sign_flip (p), holm over the family
-    several training seeds across_seeds: a claim about a method, not about one run of it
-    many cells             predicts: how much of one measure another explains
+    scores of two arms     paired_difference (interval over items), mcnemar or sign_flip (p), holm over the family
+    means over tokens      bootstrap_ratio (interval over the texts that hold them)
 
-    from sdft.measure.statistics import across_seeds, bootstrap_mean
+Several training seeds are set against each other in sdft/experiment/study_statistics.py.
+
+    from sdft.measure.statistics import bootstrap_mean
     mean, low, high = bootstrap_mean([1, 0, 1, 1])
-    print(across_seeds({0: 0.81, 1: 0.84, 2: 0.80}, {0: 0.78, 1: 0.80, 2: 0.79})["p"])
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -99,53 +98,6 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
     for value in d:
         sums = np.concatenate([sums + value, sums - value])     # in the end (2^n,)
     return float((np.abs(sums) >= least).mean())
-
-
-def across_seeds(a: Mapping[Any, float], b: Mapping[Any, float]) -> dict[str, Any]:
-    """Two arms over several training seeds: training seed → the measure of that run, in one unit for both.
-
-    differences: seed → a − b, the runs of one seed being a pair; mean; same_sign: how many of the n seeds have the sign
-    that most have; p: `sign_flip` over the seeds, and p_floor = 2^(1−n), which it cannot fall below: with fewer than 6
-    seeds no difference comes below 0.05, so there the signs and the differences themselves are what to look at.
-    Raises SdftError where the two do not have the same seeds.
-    """
-    if a.keys() != b.keys() or not a:
-        raise SdftError(f"expected the same training seeds of both arms, got {sorted(a)} and {sorted(b)}")
-    differences = {seed: a[seed] - b[seed] for seed in a}
-    values = np.array(list(differences.values()), dtype=np.float64)
-    return {"differences": differences, "mean": float(values.mean()), "n": len(values),
-            "same_sign": int(max((values > 0).sum(), (values < 0).sum())),
-            "p": sign_flip(values), "p_floor": 2.0 ** (1 - len(values))}
-
-
-def predicts(x: Sequence[float], y: Sequence[float], seed: int = 0) -> dict[str, Any]:
-    """How well a measure x predicts y over n cells (runs): R² of the straight line, as arXiv 2509.04259 ranks measures.
-
-    R² = cov(x, y)² / (var(x)·var(y)), the share of y's variance that the line explains, 0 … 1. linear: r2 with its 95 %
-    bootstrap interval over cells (low, high), and slope, in units of y per unit of x; log: the same with log10 x in
-    place of x (slope: y per factor of ten), left out where some x is not positive. A resample of equal x or equal y has
-    no R² and is left out. Few cells fit a line by chance: of 3 unrelated ones R² is 0.5 on average, of n 1/(n − 1).
-    """
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if len(x) != len(y) or len(set(x)) < 3 or len(set(y)) < 2:
-        raise SdftError("expected a pair of values from each of 3 or more cells that differ, got "
-                        f"{len(x)} and {len(y)} values, of them {len(set(x))} and {len(set(y))} different")
-    found = {"n": len(x), "linear": _line(x, y, seed)}
-    return found | ({"log": _line(np.log10(x), y, seed)} if (x > 0).all() else {})
-
-
-def _line(x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
-    resampled = np.concatenate([_r_squared(x[drawn], y[drawn]) for drawn in _resamples(len(x), seed)])
-    low, high = _interval(resampled[np.isfinite(resampled)])
-    return {"r2": float(_r_squared(x, y)), "low": low, "high": high, "slope": float(np.polyfit(x, y, 1)[0])}
-
-
-def _r_squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """R² along the last axis; nan where x or y does not vary."""
-    constant = (np.ptp(x, -1) == 0) | (np.ptp(y, -1) == 0)
-    x, y = (values - values.mean(-1, keepdims=True) for values in (x, y))
-    explained, total = (x * y).sum(-1) ** 2, (x * x).sum(-1) * (y * y).sum(-1)
-    return np.where(constant, np.nan, explained / np.where(constant, 1.0, total))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

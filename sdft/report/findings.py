@@ -34,23 +34,25 @@ def _gap(original: dict[str, Any], distilled: dict[str, Any]) -> list[str]:
     sentences = [f"Distillation moved the targets {'nearer to' if after < before else 'away from'} the seed: "
                  f"{before:.2f} → {after:.2f} nats per token under the seed."]
     if paired := distilled.get("paired"):
-        whole, matched = ("no difference detected, " + _nats(row) if row["low"] <= 0 <= row["high"] else _nats(row)
-                          for row in (paired, paired["length_matched"]))
+        whole, matched = _detected(paired), _detected(paired["length_matched"])
         sentences.append(f"Record by record, {paired['n']} rewrites against their originals under the seed: {whole}; "
                          f"over equally many tokens of each: {matched}.")
     return sentences
 
 
-def _nats(row: dict[str, Any]) -> str:
-    return f"{row['difference']:+.2f} nats per token ({row['low']:+.2f} to {row['high']:+.2f})"
+def _detected(row: dict[str, Any]) -> str:
+    nats = f"{row['difference']:+.3f} nats per token ({row['low']:+.3f} to {row['high']:+.3f})"
+    return f"no difference detected, {nats}" if row["low"] <= 0 <= row["high"] else nats
 
 
 def _sdft_against_sft(sft: dict[str, Any], sdft: dict[str, Any]) -> list[str]:
     sentences = []
     if sft.get("general") and sdft.get("general"):
         a, b = sft["general"], sdft["general"]
+        paired = b.get("against_sft")
         sentences.append(f"General answers drifted {_ratio(b['kl'], a['kl'])} under sdft as under sft (KL "
-                         f"{b['kl']:.3f} against {a['kl']:.3f}; the intervals {_overlap(a, b)}).")
+                         f"{b['kl']:.3f} against {a['kl']:.3f}"
+                         + (f"; over the same n = {paired['n']} answers {_detected(paired)}" if paired else "") + ").")
         if (a.get("reverse") or {}).get("n") and (b.get("reverse") or {}).get("n"):
             x, y = a["reverse"], b["reverse"]
             sentences.append(f"On what each arm itself wrote, the reverse KL is {y['kl']:.3f} under sdft against "

@@ -60,8 +60,7 @@ def training_table(run: Run) -> Table:
     rows = []
     gap = run.measures.get("gap") or {}
     for arm in run.trained:
-        training = run.measures["arms"][arm]["training"]
-        source = gap.get("original" if arm == "sft" else "distilled" if arm == "sdft" else "", {})
+        training, source = run.measures["arms"][arm]["training"], gap.get(run.measures["arms"][arm].get("targets"), {})
         left_out = ", ".join(f"{count} {reason}" for reason, count in (training.get("left_out") or {}).items() if count)
         rows.append([arm, str(training["records"]), str(training["steps"]), f"{training['tokens']:,}",
                      f"{training['target_tokens']:,}", number(source.get("nll"), 2), f"{training['seconds']:.0f}",

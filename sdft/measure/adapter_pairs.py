@@ -23,8 +23,7 @@ from sdft.errors import SdftError
 from sdft.measure.spectrum import Factors, factor_cosine, factor_spaces, principal_cosines
 from sdft.measure.weights import Row, factor_norm, grouped, place, root_of_squares
 from sdft.model.adapters import read_adapter
-from sdft.model.llama import Llama
-from sdft.model.lora import lora_layers, lora_scale
+from sdft.model.lora import lora_scale
 
 Adapter = Mapping[str, Factors]          # layer name → its factors
 
@@ -34,12 +33,6 @@ def adapter_in(folder: Path) -> Adapter:
     config, factors = read_adapter(folder)
     scale = lora_scale(config["r"], config["lora_alpha"], bool(config.get("use_rslora")))
     return {name: Factors(A, B, scale) for name, (A, B) in factors.items()}
-
-
-def adapter_of(model: Llama) -> Adapter:
-    """The adapter on a model."""
-    return {name: Factors(layer.lora_A.detach(), layer.lora_B.detach(), layer.scale)
-            for name, layer in lora_layers(model).items()}
 
 
 def compare_adapters(first: Adapter, second: Adapter) -> Row:
