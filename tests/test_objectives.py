@@ -16,7 +16,7 @@ from sdft.text.chat import Example
 from sdft.train import TrainSettings, loop, train
 from sdft.train.average import Average
 from sdft.train.batches import pack_within
-from sdft.train.fisher import fisher
+from sdft.train.fisher import drawn, fisher
 from sdft.train.loop import gradient
 from sdft.train.objectives import NEEDS_ADAPTER, OBJECTIVES, PREPARED, Material, Start, make_objective
 from sdft.train.state import describe
@@ -54,8 +54,9 @@ def seed_log_p(model, example):
         return log_p(model, example)[0]
 
 
-def picked(model, example):
+def picked(model, example, labels=None):
     logs, targets = log_p(model, example)
+    targets = targets if labels is None else labels
     return logs.gather(1, targets.unsqueeze(1)).squeeze(1)
 
 
@@ -170,14 +171,29 @@ def test_the_weights_are_those_of_the_papers(tmp_path):
     assert weights[easiest][0] == max(own[0] for own in weights.values())
 
 
-def test_the_fisher_is_the_mean_square_of_the_gradients_of_whole_texts():
-    model = adapted()
+def test_labels_of_the_fisher_are_drawn_as_probable_as_they_are(monkeypatch):
+    """Not those that are likeliest, which would make it too small. Shares of 40,000 draws scatter by 0.0025."""
+    monkeypatch.setattr("sdft.train.fisher.ROWS", 1000)
+    generator = torch.Generator().manual_seed(2)
+    head, x = torch.randn(5, 3, generator=generator), torch.randn(1, 3, generator=generator)
+    labels = drawn(x.expand(40_000, 3), head, generator)
+    shares = labels.bincount(minlength=5) / 40_000
+    torch.testing.assert_close(shares, (x @ head.t()).softmax(1)[0], rtol=0, atol=0.01)
+
+
+def test_the_fisher_is_the_mean_square_of_the_gradients_of_whole_texts(monkeypatch):
+    model, labels = adapted(), []
+    monkeypatch.setattr("sdft.train.fisher.drawn", lambda *given: labels.append(drawn(*given)) or labels[-1])
     found = fisher(model, TEXTS)
+    own = [[label for label, learned in zip(e.tokens, e.mask) if learned] for e in TEXTS]
+    assert [len(each) for each in labels] == [len(each) for each in own]
+    assert [each.tolist() for each in labels] != own
     assert list(found) == list(lora_layers(model)) and all(F.dtype == torch.float32 for F in found.values())
     seed = tiny_model(torch.float64)
     for name, F in found.items():
         weight = seed.get_submodule(name).weight
-        squares = [torch.autograd.grad(picked(seed, e).sum(), weight)[0].square() for e in TEXTS]
+        squares = [torch.autograd.grad(picked(seed, e, drawn_of).sum(), weight)[0].square()
+                   for e, drawn_of in zip(TEXTS, labels)]
         torch.testing.assert_close(F.double(), sum(squares) / len(TEXTS), rtol=1e-5, atol=1e-12)   # F is fp32
     assert not any(weight.requires_grad for name, weight in model.named_parameters() if "lora" not in name)
     assert all(factor.requires_grad and factor.grad is None for factor in factors(model))

@@ -12,14 +12,16 @@ The dear ones take `probes` texts of each kind; every figure comes with its n. F
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 
 from sdft.experiment.arms import Arm
 from sdft.experiment.lab import Lab
+from sdft.measure.abilities import against
 from sdft.measure.activations import activation_drift
 from sdft.measure.adapter_pairs import adapter_in, compare_adapters
-from sdft.measure.drift import drift, reverse_drift
+from sdft.measure.drift import drift, drift_difference, reverse_drift
 from sdft.measure.fisher_shift import fisher_shift
 from sdft.measure.interpolation import loss_along
 from sdft.measure.modules import module_measures
@@ -40,15 +42,27 @@ def inspect(lab: Lab, arm: Arm, model: Llama) -> dict[str, Any]:
                                                        f"reverse drift, {arm.name}")},
         "shift": module_measures(model, seed),
         "activations": activation_drift(model, texts, seed, f"activations, {arm.name}"),
-        "interpolation": [{"t": at["t"], "nll": at["nll"], "nll_general": other["nll"]}
-                          for at, other in zip(targets, answers, strict=True)],
+        "interpolation": [{"t": at["t"], "nll": at["nll"], "n": at["n"], "nll_general": other["nll"],
+                           "n_general": other["n"]} for at, other in zip(targets, answers, strict=True)],
     }
     if lab.task_view is not None:
         found["on_task"] = drift(model, lab.task_view, f"drift on the task, {arm.name}") | {"reverse": reverse_drift(
             model, lab.written(arm.name, own)[:lab.probes], seed, f"reverse drift on the task, {arm.name}")}
     if lora_layers(model):
-        found["fisher"] = {key: value for key, value in fisher_shift(model, lab.fisher).items() if key != "modules"}
+        felt = fisher_shift(model, lab.fisher)
+        found["fisher"] = {key: felt[key] for key in ("total", "layers", "kinds")} | {"n": len(texts)}
     return found
+
+
+def against_sft(lab: Lab, arms: Mapping[str, dict[str, Any]]) -> None:
+    """Where sft is an arm, put beside the others what they differ from it, item by item and answer by answer."""
+    for arm, measured in arms.items():
+        if arm in ("seed", "sft") or "sft" not in arms:
+            continue
+        for suite, row in measured["suites"].items():
+            row["against_sft"] = against(lab.answers[arm][suite], lab.answers["sft"][suite])
+        measured["general"]["against_sft"] = drift_difference(measured["general"]["answers"],
+                                                              arms["sft"]["general"]["answers"])
 
 
 def between(lab: Lab, arms: list[Arm]) -> dict[str, Any]:

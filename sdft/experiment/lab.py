@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -32,6 +32,7 @@ from sdft.text.templates import Template, get_template
 from sdft.text.tokenizer import Tokenizer
 from sdft.train.fisher import fisher
 
+FORMAT = 1          # of the measures that a run keeps: one more when one of them changes, so that it is taken anew
 SHOWN = 4           # records of the token map
 
 
@@ -80,12 +81,15 @@ class Lab:
             with Journal(self.folder / "seconds.jsonl") as journal:
                 journal.append({"stage": stage, "seconds": round(time.perf_counter() - started, 2)})
 
-    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `make` returns, kept as the file `name` of the run folder: made only where that is not there yet."""
-        path = self.folder / name
-        if not path.exists():
-            write_json(path, make())
-        return read_json(path)
+    def once(self, name: str, of: Mapping[str, str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `make` returns, kept as the file `name` of the run folder beside `of`, the hashes of what it is made of.
+
+        It is made where the file is not there, or was made of something else or by another version of the measures.
+        """
+        path, about = self.folder / name, {"format": FORMAT, **of}
+        if not path.exists() or read_json(path).get("of") != about:
+            write_json(path, {"of": about, "found": make()})
+        return read_json(path)["found"]
 
     def seconds(self) -> dict[str, float]:
         """The seconds of every stage, those before an interruption included (all but a stage that was killed)."""
@@ -125,10 +129,8 @@ class Lab:
         suites = {}
         for suite in self.suites:
             suites[suite.name] = {"metric": suite.metric, **summarise(answers[suite.name])}
-            for other in ("seed", "sft"):
-                if other != arm and other in self.answers:
-                    suites[suite.name][f"against_{other}"] = against(answers[suite.name],
-                                                                     self.answers[other][suite.name])
+            if arm != "seed":
+                suites[suite.name]["against_seed"] = against(answers[suite.name], self.answers["seed"][suite.name])
         general = compare_texts(answers[self.general.name], self.answers["seed"][self.general.name])
         if arm == "seed":
             general |= {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "top1": 1.0, "n": len(answers[self.general.name]),

@@ -10,13 +10,14 @@ from typing import Any
 
 from sdft.distill import audit, choose, leave_out, mix, rewrite_records, write_distilled
 from sdft.experiment.arms import arms_of
-from sdft.experiment.instrument import between, inspect
+from sdft.experiment.instrument import against_sft, between, inspect
 from sdft.experiment.lab import Lab
 from sdft.measure.abilities import adjust_together
-from sdft.measure.drift import drift_difference
 from sdft.measure.gap import gaps, token_map
 from sdft.measure.texts import compare_targets
+from sdft.model.fingerprint import fingerprint as model_fingerprint
 from sdft.train import train
+from sdft.train.batches import fingerprint
 
 
 def compare(lab: Lab) -> dict[str, Any]:
@@ -40,7 +41,9 @@ def compare(lab: Lab) -> dict[str, Any]:
     # The gap: how surprising the targets are to the seed, before and after.
     with lab.timed("gap"):
         targets = {"original": originals, "distilled": rewritten}
-        measures = lab.once("gap.json", lambda: {
+        made_of = {"seed": model_fingerprint(seed), "originals": fingerprint(originals),
+                   "distilled": fingerprint(rewritten)}
+        measures = lab.once("gap.json", made_of, lambda: {
             "gap": gaps(seed, targets), "token_map": token_map(seed, tokenizer, targets, lab.shown(distilled)),
             "texts": compare_targets(distilled),
             "audit": audit(records, rewrites, distilled, mixed, lab.ratio, tokenizer)})
@@ -56,12 +59,13 @@ def compare(lab: Lab) -> dict[str, Any]:
             arm.finish(lab, model)
         abilities = lab.abilities(arm.name, model)
         with lab.timed(f"measure {arm.name}"):
-            found = lab.once(f"measured/{arm.name}.json", lambda: inspect(lab, arm, model))
-        general = abilities["general"] | found["general"]
-        if sft := measures["arms"].get("sft"):
-            general["against_sft"] = drift_difference(general["answers"], sft["general"]["answers"])
-        measures["arms"][arm.name] = {**abilities, **found, "general": general, "targets": arm.on, "training": training}
+            made_of = {"model": model_fingerprint(model), "targets": fingerprint(arm.targets),
+                       "answers": fingerprint(lab.seed_answers)}
+            found = lab.once(f"measured/{arm.name}.json", made_of, lambda: inspect(lab, arm, model))
+        measures["arms"][arm.name] = {**abilities, **found, "general": abilities["general"] | found["general"],
+                                      "targets": arm.on, "training": training}
         lab.give_back(model)
         trained.append(arm)
+    against_sft(lab, measures["arms"])
     adjust_together(measures["arms"])
     return measures | {"between": between(lab, trained)}

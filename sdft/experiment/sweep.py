@@ -4,9 +4,9 @@
 
 A *piece* is what one stage of a run leaves in its folder: the rewrites, the gap, the seed's answers, an arm's training,
 its answers, its measures. Its *key* is every setting that it depends on. A cell that begins takes over the pieces whose
-key is that of a finished cell; `run` then finds them and goes on behind them, as it does after an interruption. Rewrites,
-answers and trainings say themselves how they were made, and `run` refuses foreign ones; gap and measures follow from
-those and the settings.
+key is that of a finished cell; `run` then finds them and goes on behind them, as it does after an interruption. All of
+them say themselves how they were made (model, template, sampling, settings, data), and `run` refuses or replaces what is
+foreign: a key that forgot a setting would not end in a wrong result.
 
 A study can move from one machine to another without its run folders: a cell that cells.json holds with the same settings
 is finished, and only its numbers are carried on.

@@ -1,13 +1,13 @@
 """Drift of the outputs: how far a tuned model's next-token distribution π has moved from the seed's, π₀.
 
-    forward KL       KL(π₀ ‖ π) = Σ_v π₀(v) · (log π₀(v) − log π(v))      nats, at every token of answers y ~ π₀
-    reverse KL       KL(π ‖ π₀) = Σ_v π(v) · (log π(v) − log π₀(v))       nats, at every token of answers y ~ π
+    forward KL       KL(π₀ ‖ π) = Σ_v π₀(v) · (log π₀(v) − log π(v))      nats, at every token of answers of the seed
+    reverse KL       KL(π ‖ π₀) = Σ_v π(v) · (log π(v) − log π₀(v))       nats, at every token of answers of the arm
     total variation  ½ Σ_v |π₀(v) − π(v)|                                 0 … 1, on the answers of either
 
-averaged over the tokens of all answers, on general prompts or on the task's own. On the new task the forward KL is what
-best predicts forgetting, before reverse KL and total variation (R² 0.96, 0.93 and 0.80: arXiv 2509.04259, sections 4
-and 6). The seed is the same model with its adapter off, so no second model is loaded; what it makes of its own answers
-is computed once.
+averaged over the tokens of all answers as they are decoded (greedily, unless the settings say otherwise), on general
+prompts or on the task's own. On the new task the forward KL is what best predicts forgetting, before reverse KL and
+total variation (R² 0.96, 0.93 and 0.80: arXiv 2509.04259, sections 4 and 6). The seed is the same model with its
+adapter off, so no second model is loaded; what it makes of its own answers is computed once.
 
     from sdft.measure.drift import drift, reverse_drift, seed_answers, seed_view
     print(drift(model, seed_view(model, seed_answers(tokenizer, suite, seed_rows)))["kl"])

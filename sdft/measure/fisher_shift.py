@@ -2,9 +2,9 @@
 
     Σ_i F_i·(θ_i − θ₀_i)²,    F_i = E_{y ~ π₀} [ (∂ log π₀(y | x) / ∂θ_i)² ]              arXiv 2509.04259, section 6
 
-F is the diagonal of the Fisher information on answers that the seed itself wrote. To second order, and with the
-diagonal alone, half of the sum is KL(π₀ ‖ π) in nats per answer. So unlike ‖ΔW‖ it does not count moves that change no
-output.
+F is the diagonal of the Fisher information along answers that the seed itself wrote (sdft/train/fisher.py). To second
+order, and with the diagonal alone, half of the sum is KL(π₀ ‖ π) in nats per answer. So unlike ‖ΔW‖ it does not count
+moves that change no output.
 
     from sdft.measure.fisher_shift import fisher_shift
     print(fisher_shift(model, fisher)["total"])

@@ -26,7 +26,7 @@ AT = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 def loss_along(model: Llama, examples: Sequence[Example], at: Sequence[float] = AT, seed: Llama | None = None,
                desc: str = "along") -> list[dict[str, float]]:
-    """t and nll, nats per target token over all examples, at each t; with `seed`, between that model and `model`.
+    """At each t its nll, nats per target token, over the tokens of n examples; with `seed`, between that and `model`.
 
     The model is left as it was, bit for bit. Raises SdftError where it has no adapter and no seed is given.
     """
@@ -34,7 +34,8 @@ def loss_along(model: Llama, examples: Sequence[Example], at: Sequence[float] = 
     found = []
     for t in at:
         with moved(model, t, seed):
-            found.append({"t": t, "nll": gap(model, kept, f"{desc}, t = {t:g}")["nll"]})
+            whole = gap(model, kept, f"{desc}, t = {t:g}")
+            found.append({"t": t, "nll": whole["nll"], "tokens": whole["tokens"], "n": len(kept)})
     return found
 
 

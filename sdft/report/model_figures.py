@@ -76,8 +76,9 @@ def loss_along(run: Run) -> Figure | None:
         for arm, rows in found.items():
             for key, line, what in (("nll", "-", "its targets"), ("nll_general", "--", "the seed's answers")):
                 if key in rows[0]:
+                    n = rows[0].get(key.replace("nll", "n"))
                     axes.plot([row["t"] for row in rows], [row[key] for row in rows], line, color=colour_of(run, arm),
-                              marker=marker_of(run, arm), label=f"{arm}: {what}")
+                              marker=marker_of(run, arm), label=f"{arm}: {what}" + (f" (n = {n})" if n else ""))
         for t, name in ((0, "seed"), (1, "tuned")):
             axes.axvline(t, color="#888", linewidth=1, linestyle="--")
             axes.annotate(name, (t, 1), xycoords=("data", "axes fraction"), xytext=(3, -10),
@@ -87,7 +88,7 @@ def loss_along(run: Run) -> Figure | None:
         axes.legend()
 
     return Figure("interpolation", svg_of(draw), "The loss with a share t of what training added: 0 is the seed, 1 the "
-                  "arm, more than 1 goes further the same way. Solid: on what the arm learned; dashed: on the seed's own "
+                  "arm, more than 1 goes further the same way. Solid: on the arm's targets; dashed: on the seed's own "
                   "answers to the general prompts.")
 
 

@@ -1,11 +1,14 @@
 """The diagonal Fisher information of linear layers: how much the seed's distribution depends on each of their weights.
 
-    F_i = mean over texts y ~ π₀ of (∂ log π₀(y) / ∂θ_i)²          (Kirkpatrick et al. 2017, arXiv 1612.00796)
+    F_i = mean over texts of (∂ Σ_t log π₀(v_t | y_<t) / ∂θ_i)²,   v_t ~ π₀(· | y_<t)
+                                                                  (Kirkpatrick et al. 2017, arXiv 1612.00796)
 
-y are targets that the seed wrote, log π₀(y) the sum over their tokens, θ the layer's full weight W (O, D), not the
-factors of an adapter. To second order KL(π₀ ‖ π) of a text is ½·Σ F_i·Δ_i², as far as the diagonal tells. That holds for
-texts sampled at temperature 1; greedy ones give an estimate. The gradients are squared text by text, exactly, and one
-matrix of gradients exists at a time beside F itself, which is in fp32.
+y are texts that the seed wrote, θ the layer's full weight W (O, D), not the factors of an adapter. The labels v are
+drawn at every place of a text from the seed's distribution there, once, for the same F every time. So E F is the Fisher
+on these contexts even where y was chosen greedily, and to second order, as far as the diagonal tells, ½·Σ F_i·Δ_i² is
+the KL(π₀ ‖ π) of a text, summed over its tokens. With the likeliest tokens as labels it would be too small: of two
+tokens of p and 1 − p, (1 − p)² in place of p·(1 − p). The gradients are squared text by text, exactly, and one matrix
+of gradients exists at a time beside F itself, which is in fp32.
 
     from sdft.train.fisher import fisher
     F = fisher(model, examples)["model.layers.0.self_attn.q_proj"]          # (O, D)
@@ -29,24 +32,33 @@ from sdft.model.lora import adapter_off, lora_layers
 from sdft.progress import progress
 from sdft.text.chat import Example
 from sdft.train.batches import fingerprint, pack, trainable
+from sdft.train.divergence import ROWS
 
 
 def fisher(model: Llama, examples: Sequence[Example], layers: Sequence[str] | None = None) -> dict[str, Tensor]:
     """The diagonal Fisher of the seed, layer name → fp32 (O, D); an adapter on `model` is switched off meanwhile.
 
-    examples: texts that the seed wrote, their targets what it chose. layers: names of linear layers; None: the adapted
+    examples: texts that the seed wrote, their targets the places where labels are drawn. layers: names of linear layers; None: the adapted
     ones, or every one of the decoder where there is no adapter. Raises SdftError when no example can be used.
     """
     names = list(layers or lora_layers(model) or _linear(model))
     weights = {name: model.get_submodule(name).weight for name in names}
     totals = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     kept, _ = trainable(examples, model.config.context_length)
+    generator = torch.Generator().manual_seed(0)
     with adapter_off(model), _only(model, weights.values()), _squares(weights, totals):
         for example in progress(kept, desc="fisher", unit="text"):
             batch = pack([example]).to(model.device)
             x = model.hidden(batch.tokens, batch.positions, batch.attention())[batch.rows]          # (n, D)
-            linear_cross_entropy(x, model.head_weight, batch.labels[batch.rows]).backward()
+            linear_cross_entropy(x, model.head_weight, drawn(x, model.head_weight, generator)).backward()
     return {name: total.div_(len(kept)) for name, total in totals.items()}
+
+
+@torch.no_grad()
+def drawn(x: Tensor, head: Tensor, generator: torch.Generator) -> Tensor:
+    """A token for each hidden state (n, D), drawn from softmax(x·headᵀ), head (V, D); `generator` is the CPU's."""
+    return torch.cat([torch.multinomial((rows @ head.t()).float().softmax(1).cpu(), 1, generator=generator)
+                      for rows in x.split(ROWS)]).squeeze(1).to(x.device)
 
 
 def saved_fisher(path: Path, model: Llama, examples: Sequence[Example]) -> dict[str, Tensor]:
