@@ -72,12 +72,12 @@ def test_nothing_that_varies_is_no_ranking():
 def test_the_command_writes_the_ranking_and_its_page(study, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["sweep", str(study), "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {"cells.json", "report.md", "ranking-instructions.svg",
-                                                     "drop-instructions.svg"}
+    assert {path.name for path in out.iterdir()} == {"cells.json", "study.toml", "report.md",
+                                                     "ranking-instructions.svg", "drop-instructions.svg"}
     page = (out / "report.md").read_text()
     best = json.loads((out / "cells.json").read_text())["ranking"][0]
     for text in ("7 trained arms of 2 studies: a, b", "Named before and measured in no cell: gap, tv.",
-                 f"kl explains most of the drop of instructions: R² = {best['linear']:.2f} (", "n = 7 arms",
+                 f"kl ranks first: R² = {best['linear']:.2f} (", ") with the drop of instructions, n = 7 arms",
                  "| measure | R², linear |"):
         assert text in page, text
     before = (out / "report.md").read_text()
@@ -91,3 +91,20 @@ def test_without_any_study_it_is_one_line(tmp_path):
     (tmp_path / "bare.toml").write_text(TOML.partition("[predict]")[0])
     with pytest.raises(SdftError, match="expected 'predict'"):
         read_study(tmp_path / "bare.toml")
+
+
+def test_a_dry_run_writes_nothing_and_another_studys_folder_is_refused(study, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["sweep", str(study), "--out", str(out), "--dry-run"]) == 0 and not out.exists()
+    out.mkdir()
+    (out / "study.toml").write_text('name = "other"\nquestion = "?"\nreads = ["a"]\n[predict]\nmeasures = ["kl"]\n'
+                                    'outcomes = ["top1"]\n')
+    (out / "cells.json").write_text("{}")
+    assert main(["sweep", str(study), "--out", str(out)]) == 1
+    assert "holds the study 'other'" in capsys.readouterr().err and (out / "cells.json").read_text() == "{}"
+
+
+def test_cells_of_no_study_that_runs_some_are_one_line(study):
+    (study.parent / "b" / "cells.json").write_text('{"points": []}')
+    with pytest.raises(SdftError, match="leave 'b' out of `reads`"):
+        predict(read_study(study))

@@ -148,6 +148,19 @@ def test_conclusions_follow_the_intervals(folder):
     assert "first token sft drifted 1.47 nats and sdft 1.00; from token 9 on, 0.073 and 0.050" in told
 
 
+@pytest.mark.parametrize(("low", "high", "moved"), [
+    (-2, -1, "moved the targets nearer to the seed"), (1, 2, "moved the targets away from the seed"),
+    (-1, 1, "left the targets as near to the seed as they were"), (None, None, "left the targets as near")])
+def test_the_gap_moves_where_its_interval_says_so(folder, low, high, moved):
+    measures = json.loads((folder / "measures.json").read_text())
+    paired = {"n": 4, "difference": 0.5, "low": low, "high": high}
+    measures["gap"] = {name: {**measures["gap"]["original"], "nll": 1.2} for name in ("original", "distilled")}
+    if low is not None:
+        measures["gap"]["distilled"]["paired"] = {**paired, "length_matched": paired}
+    write_json(folder / "measures.json", measures)
+    assert f"Distillation {moved}" in " ".join(findings(read_run(folder)))
+
+
 @pytest.mark.parametrize(("low", "high", "expected"), [
     (-0.06, -0.04, "over the same n = 6 answers -0.050 nats per token (-0.060 to -0.040))."),
     (-0.06, 0.01, "over the same n = 6 answers no difference detected, -0.050 nats per token (-0.060 to +0.010)).")])

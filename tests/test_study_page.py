@@ -80,7 +80,7 @@ def test_one_seed_tells_nothing(content):
 
 
 def test_arms_without_a_common_point_are_told():
-    row = {"equal": "shift", "column": "kl", "arm": "sdft", "against": "kl", "cell": "weak", "n": 0, "of": 3,
+    row = {"equal": "shift", "column": "kl", "arm": "sdft", "against": "kl", "condition": {"cell": "weak"}, "n": 0, "of": 3,
            "differences": [], "mean": None}
     assert matched(row) == "At equal shift, sdft and kl (weak) have no point in common."
     assert "-0.1 (mean of n = 2 of 3 cells, -0.2 to +0)" in matched(row | {"n": 2, "differences": [-0.2, 0.0],

@@ -46,6 +46,26 @@ def test_one_seed_has_no_interval_and_equal_differences_are_certain():
     assert paired([0.5, 0.5])["p"] == 0 and paired([0.0, 0.0])["p"] == 1 and paired([0.0, 0.0])["agree"] == 0
 
 
+def test_one_item_more_in_each_of_three_seeds_is_no_certainty():
+    """Scores of 48 items: the differences are equal, but no finer than an item. t = 1 / (1/√3) = √3 of 2 degrees."""
+    rows = [{"values": {"seed": seed}, "suite": "passages", "items": {"passages": 48}, "measures": {},
+             "arms": {"seed": {}, "sft": {"passages": 20 / 48}, "sdft": {"passages": 21 / 48}}} for seed in range(3)]
+    (found,) = compare(rows, PRIMARY | {"column": "passages"})
+    assert found["agree"] == 3 and found["p"] == pytest.approx(t_test(math.sqrt(3), 2)) and not found["detected"]
+    for row_, kl in zip(rows, (0.123457, 0.223457, 0.323457)):          # equal but for what was rounded away
+        row_["arms"]["sft"]["kl"], row_["arms"]["sdft"]["kl"] = kl, kl + 1e-9
+    assert not compare(rows, PRIMARY)[0]["detected"]
+
+
+def test_a_study_of_several_tasks_tells_the_score_of_each():
+    rows = [{"values": {"task": suite, "seed": 1}, "suite": suite, "items": {suite: 4}, "measures": {},
+             "arms": {"seed": {}, "sft": {"kl": 1.0, suite: 0.5}, "sdft": {"kl": 1.0, suite: 0.75}}}
+            for suite in ("sums", "calls")]
+    found = statistics({"primary": PRIMARY, "plots": [], "matched": []}, rows)["comparisons"]
+    assert [(row["column"], row["condition"]["task"], row["mean"]) for row in found] == [
+        ("kl", "sums", 0), ("kl", "calls", 0), ("score", "sums", 0.25), ("score", "calls", 0.25)]
+
+
 def test_arms_are_compared_within_a_cell_and_conditions_apart():
     first, second = compare(ROWS, PRIMARY)
     assert first["condition"] == {"ratio": 0} and second["condition"] == {"ratio": 1}
@@ -96,15 +116,34 @@ def test_the_end_point_stands_beside_what_was_learned():
     assert [(row["column"], row["condition"]["ratio"]) for row in found["comparisons"]] == [
         ("kl", 0), ("kl", 1), ("passages", 0), ("passages", 1)]
     assert found["correlations"][0]["n"] == 6
-    assert [(row["against"], row["n"]) for row in found["matched"]] == [("sft", 0)]
+    assert [(row["against"], row["condition"], row["n"]) for row in found["matched"]] == [
+        ("sft", {}, 0)]
+
+
+def at(lr, sft, sdft, **values):
+    arms = {name: {"shift": shift, "kl": kl} for name, (shift, kl) in (("sft", sft), ("sdft", sdft))}
+    return {"values": {"lr": lr, **values}, "measures": {}, "arms": arms | {"seed": {"kl": 0}}}
+
+
+def test_at_equal_accuracy_an_overtrained_run_is_not_joined_to_a_good_one():
+    """sft over rates: (.3, .1) → (.6, .4) → (.5, 2). At .55 it had 0.35 on the way up, whatever came later."""
+    rows = [at(1, (0.3, 0.1), (0.3, 0.05)), at(3, (0.5, 2.0), (0.55, 1.5)), at(2, (0.6, 0.4), (0.6, 0.2))]
+    (found,) = match(rows, PRIMARY, "shift")
+    assert sorted(found["differences"]) == pytest.approx([-0.2, -0.05, 1.5 - 0.35])
+
+
+def test_paths_belong_to_a_seed_and_to_all_settings_but_the_rate():
+    rows = [at(lr, (lr, lr * size), (1.5, 0.0), seed=seed, strength=strength)
+            for seed, size in ((1, 1.0), (2, 10.0)) for strength in (0.1, 1.0) for lr in (1.0, 2.0)]
+    found = match(rows, PRIMARY, "shift")
+    assert [(row["condition"], row["n"]) for row in found] == [({}, 4)]         # the strength made no difference
+    assert sorted(found[0]["differences"]) == [-15, -15, -1.5, -1.5]
+    rows[0]["arms"]["sft"]["kl"] = 0.5                      # now it does
+    assert [row["condition"] for row in match(rows, PRIMARY, "shift")] == [{"strength": 0.1}, {"strength": 1.0}]
 
 
 def test_arms_are_compared_where_they_are_equal_in_another_column():
-    """sft: kl 1 at shift 1 and 3 at shift 2, so 2 at 1.5; sdft there 1.5, and at shift 4 beyond its curve."""
-    def at(lr, sft, sdft):
-        arms = {name: {"shift": shift, "kl": kl} for name, (shift, kl) in (("sft", sft), ("sdft", sdft))}
-        return {"values": {"lr": lr}, "measures": {}, "arms": arms | {"seed": {"kl": 0}}}
-
+    """sft: kl 1 at shift 1 and 3 at shift 2, so 2 at 1.5; sdft there 1.5, and at shift 4 beyond its path."""
     (found,) = match([at(1, (2.0, 3.0), (1.5, 1.5)), at(2, (1.0, 1.0), (4.0, 9.0))], PRIMARY, "shift")
     assert found["differences"] == pytest.approx([-0.5]) and (found["n"], found["of"]) == (1, 2)
     assert (found["equal"], found["against"], found["mean"]) == ("shift", "sft", pytest.approx(-0.5))

@@ -200,7 +200,8 @@ def test_a_journal_taken_over_is_a_copy_and_a_state_the_same_file(swept):
 
 
 def test_a_rival_on_the_original_answers_is_trained_once_over_ratios(write, tmp_path):
-    path, out = write("[grid]\nratio = [0, 1]\n", 'arms = ["kl", "self-output"]\n'), tmp_path / "out"
+    path, out = write("[grid]\nratio = [0, 1]\n", 'arms = ["kl", "self-output"]\n',
+                      HEAD.replace('"sdft"', '"self-output"').replace('"sft"', '"kl"')), tmp_path / "out"
     assert main(["sweep", str(path), "--out", str(out)]) == 0
     kl, own = ([out / f"ratio={ratio}" / arm / "state.safetensors" for ratio in (0, 1)] for arm in ("kl", "self-output"))
     assert kl[0].samefile(kl[1]) and not own[0].samefile(own[1])
@@ -278,6 +279,9 @@ def test_cells_of_another_machine_are_carried_on_by_their_numbers(swept, write, 
     content = _cells(base / "out")
     for cell in content["cells"]:
         cell["machine"]["processor"] = "another"
+    foreign = {**content, "cells": [{**cell, "model_sha256": "0"} for cell in content["cells"]]}
+    (out / "cells.json").write_text(json.dumps(foreign))
+    assert carried(cells_of(read_study(write())), out) == {}
     last = content["cells"].pop()
     (out / "cells.json").write_text(json.dumps(content))
     assert main(["sweep", str(write()), "--out", str(out)]) == 0
@@ -313,6 +317,11 @@ def test_cells_of_other_settings_are_not_carried_on(swept, write, tmp_path):
     (HEAD + "[settings]\nlr = 1\n[[cells]]\nlr = 2", "lr is set twice"),
     (HEAD.replace('"sft"', "{ratio = 2}") + "[grid]\nratio = [0, 1]", "primary.against: expected settings of a cell"),
     ("plots = [[1]]\n" + HEAD, "plots: expected pairs of columns"),
+    ('plots = [["kl", ["x"]]]\n' + HEAD, "plots: expected pairs of columns"),
+    ('matched = [1]\n' + HEAD, "matched: expected a list of texts, got [1]"),
+    ('reads = [3]\nname = "a"\nquestion = "b"\n[predict]\nmeasures = ["a"]\noutcomes = ["b"]', "reads: expected a list"),
+    ('reads = ["c"]\nname = "a"\nquestion = "b"\n[predict]\nmeasures = "kl"\noutcomes = ["b"]',
+     "predict.measures: expected a list of texts, got 'kl'"),
     ("x = [", "malformed TOML"),
 ])
 def test_a_study_that_says_nothing_sensible_is_one_line(tmp_path, text, message):
@@ -339,6 +348,26 @@ def test_settings_that_no_run_takes_name_the_study(write):
         cells_of(read_study(write("[grid]\nratio = [2]\n")))
     with pytest.raises(SdftError, match="two cells are named 'ratio=0.1'"):
         cells_of(read_study(write("[grid]\nratio = [0.1, 0.1000000001]\n")))
+
+
+def test_an_end_point_of_arms_that_no_cell_has_is_refused_at_once(write):
+    for wrong, key in ((HEAD.replace('"sdft"', '"sdfft"'), "arm"), (HEAD.replace('"sft"', '"stf"'), "against")):
+        with pytest.raises(SdftError, match=f"primary.{key}: expected an arm that a cell has, of seed, sft, sdft"):
+            cells_of(read_study(write(head=wrong)))
+
+
+def test_an_end_point_that_does_not_exist_stops_after_the_first_cell(write, tmp_path, capsys):
+    path = write(head=HEAD.replace('"kl"', '"kll"'))
+    assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 1
+    assert "primary.column: sdft has no 'kll' (did you mean kl?)" in capsys.readouterr().err
+    assert len(_cells(tmp_path / "out")["cells"]) == 1
+
+
+def test_what_the_seed_writes_for_single_arms_is_shared_over_learning_rates(write):
+    path = write("[grid]\nlr = [0.1, 0.2]\n", 'arms = ["replay", "ewc", "self-output", "sft", "sdft"]\n')
+    ours, theirs = (pieces(cell.config, cell.config.arms.arms) for cell in cells_of(read_study(path)))
+    shared = {stage for stage in ours if ours[stage] == theirs[stage]}
+    assert shared == {"rewrite", "gap", "eval seed", "seed text", "answer self-output"}
 
 
 def test_unequal_cells_are_each_crossed_with_the_grid(write, tmp_path):

@@ -32,7 +32,9 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
         folder = Path(options.out or Path("runs") / Path(options.study).stem)
         print(f"{study.name}: {study.question}\n")
         if study.reads:
-            _read(study, folder)
+            print(f"reads {', '.join(study.reads)}; trains nothing", flush=True)
+            if not options.dry_run:
+                _read(study, folder)
             return
         cells = cells_of(study, options.data)
         print(_plan(cells, folder, options.gflops), flush=True)
@@ -59,11 +61,15 @@ def _run(study: Study, cells: Sequence[Cell], folder: Path) -> None:
 def _read(study: Study, folder: Path) -> None:
     """The study of what other studies have found."""
     from sdft.experiment.predictors import predict
-    from sdft.files import write_json
+    from sdft.experiment.sweep import claim
+    from sdft.files import locked, write_json
     from sdft.report.study import write_study
 
-    write_json(folder / "cells.json", predict(study))
-    print(f"report: {write_study(folder)}")
+    content = predict(study)
+    with locked(folder):
+        claim(study, folder)
+        write_json(folder / "cells.json", content)
+        print(f"report: {write_study(folder)}")
 
 
 def _plan(cells: Sequence[Cell], folder: Path, gflops: float) -> str:

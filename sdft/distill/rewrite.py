@@ -49,8 +49,7 @@ def rewrite_records(model, tokenizer, records: Sequence[Record], template: Templ
     Raises SdftError when the journal was made with another model, template, chat format or sampling, or from another
     record of the same id, and says which.
     """
-    records = shuffle_references(records) if template.shuffled else records
-    requests = [Request(record.id, distill_prompt(tokenizer, record, template, chat)) for record in records]
+    requests = distill_requests(tokenizer, records, template, chat)
     return write_answers(model, tokenizer, requests, sampling, journal,
                          {"template": asdict(template), "chat": chat or tokenizer.chat}, batch_size)
 
@@ -75,6 +74,12 @@ def write_answers(model, tokenizer, requests: Sequence[Request], sampling: Sampl
             lines[output.id] = line
             bar.update()
     return [_rewrite(lines[request.id]) for request in requests]
+
+
+def distill_requests(tokenizer, records: Sequence[Record], template: Template, chat: str | None) -> list[Request]:
+    """The distillation prompt of every record; where the template is shuffled, with another one's answer."""
+    shown = shuffle_references(records) if template.shuffled else records
+    return [Request(record.id, distill_prompt(tokenizer, record, template, chat)) for record in shown]
 
 
 def distill_prompt(tokenizer, record: Record, template: Template, chat: str | None = None) -> list[int]:

@@ -1,7 +1,8 @@
 """cells.json: what a study has found, small enough to be committed; its page is made from it alone.
 
     {"study": {name, question, primary, plots, matched, settings, cells},
-     "cells": [{"name", "values": {setting: value}, "key": of all its settings, "machine": {processor, torch},
+     "cells": [{"name", "values": {setting: value}, "key": of its settings and data,
+                "machine": {processor, torch}, "model_sha256",
                 "suite": the task's own, "items": {suite: n},
                 "measures": {column: number},                        of its data: the gap, the audit of the rewrites
                 "arms": {arm: {column: number}},                     summary.json's row and every other number
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft.experiment.config import to_values
+from sdft.experiment.lab import FORMAT
 from sdft.experiment.study import Cell, Study
 from sdft.experiment.study_statistics import statistics
 from sdft.files import read_json
@@ -36,11 +38,10 @@ def collect(study: Study, rows: Sequence[dict[str, Any]], failed: Mapping[str, s
 
 
 def cell_key(cell: Cell) -> str:
-    """What tells a cell's results from those of other settings: a hash of all of them but where things lie and run."""
-    values = to_values(cell.config)
-    del values["model"]["device"], values["generate"]["rows"]
-    if data := values["task"].pop("data", None):
-        values["task"]["data"] = Path(data).name
+    """What tells a cell's results from others: a hash of its data and of all settings but where things lie and run."""
+    values = to_values(cell.config) | {"data": cell.data, "format": FORMAT}
+    for part, name in (("model", "device"), ("generate", "rows"), ("task", "data")):
+        values[part].pop(name, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -58,8 +59,9 @@ def cell_row(cell: Cell, folder: Path) -> dict[str, Any]:
     own = {**{f"gap.{name}.{column}": value for name, part in gap.items() for column, value in numbers(part)},
            **dict(numbers(audit)), **dict(numbers(measures.get("texts", {}), "texts.")),
            **({"accepted_share": _short(audit["accepted"] / records)} if records else {})}
-    return {"name": cell.name, "values": cell.values, "key": cell_key(cell),
+    return {"name": cell.name, "values": json.loads(json.dumps(cell.values)), "key": cell_key(cell),
             "machine": {name: environment.get(name) for name in ("processor", "torch")},
+            "model_sha256": environment["model_sha256"],
             "suite": next(iter(measures["arms"]["seed"]["suites"])),
             "items": {name: row["n"] for name, row in measures["arms"]["seed"]["suites"].items()},
             "measures": own, "arms": arms, "seconds": _short(sum(summary["seconds"].values()))}

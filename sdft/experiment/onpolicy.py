@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from sdft.distill.resume import fitting
-from sdft.distill.rewrite import distill_prompt
+from sdft.distill.rewrite import distill_requests
 from sdft.errors import SdftError
 from sdft.experiment.seed_text import answered, end_of_answer
 from sdft.generate import Request, Sampling, stream
@@ -29,8 +29,7 @@ def demonstrations(lab: Lab) -> list[Example]:
     A record whose prompt fills the context is told on stderr and left out. Raises SdftError where none is left.
     """
     template = replace(lab.distill_template, prefix="")
-    requests = [Request(record.id, distill_prompt(lab.tokenizer, record, template, lab.chat))
-                for record in lab.task.train]
+    requests = distill_requests(lab.tokenizer, lab.task.train, template, lab.chat)
     kept = fitting(requests, lab.seed.config.context_length, "sdft-onpolicy")
     if not kept:
         raise SdftError("sdft-onpolicy: no record with its reference answer fits the model's context; use shorter "

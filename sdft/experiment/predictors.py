@@ -41,7 +41,11 @@ def predict(study: Study) -> dict[str, Any]:
             print(f"{study.name}: without {name}, which has no {path}", file=sys.stderr)
             continue
         found.append(name)
-        points += points_of(name, read_json(path)["cells"], study.predict)
+        content = read_json(path)
+        if not isinstance(content, dict) or "cells" not in content:
+            raise SdftError(f"{path}: expected the cells of a study that runs some, found none; leave {name!r} out of "
+                            "`reads`")
+        points += points_of(name, content["cells"], study.predict)
     if not found:
         raise SdftError(f"{study.path}: expected cells.json of {', '.join(study.reads)} in folders beside it, found "
                         "none; run those studies first")

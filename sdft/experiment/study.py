@@ -27,9 +27,10 @@ A study that runs nothing names others in `reads` and has a part [predict] in pl
 """
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -63,12 +64,14 @@ class Study:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study: its name, what tells it from the others, its settings resolved, the names of those given."""
+    """One run of a study: its name, what tells it from the others, its settings resolved, the names of those given,
+    and a hash of its records and test items."""
 
     name: str
     values: Values
     config: Config
     given: frozenset[str]
+    data: str
 
 
 def read_study(path: Path) -> Study:
@@ -113,8 +116,20 @@ def cells_of(study: Study, data: str | None = None) -> list[Cell]:
         if any(cell.name == name for cell in cells):
             raise SdftError(f"{study.path}: two cells are named {name!r}; let them differ in a setting, or leave one "
                             "out")
-        cells.append(Cell(name, values, with_machine(with_task(config, given, **task.decides)), given))
+        data = [task.train, *([(item.id, item.messages) for item in suite.items] for suite in task.suites)]
+        cells.append(Cell(name, values, with_machine(with_task(config, given, **task.decides)), given,
+                          hashlib.sha256(repr(data).encode()).hexdigest()[:16]))
+    _check_arms(study, cells)
     return cells
+
+
+def _check_arms(study: Study, cells: Sequence[Cell]) -> None:
+    """Refuse an end point of arms that no cell trains (SdftError)."""
+    trained = dict.fromkeys(("seed", *(arm for cell in cells for arm in cell.config.arms.arms)))
+    for key in ("arm", "against"):
+        if isinstance(arm := study.primary[key], str) and arm not in trained:
+            raise SdftError(f"{study.path}: primary.{key}: expected an arm that a cell has, of {', '.join(trained)}, got "
+                            f"{arm!r}{nearest(arm, trained)}")
 
 
 def cell_name(values: Values) -> str:
@@ -201,8 +216,16 @@ def _check(study: Study) -> None:
             primary["against"] = against = dict(_leaves(path, against))
             if not any(against.items() <= values.items() for values, _ in study.cells):
                 raise SdftError(f"{path}: primary.against: expected settings of a cell of the grid, got {against}")
-    if not all(isinstance(pair, list) and len(pair) == 2 for pair in study.plots):
+    if not all(_texts(pair) and len(pair) == 2 for pair in study.plots):
         raise SdftError(f"{path}: plots: expected pairs of columns [x, y], got {study.plots!r}")
+    for name, values in (("matched", study.matched), ("reads", study.reads),
+                         *((f"predict.{key}", values) for key, values in study.predict.items())):
+        if not _texts(values):
+            raise SdftError(f"{path}: {name}: expected a list of texts, got {values!r}")
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 _WORDS = {str: "text", list: "list", dict: "table"}

@@ -1,8 +1,9 @@
 """What the cells of a study say about its end point: differences paired by seed, and what correlates with what.
 
 Training seeds are few, so a difference is told as detected only where all of them agree in its sign *and* Student's t
-test of the paired differences (two-sided, Holm over the study's comparisons) is below 0.05. Everything else is "no
-difference detected"; the seeds that agree are counted in either case.
+test of the paired differences (two-sided) is below 0.05 by Holm over the conditions of its column: the end point is one
+family, what was learned beside it another. Everything else is "no difference detected"; the seeds that agree are counted
+in either case. (A permutation of the signs assumes less than Student, but of 3 seeds it has no p below 0.25.)
 
     statistics(about, rows) → {"comparisons": […], "correlations": […], "matched": […]}
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
 
@@ -19,6 +21,8 @@ from sdft.experiment.study import SEED
 from sdft.measure.statistics import LEVEL, holm
 
 Row = dict[str, Any]
+SCORE = "score"             # a column: the task's own score, where the cells have different tasks
+ROUNDED = 1e-6              # of a number of cells.json, relative
 
 
 def statistics(about: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
@@ -32,9 +36,9 @@ def statistics(about: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def acquired(rows: Sequence[Row]) -> list[str]:
-    """The column of what the task taught, beside which everything else is told: the first suite, where it is one."""
+    """The column of what the task taught, beside which everything else is told."""
     suites = {row["suite"] for row in rows}
-    return list(suites) if len(suites) == 1 else []
+    return list(suites) if len(suites) < 2 else [SCORE]
 
 
 def compare(rows: Sequence[Row], primary: Mapping[str, Any]) -> list[Row]:
@@ -50,7 +54,8 @@ def compare(rows: Sequence[Row], primary: Mapping[str, Any]) -> list[Row]:
         pairs = [pair for pair in pairs if None not in pair]
         if pairs and not (isinstance(primary["against"], dict) and primary["against"].items() <= condition.items()):
             found.append({"condition": condition, **primary, "values": [a for a, _ in pairs],
-                          "others": [b for _, b in pairs], **paired([a - b for a, b in pairs])})
+                          "others": [b for _, b in pairs],
+                          **paired([a - b for a, b in pairs], _resolution(group[0], primary["column"], pairs))})
     tested = [row for row in found if row["p"] is not None]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = p
@@ -76,6 +81,7 @@ def value(row: Row, arm: str, column: str, fall_back: bool = True) -> float | No
     """A column of an arm; where the arm has none of this name, that of its cell."""
     if arm not in row["arms"]:
         return None
+    column = row["suite"] if column == SCORE else column
     return row["arms"][arm].get(column, row["measures"].get(column) if fall_back else None)
 
 
@@ -87,14 +93,25 @@ def _against(rows: Sequence[Row], row: Row, primary: Mapping[str, Any]) -> float
     return other and value(other, primary["arm"], primary["column"])
 
 
-def paired(differences: Sequence[float]) -> Row:
-    """Mean of paired differences with Student's t interval and test, and how many agree with its sign."""
+def _resolution(row: Row, column: str, pairs: Sequence[tuple[float, float]]) -> float:
+    """The least step of a column: one item of a suite; of other numbers what cells.json has rounded away."""
+    suite = row["suite"] if column == SCORE else column
+    items = row.get("items", {}).get(suite)
+    return 1 / items if items else ROUNDED * max(abs(number) for pair in pairs for number in pair)
+
+
+def paired(differences: Sequence[float], resolution: float = 0.0) -> Row:
+    """Mean of paired differences with Student's t interval and test, and how many agree with its sign.
+
+    Differences that scatter less than the values' own `resolution` are taken to scatter by that: three seeds that are
+    each one item better are no certainty.
+    """
     n, mean = len(differences), fmean(differences)
     agree = sum(difference * mean > 0 for difference in differences)
     if n < 2:
         return {"n": n, "differences": list(differences), "mean": mean, "low": None, "high": None, "agree": agree,
                 "p": None}
-    error = stdev(differences) / math.sqrt(n)
+    error = max(stdev(differences), resolution) / math.sqrt(n)
     half = t_quantile(n - 1) * error
     p = t_test(mean / error, n - 1) if error else float(mean == 0)
     return {"n": n, "differences": list(differences), "mean": mean, "low": mean - half, "high": mean + half,
@@ -120,25 +137,52 @@ def correlate(rows: Sequence[Row], arm: str, x: str, y: str) -> Row:
 def match(rows: Sequence[Row], primary: Mapping[str, Any], equal: str) -> list[Row]:
     """The end point of the primary arm minus that of every other arm where both are equal in the column `equal`.
 
-    An arm's cells (over learning rates, say) make a curve of the end point over `equal`: straight between its points,
-    and not continued beyond them. n: the points of the primary arm within the curve, of: all that it has.
+    An arm's cells that differ in their learning rate alone make a path, straight from one rate to the next and not
+    continued beyond the last. Where it passes the value more than once, its lowest end point counts: the least drift
+    that this arm has there. n: the points of the primary arm that another's path of the same seed reaches, of: all.
+    condition: the other's settings beside learning rate and seed; {} where they make no difference to it.
     """
-    curves: dict[tuple[str, str], set[tuple[float, float]]] = {}
-    for row in rows:
-        for arm in row["arms"]:
-            point = value(row, arm, equal, False), value(row, arm, primary["column"], False)
-            if None not in point and arm != "seed":
-                curves.setdefault((arm, row["values"].get("cell", "")), set()).add(point)
-    own = sorted(point for (arm, _), points in curves.items() if arm == primary["arm"] for point in points)
-    found = []
-    for (arm, cell), points in curves.items():
+    found, known = [], paths(rows, equal, primary["column"])
+    own = sorted({(seed, *point) for arm, _, seeds in known if arm == primary["arm"]
+                  for seed, points in seeds.items() for point in points}, key=repr)
+    for arm, condition, seeds in known:
         if arm != primary["arm"]:
-            x, y = zip(*sorted(points), strict=True)
-            differences = [b - float(np.interp(a, x, y)) for a, b in own if x[0] <= a <= x[-1]]
-            found.append({"equal": equal, **primary, "against": arm, "cell": cell, "n": len(differences),
+            pairs = [(y, lowest_at([point[1:] for point in seeds.get(seed, [])], x)) for seed, _, x, y in own]
+            differences = [mine - other for mine, other in pairs if other is not None]
+            found.append({"equal": equal, **primary, "against": arm, "condition": condition, "n": len(differences),
                           "of": len(own), "differences": differences,
                           "mean": fmean(differences) if differences else None})
     return found
+
+
+def paths(rows: Sequence[Row], x: str, y: str) -> list[tuple[str, Row, dict[Any, list[tuple[float, float, float]]]]]:
+    """Every trained arm under every condition: arm, condition, and by seed its (learning rate, x, y) in that order.
+
+    An arm that several conditions share, as sft is shared over ratios, is there once, with the condition {}.
+    """
+    found: dict[str, tuple[str, Row, dict[Any, list[tuple[float, float, float]]]]] = {}
+    for row in rows:
+        condition = {name: setting for name, setting in row["values"].items() if name not in (SEED, "lr")}
+        for arm in row["arms"]:
+            point = value(row, arm, x, False), value(row, arm, y, False)
+            if None not in point and arm != "seed":
+                seeds = found.setdefault(repr((arm, condition)), (arm, condition, {}))[2]
+                seeds.setdefault(row["values"].get(SEED), []).append((row["values"].get("lr", 0.0), *point))
+    once: dict[str, tuple[str, Row, dict[Any, list[tuple[float, float, float]]]]] = {}
+    for arm, condition, seeds in found.values():
+        own = {seed: sorted(points) for seed, points in seeds.items()}
+        shared = (key := repr((arm, own))) in once
+        once[key] = (arm, {} if shared else condition, own)
+    return list(once.values())
+
+
+def lowest_at(path: Sequence[tuple[float, float]], x: float) -> float | None:
+    """The lowest y at which a path of straight pieces through these (x, y) passes x; None where it does not."""
+    found = [y for at, y in path if at == x]
+    for (x0, y0), (x1, y1) in pairwise(path):
+        if min(x0, x1) < x < max(x0, x1):
+            found.append(y0 + (y1 - y0) * (x - x0) / (x1 - x0))
+    return min(found, default=None)
 
 
 def r_squared(pairs: Sequence[tuple[float, float]]) -> dict[str, float | None]:

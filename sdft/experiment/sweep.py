@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdft.errors import Interrupted, SdftError
+from sdft.errors import Interrupted, SdftError, nearest
 from sdft.experiment.arms import ON_ORIGINALS
 from sdft.experiment.collect import cell_key, cell_row, collect
 from sdft.experiment.config import Config, to_values
 from sdft.experiment.folder import is_new, make_folder
 from sdft.experiment.run import run
 from sdft.experiment.study import Cell, Study, read_study
+from sdft.experiment.study_statistics import value
 from sdft.files import is_temporary, read_json, read_text, write_bytes, write_json, write_text
 from sdft.model.fetch import model_hash, resolve
 
@@ -63,6 +64,19 @@ def pieces(config: Config, arms: Sequence[str]) -> dict[str, Piece]:
         found[f"train {arm}"] = _piece(common, targets, arm)
         found[f"eval {arm}"] = _piece(common, targets | answers, f"eval/{arm}")
         found[f"measure {arm}"] = _piece(common, targets | {**answers, "eval": values["eval"]}, f"measured/{arm}.json")
+    return found | _seed_text(config, arms, common | template | {"generate": values["generate"], "eval": items,
+                                                                 "rewrite_tokens": rewriting["rewrite_tokens"]})
+
+
+def _seed_text(config: Config, arms: Sequence[str], key: dict[str, Any]) -> dict[str, Piece]:
+    """What the seed writes for single arms, whatever they make of it; where the arm itself is taken over, it has it."""
+    found = {}
+    if "self-output" in arms:
+        found["answer self-output"] = _piece(key, {}, "self-output/answers.jsonl", "self-output/answers.settings.json")
+    if {"replay", "ewc"} & set(arms):
+        found["seed text"] = _piece(key, {"replay": config.arms.replay},
+                                    *(f"seed-{what}.{kind}" for what in ("turns", "answers")
+                                      for kind in ("jsonl", "settings.json")))
     return found
 
 
@@ -81,12 +95,14 @@ def sweep(study: Study, cells: Sequence[Cell], folder: Path) -> dict[str, str]:
     cells.json is written anew after every cell. Raises SdftError where `folder` holds another study; Interrupted,
     when the user stops it, passes through.
     """
-    _claim(study, folder)
+    claim(study, folder)
     rows = carried(cells, folder)
     done: list[Cell] = []
     failed: dict[str, str] = {}
     in_turn = sorted((cell for cell in cells if cell.name not in rows),
                      key=lambda cell: not _summary(folder, cell).exists())              # the others may take from them
+    if not in_turn:
+        write_json(folder / "cells.json", collect(study, [rows[cell.name] for cell in cells], failed))
     for number, cell in enumerate(in_turn, start=len(rows) + 1):
         print(f"cell {number} of {len(cells)}: {cell.name}", file=sys.stderr)
         try:
@@ -99,15 +115,29 @@ def sweep(study: Study, cells: Sequence[Cell], folder: Path) -> dict[str, str]:
             failed[cell.name] = str(error)
             print(f"cell {cell.name} failed: {error}", file=sys.stderr)
         write_json(folder / "cells.json", collect(study, [rows[cell.name] for cell in cells if cell.name in rows], failed))
+        if cell.name in rows:
+            _check_column(study, rows[cell.name])
     return failed
 
 
 def carried(cells: Sequence[Cell], folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of cells.json, by name, of cells with the same settings whose run folders are not here."""
+    """The rows of cells.json, by name, of cells of the same settings, data and model whose run folders are not here."""
     path = folder / "cells.json"
     rows = {row["name"]: row for row in read_json(path)["cells"]} if path.exists() else {}
-    return {cell.name: rows[cell.name] for cell in cells if not (folder / cell.name).exists()
-            and rows.get(cell.name, {}).get("key") == cell_key(cell)}
+    known = [cell for cell in cells if not (folder / cell.name).exists()
+             and rows.get(cell.name, {}).get("key") == cell_key(cell)]
+    hashes = {name: model_hash(resolve(name)) for name in {cell.config.model.model for cell in known}}
+    return {cell.name: rows[cell.name] for cell in known
+            if rows[cell.name]["model_sha256"] == hashes[cell.config.model.model]}
+
+
+def _check_column(study: Study, row: Mapping[str, Any]) -> None:
+    """Stop at the first cell where it has no such end point (SdftError): the others would have none either."""
+    arm, column = study.primary["arm"], study.primary["column"]
+    if arm in row["arms"] and value(row, arm, column) is None:
+        known = [*row["arms"][arm], *row["measures"]]
+        raise SdftError(f"{study.path}: primary.column: {arm} has no {column!r}{nearest(column, known)}; cells.json "
+                        "lists its columns")
 
 
 def remaining(cells: Sequence[Cell], folder: Path) -> tuple[float, int] | None:
@@ -196,7 +226,7 @@ def _carry(source: Path, target: Path) -> None:
     write_bytes(target, source.read_bytes())
 
 
-def _claim(study: Study, folder: Path) -> None:
+def claim(study: Study, folder: Path) -> None:
     """Note the study in its folder (SdftError where there is another one's, or something else)."""
     path = folder / "study.toml"
     if path.exists():

@@ -30,10 +30,12 @@ def _size(n: int, against: dict[str, Any]) -> str:
 
 
 def _gap(original: dict[str, Any], distilled: dict[str, Any]) -> list[str]:
-    before, after = original["nll"], distilled["nll"]
-    sentences = [f"Distillation moved the targets {'nearer to' if after < before else 'away from'} the seed: "
-                 f"{before:.2f} → {after:.2f} nats per token under the seed."]
-    if paired := distilled.get("paired"):
+    before, after, paired = original["nll"], distilled["nll"], distilled.get("paired")
+    low, high = (paired["low"], paired["high"]) if paired else (after - before, after - before)
+    moved = ("moved the targets nearer to the seed" if high < 0 else "moved the targets away from the seed" if low > 0
+             else "left the targets as near to the seed as they were, as far as can be told")
+    sentences = [f"Distillation {moved}: {before:.2f} → {after:.2f} nats per token under the seed."]
+    if paired:
         whole, matched = _detected(paired), _detected(paired["length_matched"])
         sentences.append(f"Record by record, {paired['n']} rewrites against their originals under the seed: {whole}; "
                          f"over equally many tokens of each: {matched}.")

@@ -76,8 +76,8 @@ def _about(content: Row) -> str:
     return (f"Named before the first run: {primary['column']} ({axis(primary['column'])}) of {primary['arm']} against "
             f"{_other(primary)}, paired by training seed. {len(content['cells'])} of {study['cells']} cells are "
             f"finished. In every cell: {settings or 'the defaults'}. A difference is told as detected where all seeds "
-            "agree in its sign and Student's t test of the paired differences, by Holm over the conditions, gives "
-            "p < 0.05.")
+            "agree in its sign and Student's t test of the paired differences gives p < 0.05, by Holm over the "
+            "conditions of a column.")
 
 
 def sentence(row: Row) -> str:
@@ -98,7 +98,7 @@ def sentence(row: Row) -> str:
 
 def matched(row: Row) -> str:
     """A comparison at an equal value of another column, in words."""
-    other = row["against"] + (f" ({row['cell']})" if row["cell"] else "")
+    other = row["against"] + (f" ({condition_of(row['condition'])})" if row["condition"] else "")
     if not row["n"]:
         return f"At equal {row['equal']}, {row['arm']} and {other} have no point in common."
     return (f"At equal {row['equal']}, {row['column']} of {row['arm']} minus that of {other}: {row['mean']:+.3g} "

@@ -20,6 +20,12 @@ AXES = {
     "target_nll": "NLL of the targets under the seed, nats/token", "accepted_share": "share of rewrites accepted",
     "changed_token_share": "share of target tokens that are changed", "effective_share": "share of targets changed",
     "rouge_l_written": "ROUGE-L of rewrites to references",
+    "general.reverse.kl": "reverse KL, nats/token", "general.tv": "total variation from the seed",
+    "on_task.kl": "KL from the seed on the task, nats/token",
+    "on_task.reverse.kl": "reverse KL on the task, nats/token",
+    "activations.relative": "‖h − h₀‖ / ‖h₀‖, mean over layers", "activations.cka": "CKA with the seed, mean over layers",
+    "fisher.total": "Σ F·ΔW², nats/answer", "shift.changed_bf16": "share of weights whose bf16 value changes",
+    "training.target_tokens": "target tokens trained on",
 }
 LABELS = 12                                     # means that are named in a scatter
 
@@ -142,7 +148,7 @@ def condition_of(values: Row) -> str:
 
 def axis(column: str) -> str:
     """What a column is, with its unit where there is one."""
-    return AXES.get(column, column)
+    return AXES.get(column, f"{column}: score, share" if column.isidentifier() else column)
 
 
 def _place(content: Row, arm: str) -> int:

@@ -50,8 +50,13 @@ def told(outcome: str, rows: list[Row]) -> str:
     if not rows:
         return f"No measure varies together with a drop of {outcome}: nothing to rank."
     best = rows[0]
-    text = (f"{best['measure']} explains most of the drop of {outcome}: R² = {_interval(best, 'linear')}, "
-            f"n = {best['n']} arms of {best['studies']} studies.")
+    text = (f"{best['measure']} ranks first: R² = {_interval(best, 'linear')} with the drop of {outcome}, n = {best['n']} "
+            f"arms of {best['studies']} studies.")
+    if best["linear_low"] is None:
+        text += " Of one study alone there is no interval, so nothing is told from anything."
+    if outcome in ("top1", "rouge_l"):
+        text += (f" {outcome} is drift of the same general answers that KL and total variation are taken on, not an "
+                 "ability: that these go together says little.")
     if len(rows) > 1 and None not in (best["linear_low"], rows[1]["linear_high"]):
         apart = best["linear_low"] > rows[1]["linear_high"]
         text += (f" {'The interval of the next,' if apart else 'No difference detected from the next,'} "
@@ -76,9 +81,9 @@ def _ranking(outcome: str, rows: list[Row]) -> Figure:
                     axes.plot([row[f"{name}_low"], row[f"{name}_high"]], [place + shift] * 2, color=colour)
             axes.plot([row[name] for row in reversed(rows)], [place + shift for place in range(len(rows))],
                       linestyle="", marker=MARKERS[name == "ranks"], color=colour, label=label)
-        axes.set_yticks(range(len(rows)), [row["measure"] for row in reversed(rows)])
+        axes.set_yticks(range(len(rows)), [f"{row['measure']} (n = {row['n']})" for row in reversed(rows)])
         axes.set(xlabel=f"R² with the drop of {outcome}", xlim=(-0.02, 1.02),
-                 title=f"What predicts a drop of {outcome} (n = {rows[0]['n']} arms)")
+                 title=f"What predicts a drop of {outcome} (n: trained arms)")
         axes.legend()
 
     return Figure(f"ranking-{outcome}", svg_of(draw, height=1.6 + 0.35 * len(rows)),
