@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -23,6 +23,7 @@ from sdft.generate import Sampling
 from sdft.measure.abilities import against, evaluate, summarise
 from sdft.measure.drift import SeedView, seed_answers, seed_view
 from sdft.measure.texts import compare_texts
+from sdft.model.fingerprint import fingerprint
 from sdft.model.llama import Llama
 from sdft.model.lora import match_targets, remove_lora
 from sdft.tasks import Suite, Task, general_suite, instruction_suite
@@ -30,6 +31,7 @@ from sdft.text.chat import Example, encode_example
 from sdft.text.records import Record
 from sdft.text.templates import Template, get_template
 from sdft.text.tokenizer import Tokenizer
+from sdft.train.batches import fingerprint as examples_fingerprint
 from sdft.train.fisher import fisher
 
 FORMAT = 1          # of the measures that a run keeps: one more when one of them changes, so that it is taken anew
@@ -81,12 +83,14 @@ class Lab:
             with Journal(self.folder / "seconds.jsonl") as journal:
                 journal.append({"stage": stage, "seconds": round(time.perf_counter() - started, 2)})
 
-    def once(self, name: str, of: Mapping[str, str], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What `make` returns, kept as the file `name` of the run folder beside `of`, the hashes of what it is made of.
+    def once(self, name: str, model: Llama, sets: Sequence[Sequence[Example]],
+             make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `make` finds of a model and of sets of examples, kept as the file `name` of the run folder.
 
-        It is made where the file is not there, or was made of something else or by another version of the measures.
+        It is made where the file is not there, or is of another model, of other examples or of other measures.
         """
-        path, about = self.folder / name, {"format": FORMAT, **of}
+        path = self.folder / name
+        about = {"format": FORMAT, "model": fingerprint(model), "examples": list(map(examples_fingerprint, sets))}
         if not path.exists() or read_json(path).get("of") != about:
             write_json(path, {"of": about, "found": make()})
         return read_json(path)["found"]

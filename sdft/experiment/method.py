@@ -15,9 +15,7 @@ from sdft.experiment.lab import Lab
 from sdft.measure.abilities import adjust_together
 from sdft.measure.gap import gaps, token_map
 from sdft.measure.texts import compare_targets
-from sdft.model.fingerprint import fingerprint as model_fingerprint
 from sdft.train import train
-from sdft.train.batches import fingerprint
 
 
 def compare(lab: Lab) -> dict[str, Any]:
@@ -41,9 +39,7 @@ def compare(lab: Lab) -> dict[str, Any]:
     # The gap: how surprising the targets are to the seed, before and after.
     with lab.timed("gap"):
         targets = {"original": originals, "distilled": rewritten}
-        made_of = {"seed": model_fingerprint(seed), "originals": fingerprint(originals),
-                   "distilled": fingerprint(rewritten)}
-        measures = lab.once("gap.json", made_of, lambda: {
+        measures = lab.once("gap.json", seed, (originals, rewritten), lambda: {
             "gap": gaps(seed, targets), "token_map": token_map(seed, tokenizer, targets, lab.shown(distilled)),
             "texts": compare_targets(distilled),
             "audit": audit(records, rewrites, distilled, mixed, lab.ratio, tokenizer)})
@@ -59,9 +55,8 @@ def compare(lab: Lab) -> dict[str, Any]:
             arm.finish(lab, model)
         abilities = lab.abilities(arm.name, model)
         with lab.timed(f"measure {arm.name}"):
-            made_of = {"model": model_fingerprint(model), "targets": fingerprint(arm.targets),
-                       "answers": fingerprint(lab.seed_answers)}
-            found = lab.once(f"measured/{arm.name}.json", made_of, lambda: inspect(lab, arm, model))
+            found = lab.once(f"measured/{arm.name}.json", model, (arm.targets, lab.seed_answers),
+                             lambda: inspect(lab, arm, model))
         measures["arms"][arm.name] = {**abilities, **found, "general": abilities["general"] | found["general"],
                                       "targets": arm.on, "training": training}
         lab.give_back(model)
