@@ -62,7 +62,8 @@ def test_the_page_says_what_the_numbers_say(folder):
                  "3 of 3 seeds",
                  "ratio 0.5: passages is lower under sdft than under sft: -12.5 points",
                  "| ratio 1 | sdft | 3 | 62.5 | 0.073 |", "passages, % (n = 80)",
-                 "kl over changed_token_share, n = 6: R² = ", "kl over target_nll, n = 9: R² = ",
+                 "over share of target tokens that are changed, n = 6 trained arms. R² = ",
+                 "over NLL of the targets under the seed, nats/token, n = 9 trained arms. R² = ",
                  "At equal shift, kl of sdft minus that of sft: "):
         assert text in page, text
 

@@ -13,7 +13,7 @@ from sdft.errors import SdftError
 from sdft.files import read_json, write_text
 from sdft.report.draw import Figure, require_matplotlib
 from sdft.report.page import as_markdown
-from sdft.report.study_figures import axis, by_condition, condition_of, explained, study_figures
+from sdft.report.study_figures import axis, by_condition, condition_of, study_figures
 from sdft.report.study_ranking import ranking_figures, ranking_page
 from sdft.report.tables import Table
 
@@ -61,9 +61,7 @@ def page(content: Row, figures: Mapping[str, Figure]) -> str:
         parts += ["## Where arms are equal in something else", _list(map(matched, statistics["matched"]))]
     pairs = [name for name in figures if name not in ("end_point", "trade_off")]
     if pairs:
-        parts += ["## What goes with what", *(_image(figures, name) for name in pairs),
-                  _list(f"{found['y']} over {found['x']}, n = {found['n']}: {explained(found)}"
-                        for found in statistics["correlations"])]
+        parts += ["## What goes with what", *(_image(figures, name) for name in pairs)]
     parts += ["## Every condition", as_markdown(cells_table(content))]
     if content["failed"]:
         parts += ["## Cells that failed", _list(f"{name}: {reason}" for name, reason in content["failed"].items())]

@@ -51,8 +51,10 @@ def end_point(content: Row) -> Figure | None:
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        for index, (arm, seeds) in enumerate(values.items()):
-            shift = 0.16 * (index - (len(values) - 1) / 2)
+        shifts = [0.16 * (index - (len(values) - 1) / 2) for index in range(len(values))]
+        for line in _lines(groups, arms, column, shifts):
+            axes.plot(*zip(*line, strict=True), color="#bbb", linewidth=0.8, zorder=0)
+        for shift, (arm, seeds) in zip(shifts, values.items(), strict=True):
             places = [place + shift for place, found in enumerate(seeds) if found]
             means = [fmean(found) for found in seeds if found]
             points = [(place + shift, value) for place, found in enumerate(seeds) for value in found]
@@ -60,12 +62,27 @@ def end_point(content: Row) -> Figure | None:
             axes.scatter(places, means, s=130, marker="_", linewidths=2.5, color=_colour(content, arm), label=arm)
         axes.set_xticks(range(len(labels)), labels, rotation=30 if max(map(len, labels)) > 9 else 0,
                         ha="right" if max(map(len, labels)) > 9 else "center")
-        axes.set(ylabel=axis(column), ylim=(min(0, axes.get_ylim()[0]), None),
-                 title=f"{column} by condition (n = {_counts(values.values())} seeds)")
+        axes.margins(y=0.25)
+        axes.set(ylabel=axis(column), ylim=(min(0, axes.get_ylim()[0]), None), xlim=(-0.6, len(labels) - 0.4),
+                 title=f"{column} by condition (training seeds: n = {_counts(values.values())})")
         axes.legend()
 
     return Figure("end_point", svg_of(draw, width=max(5.4, 0.75 * len(labels) + 2)),
-                  f"The primary end point, {axis(column)}. Points: training seeds. Bars: their means.")
+                  f"The primary end point, {axis(column)}. Points: training seeds, a line joining what "
+                  "is compared of one. Bars: their means.")
+
+
+def _lines(groups: Sequence[tuple[str, Sequence[Row]]], arms: Sequence[str], column: str,
+           shifts: Sequence[float]) -> list[list[tuple[float, float]]]:
+    """For each seed the points that are compared: both arms of a cell, or one arm over the conditions."""
+    lines: dict[Any, list[tuple[float, float]]] = {}
+    for place, (_, cells) in enumerate(groups):
+        for cell in cells:
+            for arm, shift in zip(arms, shifts, strict=True):
+                if column in cell["arms"].get(arm, {}):
+                    key = cell["name"] if len(arms) > 1 else cell["values"].get("seed")
+                    lines.setdefault(key, []).append((place + shift, cell["arms"][arm][column]))
+    return list(lines.values())
 
 
 def trade_off(content: Row) -> Figure | None:
