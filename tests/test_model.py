@@ -46,6 +46,22 @@ def test_packed_documents_do_not_see_each_other():
     torch.testing.assert_close(packed[10:], model(b[None])[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_what_nobody_reads_may_be_left_out_of_the_last_layer(checkpoint):
+    """The states of the rows, and every gradient, as if all had been computed."""
+    model, rows = tiny_llama().double(), torch.tensor([3, 9, 10, 26])
+    tokens, positions = torch.arange(5, 32), torch.cat([torch.arange(10), torch.arange(17)])
+    found = []
+    for x in (lambda attend: model.hidden(tokens, positions, attend)[rows],
+              lambda attend: model.hidden(tokens, positions, attend, rows, checkpoint)):
+        model.zero_grad()
+        states = x(DocumentAttention([10, 17]))
+        states.square().sum().backward()
+        found.append([states.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)])
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(part, whole)
+
+
 def test_recomputing_activations_changes_no_gradient():
     model = tiny_llama()
     tokens, positions = torch.arange(5, 25), torch.arange(20)

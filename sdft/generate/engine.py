@@ -169,7 +169,7 @@ class Engine:
         rows, device = [self.rows[place] for place in places], self.model.device
         lengths = [row.length - self.prefix for row in rows]
         tokens = [token for row in rows for token in row.request.tokens[self.prefix :]]
-        x = self._forward(tokens, places, lengths, self.prefix)                                             # (N, D)
+        x = self._forward(tokens, places, lengths, self.prefix)                                             # (n, D)
         for place, row in zip(places, rows, strict=True):
             if not self.sampling.greedy:
                 uniforms = record_uniforms(self.sampling.seed, row.request.id, row.limit)
@@ -180,15 +180,16 @@ class Engine:
                 self.seen[place].zero_()[torch.tensor(row.request.tokens, device=device)] = True
         index, ends = torch.tensor(places, device=device), torch.tensor(lengths, device=device)
         self.positions[index], self.counts[index] = self.prefix + ends - 1, 0
-        chosen = self._choose(index, x[ends.cumsum(0) - 1])
+        chosen = self._choose(index, x)
         self._note(places, [[token] for token in chosen.tolist()])
 
     def _forward(self, tokens: list[int], places: Sequence[int], lengths: list[int], prefix: int) -> Tensor:
-        """The last hidden states (N, D) of packed documents that begin behind `prefix` slots of their places."""
+        """The last hidden states (n, D) at the ends of n packed documents that begin behind `prefix` slots of theirs."""
         device = self.model.device
         positions = torch.cat([torch.arange(prefix, prefix + length) for length in lengths]).to(device)     # (N,)
         attend = PrefillAttention(self.cache, places, lengths, prefix)
-        return self.compute.hidden(torch.tensor(tokens, device=device), positions, attend)
+        ends = torch.tensor(lengths, device=device).cumsum(0) - 1                                           # (n,)
+        return self.compute.hidden(torch.tensor(tokens, device=device), positions, attend, ends)
 
     def share(self) -> None:
         """Compute the prefix of all prompts once, and put it into every row, where it stays."""

@@ -84,7 +84,7 @@ class PackedLayer:
         self.o, self.gate, self.up, self.down = (
             Product([linear]) for linear in (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
         H, K = self.config.num_attention_heads, self.config.num_key_value_heads
         heads = self.qkv(norm(self.norm1, x)).view(len(x), H + 2 * K, -1)       # (N, D) → (N, (H + 2K)·C) → (N, H + 2K, C)
         if self.attention.q_norm is None:
@@ -93,8 +93,10 @@ class PackedLayer:
         else:
             q = rope(norm(self.attention.q_norm, heads[:, :H]), cos, sin)
             k = rope(norm(self.attention.k_norm, heads[:, H : H + K]), cos, sin)
-        o = attend(self.attention.layer, q, k, heads[:, H + K :])               # (N, H, C)
-        x = self.o.combined(o.flatten(1), x, "add")                             # (N, H·C) → (N, D)
+        o = attend(self.attention.layer, q, k, heads[:, H + K :]).flatten(1)    # (N, H, C) → (N, H·C)
+        if rows is not None:
+            o, x = o[rows], x[rows]                                             # (n, …) from here on
+        x = self.o.combined(o, x, "add")                                        # (N, H·C) → (N, D)
         y = norm(self.norm2, x)
         gated = self.up.combined(y, self.gate(y, "swish"), "mul")               # (N, D) → (N, F)
         return self.down.combined(gated, x, "add")                              # (N, F) → (N, D)
@@ -108,12 +110,12 @@ class PackedLlama:
         self.layers = [PackedLayer(layer, model.config) for layer in model.model.layers]
         self._head = torch.ops.mkldnn._reorder_linear_weight(model.head_weight.detach(), None)
 
-    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """The last hidden states (N, D), after the final norm, of tokens (N,) at positions (N,)."""
+    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """The last hidden states (N, D), after the final norm, of tokens (N,) at positions (N,); of `rows`, (n, D)."""
         x = self.model.model.embed_tokens(tokens)                               # (N,) → (N, D)
         cos, sin = self.model.rotation(positions)                               # (N, C) each
         for layer in self.layers:
-            x = layer(x, cos, sin, attend)
+            x = layer(x, cos, sin, attend, rows if layer is self.layers[-1] else None)
         return norm(self.model.model.norm, x)
 
     def head(self, x: Tensor) -> Tensor:

@@ -191,4 +191,4 @@ def packed(model: Llama, examples: Sequence[Example], desc: str) -> Iterator[Bat
 
 def target_hidden(model: Llama, batch: Batch) -> Tensor:
     """The last hidden states (n, D) of the rows whose next token is a target; only they need the head."""
-    return model.hidden(batch.tokens, batch.positions, batch.attention())[batch.rows]
+    return model.hidden(batch.tokens, batch.positions, batch.attention(), batch.rows)

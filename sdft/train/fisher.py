@@ -49,7 +49,7 @@ def fisher(model: Llama, examples: Sequence[Example], layers: Sequence[str] | No
     with adapter_off(model), _only(model, weights.values()), _squares(weights, totals):
         for example in progress(kept, desc="fisher", unit="text"):
             batch = pack([example]).to(model.device)
-            x = model.hidden(batch.tokens, batch.positions, batch.attention())[batch.rows]          # (n, D)
+            x = model.hidden(batch.tokens, batch.positions, batch.attention(), batch.rows)          # (n, D)
             linear_cross_entropy(x, model.head_weight, drawn(x, model.head_weight, generator)).backward()
     return {name: total.div_(len(kept)) for name, total in totals.items()}
 

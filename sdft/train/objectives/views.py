@@ -36,8 +36,7 @@ class Views:
     def trained(self) -> Tensor:
         """Of the model as it is, with a gradient."""
         batch = self.batch
-        x_ND = self.model.hidden(batch.tokens, batch.positions, batch.attention(), checkpoint=self.checkpoint)
-        return x_ND[batch.rows]                                                 # (N, D) → (n, D)
+        return self.model.hidden(batch.tokens, batch.positions, batch.attention(), batch.rows, self.checkpoint)
 
     @cached_property
     def seed(self) -> Tensor:
