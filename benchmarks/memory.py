@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+from rewriting import family_peak
 from training import BATCH, MODEL, Ours, Peer, workload
 
 import sdft
 from sdft.kernels.linear_cross_entropy import linear_cross_entropy_plain
+from sdft.model import resolve, tokenizer_at
 from sdft.model.loading import as_dtype
 from sdft.text.chat import Example
 from sdft.train import TrainSettings
@@ -46,22 +47,17 @@ def synthetic(length: int, records: int = BATCH) -> list[Example]:
 
 def child(kind: str, step: str, task: str, data: Path | None) -> None:
     """Make two steps and print the peak in bytes."""
-    if kind == "transformers + peft" and step.isdigit():
-        side, examples = Peer(TrainSettings()), synthetic(int(step))
+    examples = synthetic(int(step)) if step.isdigit() else max(
+        workload(tokenizer_at(resolve(MODEL)), task, data, 128), key=lambda e: sum(len(x.tokens) for x in e))
+    if kind == "transformers + peft":
+        side = Peer(TrainSettings())
     else:
-        model, tokenizer = sdft.load(MODEL)
-        examples = synthetic(int(step)) if step.isdigit() else \
-            max(workload(tokenizer, task, data, 128), key=lambda e: sum(len(x.tokens) for x in e))
-        if kind == "transformers + peft":
-            del model
-            side = Peer(TrainSettings())
-        else:
-            settings = TrainSettings(micro_tokens=TrainSettings.micro_tokens if kind == "sdft" else WHOLE,
-                                     checkpoint=kind == "checkpoint")
-            side = Ours(model, settings, *([plain_head] if kind == "plain head" else []))
+        settings = TrainSettings(micro_tokens=TrainSettings.micro_tokens if kind == "sdft" else WHOLE,
+                                 checkpoint=kind == "checkpoint")
+        side = Ours(sdft.load(MODEL)[0], settings, *([plain_head] if kind == "plain head" else []))
     for _ in range(2):
         side.step(examples)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(family_peak())
 
 
 def peak_of(kind: str, step: str, task: str = "passages", data: Path | None = None) -> int:
@@ -93,7 +89,8 @@ def main() -> None:
         print(f"{kind:22}" + "".join(f"{peaks[kind][step] / 1e9:>12.2f}" for step in steps) + f"   {KINDS[kind]}")
     ratios = {step: round(peaks["transformers + peft"][step] / peaks["sdft"][step], 2) for step in steps}
     print(f"{'ratio':22}" + "".join(f"{ratios[step]:>12.2f}" for step in steps))
-    print(json.dumps({"benchmark": "memory", "threads": torch.get_num_threads(), "dtype": str(as_dtype("auto")), "peak_bytes": peaks, "ratios": ratios}))
+    print(json.dumps({"benchmark": "memory", "threads": torch.get_num_threads(), "dtype": str(as_dtype("auto")),
+                      "peak_bytes": peaks, "ratios": ratios}))
 
 
 if __name__ == "__main__":

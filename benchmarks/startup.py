@@ -48,11 +48,14 @@ def commands() -> dict[str, list[str]]:
     }
 
 
-def seconds(command: list[str]) -> float:
-    """Wall time of one run of a command."""
+def seconds(name: str, command: list[str]) -> float:
+    """Wall time of one run of a command, which must end as it should: what fails early is not fast."""
     started = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - started
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    ended = time.perf_counter() - started
+    if done.returncode != (2 if "refused" in name else 0):
+        sys.exit(f"{done.stderr}\n{name}: its process ended with {done.returncode}")
+    return ended
 
 
 def main() -> None:
@@ -62,9 +65,9 @@ def main() -> None:
     repeats = parser.parse_args().repeats
 
     timed = commands()
-    for command in timed.values():
-        seconds(command)                                # files into the page cache
-    runs = [{name: seconds(command) for name, command in timed.items()} for _ in range(repeats)]
+    for name, command in timed.items():
+        seconds(name, command)                          # files into the page cache
+    runs = [{name: seconds(name, command) for name, command in timed.items()} for _ in range(repeats)]
     medians = {name: statistics.median(run[name] for run in runs) for name in timed}
     for name, median in medians.items():
         print(f"{name:<28}{median:8.3f} s   {min(run[name] for run in runs):.3f} to {max(run[name] for run in runs):.3f}")

@@ -62,11 +62,11 @@ class Ours:
 class Peer:
     """transformers' model with peft's LoRA: a padded batch, the model's own loss, torch's AdamW."""
 
-    def __init__(self, settings: TrainSettings):
+    def __init__(self, settings: TrainSettings, attention: str = "sdpa"):
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
-        base = AutoModelForCausalLM.from_pretrained(resolve(MODEL), dtype=as_dtype("auto"))
+        base = AutoModelForCausalLM.from_pretrained(resolve(MODEL), dtype=as_dtype("auto"), attn_implementation=attention)
         self.model = get_peft_model(base, LoraConfig(r=settings.rank, lora_alpha=settings.alpha, task_type="CAUSAL_LM",
                                                      target_modules=list(settings.targets)))
         self.model.train()
@@ -102,16 +102,20 @@ def workload(tokenizer, task_name: str, data: Path | None, records: int) -> list
 def needed_flops(model: Llama, examples: Sequence[Example], share: bool) -> float:
     """Floating-point operations of the matrix products of a step, forward and backward, base frozen.
 
-    With `share`, what the examples begin with counts once, as sdft computes it.
+    Those that a step cannot do without: the last layer computes behind its attention only what is learned. With
+    `share`, what the examples begin with counts once, as sdft computes it.
     """
     config = model.config
     width = config.num_attention_heads * config.head_dim
     frozen = sum(weight.numel() for name, weight in model.named_parameters()
                  if weight.dim() == 2 and "layers." in name and "lora" not in name)
+    last = model.model.layers[-1]
+    behind = sum(layer.weight.numel() for layer in (last.self_attn.o_proj, last.mlp.gate_proj, last.mlp.up_proj,
+                                                    last.mlp.down_proj))
     batch = pack(examples, share)
     pairs = sum(position + 1 for position in batch.positions.tolist())              # a query and a key it sees
     attention = 6 * 2 * pairs * width * config.num_hidden_layers                    # 2 products forward, 4 backward
-    return 4 * frozen * len(batch.tokens) + 4 * config.vocab_size * config.hidden_size * batch.targets + attention
+    return 4 * (frozen * len(batch.tokens) - behind * (len(batch.tokens) - batch.targets)) + 4 * config.vocab_size * config.hidden_size * batch.targets + attention
 
 
 def matmul_peak(clock: Callable[[], float], size: int = 3072) -> float:
@@ -132,6 +136,7 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=128)
     parser.add_argument("--micro-tokens", type=int, default=TrainSettings.micro_tokens)
     parser.add_argument("--checkpoint", action="store_true")
+    parser.add_argument("--attention", default="sdpa", help="of transformers: sdpa (its default) or eager")
     parser.add_argument("--cpu-time", action="store_true",
                         help="count processor time, for a busy machine; with OMP_NUM_THREADS=1, or waiting threads count")
     args = parser.parse_args()
@@ -140,7 +145,7 @@ def main() -> None:
     settings = TrainSettings(micro_tokens=args.micro_tokens, checkpoint=args.checkpoint)
     model, tokenizer = sdft.load(MODEL)
     steps = workload(tokenizer, args.task, args.data, args.records)
-    sides = {"sdft": Ours(model, settings), "transformers + peft": Peer(settings)}
+    sides = {"sdft": Ours(model, settings), "transformers + peft": Peer(settings, args.attention)}
     for side in sides.values():
         side.step(steps[0])                                                         # warm up
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -157,7 +162,7 @@ def main() -> None:
     flops = {name: [needed_flops(model, examples, share=name == "sdft") for examples in steps] for name in sides}
     result = {"benchmark": "training", "task": args.task, "records": sum(map(len, steps)), "tokens": sum(tokens),
               "threads": torch.get_num_threads(), "micro_tokens": args.micro_tokens, "checkpoint": args.checkpoint,
-              "clock": clock.__name__, "dtype": str(model.dtype), "peak_gflops": round(peak / 1e9)}
+              "clock": clock.__name__, "dtype": str(model.dtype), "attention": args.attention, "peak_gflops": round(peak / 1e9)}
     print(f"{args.task}: {result['records']} records, {sum(tokens)} tokens, {len(steps)} steps of {BATCH}; "
           f"products in {model.dtype} reach {peak / 1e9:.0f} GFLOP/s\n")
     print(f"{'':24}{'tokens/s':>10}{'share of peak':>15}{'mean loss':>11}")

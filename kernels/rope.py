@@ -24,7 +24,8 @@ def rope_plain(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`rope_plain` without the concatenation, and with a backward that saves cos and sin alone."""
-    return _RoPE.apply(x, cos.to(x.dtype).unsqueeze(-2), sin.to(x.dtype).unsqueeze(-2))
+    cos, sin = cos.to(x.dtype).unsqueeze(-2), sin.to(x.dtype).unsqueeze(-2)     # (N, 1, C)
+    return _RoPE.apply(x, cos, sin) if torch.is_grad_enabled() else _rotate(x, cos, sin, 1)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:

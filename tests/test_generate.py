@@ -107,3 +107,12 @@ def test_tokens_stream_as_they_are_chosen(sampling: Sampling) -> None:
     for prompt in prompts(4):
         whole = next(stream(model, tokenizer, [Request("", prompt)], sampling))
         assert list(stream_tokens(model, tokenizer, prompt, sampling)) == whole.tokens
+
+
+@pytest.mark.parametrize(("prompt", "rows", "message"), [
+    ([1, 2], 0, "batch_size: expected at least 1 row to write at a time, got 0"),
+    ([1, 10**6], 4, "record a: expected token ids from 0 to [0-9]+, got 1 to 1000000"),
+    ([-1, 3], 4, "got -1 to 3")])
+def test_what_cannot_be_generated_is_one_line(prompt: list[int], rows: int, message: str) -> None:
+    with pytest.raises(SdftError, match=message):
+        list(stream(models()[1], NumberTokenizer(), [Request("a", prompt)], Sampling(max_new_tokens=2), rows))

@@ -6,6 +6,7 @@ import torch
 from test_generate import NumberTokenizer, models, prompts, theirs
 
 from sdft.generate import Report, Request, Sampling, generate, stream
+from sdft.generate.engine import Engine
 from sdft.generate.sampling import choose
 from sdft.generate.speculation import NgramIndex, accepted, draft_length
 
@@ -48,7 +49,7 @@ def looping(count: int = 12) -> list[list[int]]:
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.3, "seed": 1},
                                       {"temperature": 0.6, "top_k": 4, "top_p": 0.9}])
-@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("batch_size", [1, 5, 11])           # 11: rows that draft are read 8 at a time
 def test_same_tokens_with_and_without_drafts(settings: dict, batch_size: int) -> None:
     model, tokenizer, sampling = models()[1], NumberTokenizer(), Sampling(max_new_tokens=40, **settings)
     requests = [Request(str(i), prompt) for i, prompt in enumerate(looping())]
@@ -85,3 +86,19 @@ def test_accepted_draws_follow_the_model_exactly() -> None:
     expected = count * first.double().softmax(0).unsqueeze(1) * second.double().softmax(1)
     chi_square = ((observed - expected).square() / expected).sum()
     assert chi_square < 26.1                                # 8 degrees of freedom: passed once in a thousand seeds
+
+
+def test_a_draft_ends_at_its_first_stop_token() -> None:
+    """Behind it in the prompt another turn begins, which the answer does not hold."""
+    class Stopping(NumberTokenizer):
+        stop_ids = (9,)
+
+    engine = Engine(models()[1], Stopping(), [Request("a", [1, 2, 9, 4, 1, 2])], Sampling(max_new_tokens=9))
+    engine.share()
+    engine.admit()
+    engine.rows[0].ngrams = NgramIndex([1, 2, 9, 4, 5, 1, 2])
+    assert engine.rows[0].ngrams.draft(1, 9)[:3] == [9, 4, 5]
+    seen = []
+    engine.verify = seen.append
+    engine.advance()
+    assert seen == [[[9]]]

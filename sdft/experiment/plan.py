@@ -38,6 +38,7 @@ class Shape:
     layers: int
     embeddings: int
     adapter: int
+    behind: int                         # of `layers`, what lies behind the last one's attention: needed where it is read
     saves: dict[str, bool]              # which inputs of products an adapter keeps for its backward
     first: int                          # the first layer with something to train: no gradient goes below it
 
@@ -52,15 +53,18 @@ def shape_of(config: LlamaConfig, settings: TrainSettings) -> Shape:
         model = Llama(config)
     parameters = dict(model.named_parameters())
     in_layers = sum(weight.numel() for name, weight in parameters.items() if ".layers." in name)
+    last = f"model.layers.{config.num_hidden_layers - 1}."
+    behind = sum(weight.numel() for name, weight in parameters.items()
+                 if name.startswith((f"{last}self_attn.o_proj", f"{last}mlp")))
     rest = sum(weight.numel() for weight in parameters.values()) - in_layers
     if settings.method == "full":
-        return Shape(config, in_layers, rest, 0, dict.fromkeys(("attention", "o", "mlp", "down"), True), 0)
+        return Shape(config, in_layers, rest, 0, behind, dict.fromkeys(("attention", "o", "mlp", "down"), True), 0)
     names = match_targets(model, settings.targets, settings.rank)
     adapter = sum(settings.rank * sum(model.get_submodule(name).weight.shape) for name in names)
     kinds = {name.rpartition(".")[2] for name in names}
     saves = {"attention": bool(kinds & {"q_proj", "k_proj", "v_proj"}), "o": "o_proj" in kinds,
              "mlp": bool(kinds & {"gate_proj", "up_proj"}), "down": "down_proj" in kinds}
-    return Shape(config, in_layers, rest, adapter, saves, min(int(name.split(".")[2]) for name in names))
+    return Shape(config, in_layers, rest, adapter, behind, saves, min(int(name.split(".")[2]) for name in names))
 
 
 def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: int, targets: int,
@@ -73,12 +77,14 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
     c, full = shape.config, settings.method == "full"
     D, F, V = c.hidden_size, c.intermediate_size, c.vocab_size
     HC, KC = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    saved = 2 * D + HC + 2 * KC + 2 * F + sum(width * shape.saves[kind] for kind, width in (
-        ("attention", D), ("o", HC), ("mlp", D), ("down", F)))
-    saved += (HC + KC if c.qk_norm else 0)
+    saves = shape.saves
+    before = D + HC + 2 * KC + D * saves["attention"] + (HC + KC if c.qk_norm else 0)       # up to the attention
+    behind = D + 2 * F + HC * saves["o"] + D * saves["mlp"] + F * saves["down"]             # in the last layer: of targets
     layers = c.num_hidden_layers - shape.first
-    kept = tokens * layers * (D if settings.checkpoint else saved) * size
-    layer = tokens * size * (saved if settings.checkpoint else 0)                # the layer that is computed again
+    attended = layers if saves["attention"] else layers - 1              # the first layer's needs no gradient
+    kept = size * (tokens * layers * D if settings.checkpoint
+                   else tokens * attended * before + (tokens * (layers - 1) + targets) * behind)
+    layer = tokens * size * (before + behind if settings.checkpoint else 0)      # the layer that is computed again
     backward = tokens * size * (4 * F + 2 * D)                                   # of the gate: dy, dy·up, dgate, dup
     scores = 4 * c.num_attention_heads * min(longest, BLOCK) * longest * size    # of one block: P, dP, dS, a product
     rows = min(ROWS, targets)
@@ -109,14 +115,17 @@ def training_flops(shape: Shape, tokens: int, targets: int, pairs: int, full: bo
     """Of the products, forward and backward. pairs: how many (query, key) pairs attention computes, in all."""
     c = shape.config
     attention = 6 * 2 * pairs * c.num_attention_heads * c.head_dim * c.num_hidden_layers
-    return (6 if full else 4) * (shape.layers * tokens + c.vocab_size * c.hidden_size * targets) + attention
+    products = shape.layers * tokens - shape.behind * (tokens - targets) + c.vocab_size * c.hidden_size * targets
+    return (6 if full else 4) * products + attention
 
 
 def generation_flops(shape: Shape, prompt: int, written: int, pairs: int) -> float:
-    """Of the products: every token once through the layers, the written ones through the head."""
+    """Of the products: every token once through the layers, a prompt's not to the end of the last, the written ones
+    through the head."""
     c = shape.config
     attention = 2 * 2 * pairs * c.num_attention_heads * c.head_dim * c.num_hidden_layers
-    return 2 * (shape.layers * (prompt + written) + c.vocab_size * c.hidden_size * written) + attention
+    products = shape.layers * (prompt + written) - shape.behind * prompt + c.vocab_size * c.hidden_size * written
+    return 2 * products + attention
 
 
 def largest_fit(needed, limit: int, room: float) -> int:

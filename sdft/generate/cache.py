@@ -20,6 +20,7 @@ from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_a
 
 BLOCK = 32             # attention reads whole blocks of so many slots: products of few sizes, which oneDNN plans once each
 GROUP = 32             # rows that lie and are read together, as far as the longest of them reaches
+DRAFTED = 8            # … and where drafts are read, as many tokens of each as of the longest draft among them
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class DecodeAttention:
     """An `attend` for the newest tokens of rows 0…n-1: counts[b] tokens of row b, packed, the last of them at ends[b] - 1.
 
     With `counts` None every row has one token, and `ends` only bounds what is read. What all layers share, the masks above
-    all, is made here, once a step. With drafts, a group's tokens are spread out to (rows, t) with
-    t its largest count, and gathered again:
+    all, is made here, once a step. With drafts, DRAFTED rows at a time are spread out to (rows, t) with t their
+    largest count, and gathered again:
 
         row 0: a b c      →  a b c
         row 1: d             d · ·
@@ -103,27 +104,31 @@ class DecodeAttention:
     """
 
     def __init__(self, cache: KVCache, positions: Tensor, ends: Sequence[int], counts: Sequence[int] | None = None):
-        self.cache, self.parts, start = cache, [], 0
+        self.parts, start = [], 0
         for group in cache.groups[: (len(ends) + GROUP - 1) // GROUP]:
-            own = slice(group.first, group.first + len(group))
-            n, taken = len(ends[own]), None if counts is None else counts[own]
-            end = start + (n if taken is None else sum(taken))
-            self.parts.append(GroupStep(group, slice(start, end), positions[start:end], max(ends[own]), n, taken,
-                                        cache.query_group))
-            start = end
+            n = min(len(ends) - group.first, len(group))
+            drafted = counts is not None and max(counts[group.first : group.first + n]) > 1
+            together = DRAFTED if drafted else GROUP
+            for first in range(group.first, group.first + n, together):
+                own = slice(first, min(first + together, group.first + n))
+                end = start + (sum(counts[own]) if drafted else own.stop - own.start)
+                self.parts.append(RowsStep(group, own, slice(start, end), positions[start:end], max(ends[own]),
+                                           counts[own] if drafted else None, cache.query_group))
+                start = end
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         o = [part(layer, q[part.tokens], k[part.tokens], v[part.tokens]) for part in self.parts]
         return o[0] if len(o) == 1 else torch.cat(o)                                            # (N, H, C)
 
 
-class GroupStep:
-    """One group's share of a step: n rows, their packed tokens `tokens`, their positions, and what is read."""
+class RowsStep:
+    """What n neighbouring rows `own` of one group do in a step: their packed tokens, their positions, what is read."""
 
-    def __init__(self, group: Rows, tokens: slice, positions: Tensor, end: int, n: int, counts: Sequence[int] | None,
-                 query_group: int):
-        device, (_, heads, _, _) = positions.device, group.keys[0].shape
-        self.group, self.tokens, self.positions, self.slots, self.n = group, tokens, positions, blocks(end), n
+    def __init__(self, group: Rows, own: slice, tokens: slice, positions: Tensor, end: int,
+                 counts: Sequence[int] | None, query_group: int):
+        device, heads, n = positions.device, group.keys[0].shape[1], own.stop - own.start
+        self.group, self.own = group, slice(own.start - group.first, own.stop - group.first)
+        self.tokens, self.positions, self.slots, self.n = tokens, positions, blocks(end), n
         self.rows = torch.arange(n, device=device)                                              # of each token: (N,)
         self.t, self.cells, at = 1, None, positions
         if counts is not None and max(counts) > 1:
@@ -135,13 +140,13 @@ class GroupStep:
         self.bias = cache_bias(at.view(n, self.t), self.slots, heads, query_group, group.keys[0].dtype)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.group.keys[layer], self.group.values[layer]
+        keys, values = self.group.keys[layer][self.own], self.group.values[layer][self.own]
         keys[self.rows, :, :, self.positions] = k                                               # (N, K, C)
         values[self.rows, :, self.positions] = v
         if self.cells is not None:
             q = q.new_zeros(self.n * self.t, *q.shape[1:]).index_copy_(0, self.cells, q)        # (N, H, C) → (n·t, H, C)
         q = q.reshape(self.n, self.t, *q.shape[1:])                                             # (n, t, H, C)
-        o = cached_attention(q, keys[: self.n, ..., : self.slots], values[: self.n, :, : self.slots], self.bias)
+        o = cached_attention(q, keys[..., : self.slots], values[:, :, : self.slots], self.bias)
         o = o.flatten(0, 1)                                                                     # (n·t, H, C)
         return o if self.cells is None else o[self.cells]
 

@@ -93,6 +93,8 @@ class Engine:
 
     def __init__(self, model, tokenizer, requests: Sequence[Request], sampling: Sampling, batch_size: int = 32,
                  speculation: bool = True, report: Report | None = None):
+        if batch_size < 1:
+            raise SdftError(f"batch_size: expected at least 1 row to write at a time, got {batch_size}")
         self.model, self.tokenizer, self.sampling = model, tokenizer, sampling
         self.report = Report() if report is None else report
         # Where drafts pay was measured on the CPU alone. The penalty is there to prevent what drafts live on.
@@ -120,6 +122,9 @@ class Engine:
         length, context = len(request.tokens), self.model.config.context_length
         if length == 0:
             raise SdftError(f"record {request.id}: its prompt has no token; give it at least one")
+        if not 0 <= min(request.tokens) <= max(request.tokens) < self.model.config.vocab_size:
+            raise SdftError(f"record {request.id}: expected token ids from 0 to {self.model.config.vocab_size - 1}, got "
+                            f"{min(request.tokens)} to {max(request.tokens)}; is it another model's tokenizer?")
         if length >= context:
             raise SdftError(f"record {request.id}: its prompt has {length} tokens, which leaves no room to answer in the "
                             f"model's context of {context}; shorten the record or leave it out")
@@ -202,11 +207,15 @@ class Engine:
         self.report.steps += 1
         n, drafts = len(self.rows), []
         if self.speculation:
-            drafts = [row.ngrams.draft(n, row.limit - len(row.written) - 1) for row in self.rows]
+            drafts = [self._to_stop(row.ngrams.draft(n, row.limit - len(row.written) - 1)) for row in self.rows]
         if any(drafts):
             self.verify(drafts)
         else:
             self._note(range(n), [[token] for token in self.step([row.length for row in self.rows]).tolist()])
+
+    def _to_stop(self, draft: list[int]) -> list[int]:
+        """A draft up to its first stop token: what stood behind that in the prompt is another turn."""
+        return next((draft[: place + 1] for place, token in enumerate(draft) if token in self.stop_ids), draft)
 
     def step(self, ends: list[int]) -> Tensor:
         """Write one more token in each of the first n rows, row b ending before slot ends[b]: ids (n,).
