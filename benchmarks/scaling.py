@@ -5,7 +5,8 @@
 
     decode     tokens/s of one step over n rows that each look back on 256 tokens, and of 8 rows over a context of n;
                where a row's prompt begins does not matter, so the cache is taken as it is made
-    prefill    tokens/s of one prompt of n tokens
+    prefill    tokens/s of one prompt of n tokens, and the share of the machine's peak of matrix products that its
+               operations (as `sdft plan` counts them) make of it
     training   tokens/s of an optimiser step on records of n tokens, 4096 tokens a step, half of them learned
     memory     peak of a process that makes two steps on 8 records of n tokens, with the fused head and without
     records    seconds to rewrite n gsm8k records, at most 256 new tokens each
@@ -24,9 +25,10 @@ from pathlib import Path
 import torch
 from memory import peak_of, synthetic
 from rewriting import load_sdft, workload
-from training import MODEL, Ours
+from training import MODEL, Ours, matmul_peak
 
 import sdft
+from sdft.experiment.plan import generation_flops, shape_of
 from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
 from sdft.generate.packed import packed
 from sdft.train import TrainSettings
@@ -88,7 +90,11 @@ def measure(only: list[str], data: str | None) -> dict[str, dict[str, dict[int, 
         found["decode by rows"] = {"tokens/s": {n: decode(model, n, 256) for n in ROWS}}
         found["decode by context"] = {"tokens/s": {n: decode(model, 8, n) for n in CONTEXTS}}
     if "prefill" in only:
-        found["prefill by prompt"] = {"tokens/s": {n: prefill(model, n) for n in CONTEXTS}}
+        speed, shape = {n: prefill(model, n) for n in CONTEXTS}, shape_of(model.config, TrainSettings())
+        peak = matmul_peak(time.perf_counter)
+        found["prefill by prompt"] = {"tokens/s": speed}
+        found["prefill, share of peak"] = {"share": {n: speed[n] / n * generation_flops(shape, n, 1, n * n // 2) / peak
+                                                     for n in CONTEXTS}}
     if "training" in only:
         side = Ours(model, TrainSettings(micro_tokens=STEP))
         found["training by record"] = {"tokens/s": {n: training(side, n) for n in LENGTHS}}
@@ -103,12 +109,12 @@ def measure(only: list[str], data: str | None) -> dict[str, dict[str, dict[int, 
 
 
 AXES = {"decode by rows": "rows, each of 256 tokens", "decode by context": "context of 8 rows, tokens",
-        "prefill by prompt": "prompt, tokens", "training by record": f"record, tokens ({STEP} a step)",
+        "prefill by prompt": "prompt, tokens", "prefill, share of peak": "prompt, tokens", "training by record": f"record, tokens ({STEP} a step)",
         "memory by record": "record, tokens (8 a step)", "rewriting by records": "gsm8k records"}
 
 
 def draw(found: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
-    """One panel for each measure, both axes logarithmic but for memory's."""
+    """One panel for each measure, both axes logarithmic but for memory's and shares'."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -120,7 +126,7 @@ def draw(found: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
         for line, points in lines.items():
             panel.plot(list(points), list(points.values()), "o-", label=line)
         panel.set(title=name, xlabel=AXES[name], ylabel=next(iter(lines)).partition(",")[0], xscale="log",
-                  yscale="linear" if name.startswith("memory") else "log")
+                  yscale="linear" if name.startswith(("memory", "prefill, share")) else "log")
         panel.set_xticks(list(points), [str(n) for n in points])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
