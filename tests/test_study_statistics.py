@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from sdft.experiment.study_statistics import (
-    compare, correlate, match, paired, r_squared, ranks, statistics, t_quantile, t_test,
+    compare, compared_columns, correlate, match, paired, r_squared, ranks, statistics, t_quantile, t_test,
 )
 
 
 def row(ratio, seed, sft, sdft, nll=1.0):
-    return {"values": {"ratio": ratio, "seed": seed}, "suite": "passages", "measures": {"gap": nll},
+    return {"values": {"ratio": ratio, "seed": seed}, "suite": "passages", "items": {"passages": 400},
+            "measures": {"gap": nll},
             "arms": {"seed": {"kl": 0.0}, "sft": {"kl": sft, "passages": 0.5}, "sdft": {"kl": sdft, "passages": 0.25}}}
 
 
@@ -55,6 +56,22 @@ def test_one_item_more_in_each_of_three_seeds_is_no_certainty():
     for row_, kl in zip(rows, (0.123457, 0.223457, 0.323457)):          # equal but for what was rounded away
         row_["arms"]["sft"]["kl"], row_["arms"]["sdft"]["kl"] = kl, kl + 1e-9
     assert not compare(rows, PRIMARY)[0]["detected"]
+
+
+def test_a_seed_may_tell_by_itself():
+    rows = [row(1, seed, 1.0, 0.5) for seed in (1, 2, 3)]
+    for each, low, high in zip(rows, (-0.6, -0.6, -0.1), (-0.4, 0.1, -0.05)):
+        each["arms"]["sdft"] |= {"general.against_sft.low": low, "general.against_sft.high": high,
+                                 "suites.passages.against_sft.low": -1, "suites.passages.against_sft.high": 1}
+    assert [compare(rows, PRIMARY | {"column": column})[0]["within"] for column in ("kl", "passages")] == [2, 0]
+    assert compare(ROWS, PRIMARY)[0]["within"] is None
+
+
+def test_retention_is_told_beside_what_was_learned_and_what_differs_over_the_seeds():
+    for each in (rows := [row(1, seed, 1.0, 0.5) | {"items": {"passages": 4, "instructions": 4}} for seed in (1, 2)]):
+        each["arms"]["sdft"] |= {"shift": each["values"]["seed"], "target_nll": 1.0}
+    assert compared_columns(PRIMARY, [["shift", "kl"], ["target_nll", "kl"]], rows) == [
+        "kl", "passages", "instructions", "shift"]
 
 
 def test_a_study_of_several_tasks_tells_the_score_of_each():

@@ -2,7 +2,7 @@
 
 Training seeds are few, so a difference is told as detected only where all of them agree in its sign *and* Student's t
 test of the paired differences (two-sided) is below 0.05 by Holm over the conditions of its column: the end point is one
-family, what was learned beside it another. Everything else is "no difference detected"; the seeds that agree are counted
+family, what was learned beside it another, and so on. Everything else is "no difference detected"; the seeds that agree are counted
 in either case. (A permutation of the signs assumes less than Student, but of 3 seeds it has no p below 0.25.)
 
     statistics(about, rows) → {"comparisons": […], "correlations": […], "matched": […]}
@@ -28,17 +28,20 @@ ROUNDED = 1e-6              # of a number of cells.json, relative
 def statistics(about: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
     """The part "statistics" of cells.json: comparisons of the end point, correlations of the pairs in `plots`."""
     primary = about["primary"]
-    columns = [primary["column"], *acquired(rows)]
-    return {"comparisons": [row for column in dict.fromkeys(columns) for row in compare(rows, primary | {
-                "column": column})],
+    return {"comparisons": [row for column in compared_columns(primary, about["plots"], rows)
+                            for row in compare(rows, primary | {"column": column})],
             "correlations": [correlate(rows, primary["arm"], x, y) for x, y in about["plots"]],
             "matched": [row for column in about["matched"] for row in match(rows, primary, column)]}
 
 
-def acquired(rows: Sequence[Row]) -> list[str]:
-    """The column of what the task taught, beside which everything else is told."""
-    suites = {row["suite"] for row in rows}
-    return list(suites) if len(suites) < 2 else [SCORE]
+def compared_columns(primary: Mapping[str, Any], plots: Sequence[Sequence[str]], rows: Sequence[Row]) -> list[str]:
+    """The end point; what the task taught, without which nothing is told; every other suite; the plots' columns of the
+    arm, where they differ over the seeds at all (the gap of one set of targets does not)."""
+    tasks = list(dict.fromkeys(row["suite"] for row in rows))
+    others = [suite for suite in (rows[0]["items"] if rows else ()) if suite not in tasks]
+    plotted = [column for pair in plots for column in pair if any(
+        len({value(row, primary["arm"], column, False) for row in group} - {None}) > 1 for _, group in conditions(rows))]
+    return list(dict.fromkeys([primary["column"], *(tasks if len(tasks) < 2 else [SCORE]), *others, *plotted]))
 
 
 def compare(rows: Sequence[Row], primary: Mapping[str, Any]) -> list[Row]:
@@ -46,7 +49,8 @@ def compare(rows: Sequence[Row], primary: Mapping[str, Any]) -> list[Row]:
 
     condition, column, arm, against; seeds: n; values, others, differences: seed by seed; mean, low, high: of the
     differences, with the 95 % interval of Student's t (None for a single seed); agree: how many seeds have the mean's
-    sign; p: two-sided, p_holm: over the conditions of this column; detected.
+    sign; p: two-sided, p_holm: over the conditions of this column; detected. within: in how many of the seeds that
+    seed's own interval, over test items or answers, leaves zero out (None where the runs have none).
     """
     found = []
     for condition, group in conditions(rows):
@@ -55,7 +59,8 @@ def compare(rows: Sequence[Row], primary: Mapping[str, Any]) -> list[Row]:
         if pairs and not (isinstance(primary["against"], dict) and primary["against"].items() <= condition.items()):
             found.append({"condition": condition, **primary, "values": [a for a, _ in pairs],
                           "others": [b for _, b in pairs],
-                          **paired([a - b for a, b in pairs], _resolution(group[0], primary["column"], pairs))})
+                          **paired([a - b for a, b in pairs], _resolution(group[0], primary["column"], pairs)),
+                          "within": _within(group, primary)})
     tested = [row for row in found if row["p"] is not None]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p_holm"] = p
@@ -91,6 +96,17 @@ def _against(rows: Sequence[Row], row: Row, primary: Mapping[str, Any]) -> float
         return value(row, primary["against"], primary["column"])
     other = next((each for each in rows if each["values"] == row["values"] | primary["against"]), None)
     return other and value(other, primary["arm"], primary["column"])
+
+
+def _within(group: Sequence[Row], primary: Mapping[str, Any]) -> int | None:
+    """How many cells tell arm and other arm apart by themselves, pairing what both answered."""
+    apart = []
+    for row in group:
+        suite = row["suite"] if primary["column"] == SCORE else primary["column"]
+        where = "general" if suite == "kl" else f"suites.{suite}"
+        ends = [value(row, primary["arm"], f"{where}.against_{primary['against']}.{end}", False) for end in ("low", "high")]
+        apart += [ends[0] > 0 or ends[1] < 0] if None not in ends else []
+    return sum(apart) if apart else None
 
 
 def _resolution(row: Row, column: str, pairs: Sequence[tuple[float, float]]) -> float:

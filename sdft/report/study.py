@@ -75,7 +75,7 @@ def _about(content: Row) -> str:
             f"{_other(primary)}, paired by training seed. {len(content['cells'])} of {study['cells']} cells are "
             f"finished. In every cell: {settings or 'the defaults'}. A difference is told as detected where all seeds "
             "agree in its sign and Student's t test of the paired differences gives p < 0.05, by Holm over the "
-            "conditions of a column.")
+            "conditions of a column. Within a seed the interval is over test items, or for kl over answers.")
 
 
 def sentence(row: Row) -> str:
@@ -88,7 +88,9 @@ def sentence(row: Row) -> str:
         return (f"{where}{row['column']} of {row['arm']} against {_other(row)}: {mean}; one seed, so nothing can be "
                 "told from it.")
     about = (f"{mean} (95 % interval {scale * row['low']:+.3g} to {scale * row['high']:+.3g}; {direction} in "
-             f"{row['agree']} of {row['n']} seeds, p = {row['p_holm']:.2g})")
+             f"{row['agree']} of {row['n']} seeds, p = {row['p_holm']:.2g}"
+             + (f"; item by item within a seed, zero is left out in {row['within']}" if row.get("within") is not None
+                else "") + ")")
     if row["detected"]:
         return f"{where}{row['column']} is {direction} under {row['arm']} than under {_other(row)}: {about}."
     return f"{where}no difference detected in {row['column']} between {row['arm']} and {_other(row)}: {about}."
