@@ -1,14 +1,18 @@
 """The page of a study is made from cells.json alone, and its sentences follow the numbers."""
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
 from sdft.cli import main
 from sdft.errors import SdftError
+from sdft.experiment.study import read_study
 from sdft.experiment.study_statistics import statistics
 from sdft.files import write_json
 from sdft.report.study import cells_table, matched, sentence, write_study
 
+STUDIES = Path(__file__).parent.parent / "benchmarks" / "studies"
 PRIMARY = {"column": "kl", "arm": "sdft", "against": "sft"}
 
 
@@ -116,3 +120,15 @@ def test_a_sweep_that_is_rewritten_in_another_folder_has_the_same_page(folder, t
     other = tmp_path / "committed"
     write_json(other / "cells.json", json.loads((folder / "cells.json").read_text()))
     assert write_study(other).read_text() == (folder / "report.md").read_text()
+
+
+@pytest.mark.parametrize("cells", sorted(STUDIES.glob("*/cells.json")), ids=lambda path: path.parent.name)
+def test_the_pages_of_this_repository_are_made_from_their_cells(cells, tmp_path):
+    """Nobody wrote into them, and the statistics are those that the cells' numbers give now."""
+    shutil.copy(cells, tmp_path)
+    assert write_study(tmp_path).read_text() == (cells.parent / "report.md").read_text()
+    content = json.loads(cells.read_text())
+    if "statistics" in content:
+        assert content["statistics"] == json.loads(json.dumps(statistics(content["study"], content["cells"])))
+        study = read_study(cells.parent.with_suffix(".toml"))
+        assert content["study"]["settings"] == json.loads(json.dumps(study.settings))

@@ -13,7 +13,7 @@ from sdft.errors import SdftError
 from sdft.files import read_json, write_text
 from sdft.report.draw import Figure, require_matplotlib
 from sdft.report.page import as_markdown
-from sdft.report.study_figures import axis, by_condition, condition_of, study_figures
+from sdft.report.study_figures import axis, by_condition, condition_of, shown, study_figures
 from sdft.report.study_ranking import ranking_figures, ranking_page
 from sdft.report.tables import Table
 
@@ -70,7 +70,7 @@ def page(content: Row, figures: Mapping[str, Figure]) -> str:
 
 def _about(content: Row) -> str:
     study, primary = content["study"], content["study"]["primary"]
-    settings = ", ".join(f"{name} = {value}" for name, value in study["settings"].items())
+    settings = ", ".join(f"{name} = {shown(value)}" for name, value in study["settings"].items())
     return (f"Named before the first run: {primary['column']} ({axis(primary['column'])}) of {primary['arm']} against "
             f"{_other(primary)}, paired by training seed. {len(content['cells'])} of {study['cells']} cells are "
             f"finished. In every cell: {settings or 'the defaults'}. A difference is told as detected where all seeds "

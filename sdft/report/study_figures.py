@@ -156,11 +156,16 @@ def by_condition(cells: Sequence[Row]) -> list[tuple[str, list[Row]]]:
 
 def condition_of(values: Row) -> str:
     """A cell's own settings without the seed, in few characters: "ratio 0.5", or a name as it is."""
-    parts = {name: "+".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else
-             str(value) for name, value in values.items() if name != "seed"}
+    parts = {name: shown(value) for name, value in values.items() if name != "seed"}
     if not parts:
         return "all cells"
     return ", ".join(part if name in ("cell", "template", "task") else f"{name} {part}" for name, part in parts.items())
+
+
+def shown(value: Any) -> str:
+    """A setting's value in few characters."""
+    return "+".join(map(shown, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else \
+        str(value)
 
 
 def axis(column: str) -> str:
