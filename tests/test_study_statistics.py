@@ -59,7 +59,7 @@ def test_one_item_more_in_each_of_three_seeds_is_no_certainty():
 
 
 def test_a_seed_may_tell_by_itself():
-    rows = [row(1, seed, 1.0, 0.5) for seed in (1, 2, 3)]
+    rows = [row(1, seed, 1.0 + seed, 0.5) for seed in (1, 2, 3)]
     for each, low, high in zip(rows, (-0.6, -0.6, -0.1), (-0.4, 0.1, -0.05)):
         each["arms"]["sdft"] |= {"general.against_sft.low": low, "general.against_sft.high": high,
                                  "suites.passages.against_sft.low": -1, "suites.passages.against_sft.high": 1}
@@ -164,3 +164,8 @@ def test_arms_are_compared_where_they_are_equal_in_another_column():
     (found,) = match([at(1, (2.0, 3.0), (1.5, 1.5)), at(2, (1.0, 1.0), (4.0, 9.0))], PRIMARY, "shift")
     assert found["differences"] == pytest.approx([-0.5]) and (found["n"], found["of"]) == (1, 2)
     assert (found["equal"], found["against"], found["mean"]) == ("shift", "sft", pytest.approx(-0.5))
+
+
+def test_what_the_seed_of_training_does_not_touch_is_no_repetition():
+    rows = [row(1, seed, 1.0, 0.5) for seed in (1, 2, 3)]
+    assert compare(rows, PRIMARY) == [] and compare(rows, PRIMARY | {"column": "passages"})[0]["n"] == 3

@@ -47,6 +47,8 @@ def compared_columns(primary: Mapping[str, Any], plots: Sequence[Sequence[str]],
 def compare(rows: Sequence[Row], primary: Mapping[str, Any]) -> list[Row]:
     """One comparison for every condition (a cell's own settings without the seed): arm − against, paired by seed.
 
+    None where every seed gives the very same two numbers, unless they are scores: then nothing was repeated.
+
     condition, column, arm, against; seeds: n; values, others, differences: seed by seed; mean, low, high: of the
     differences, with the 95 % interval of Student's t (None for a single seed); agree: how many seeds have the mean's
     sign; p: two-sided, p_holm: over the conditions of this column; detected. within: in how many of the seeds that
@@ -56,7 +58,8 @@ def compare(rows: Sequence[Row], primary: Mapping[str, Any]) -> list[Row]:
     for condition, group in conditions(rows):
         pairs = [(value(row, primary["arm"], primary["column"]), _against(rows, row, primary)) for row in group]
         pairs = [pair for pair in pairs if None not in pair]
-        if pairs and not (isinstance(primary["against"], dict) and primary["against"].items() <= condition.items()):
+        repeated = len(pairs) > 1 and len(set(pairs)) == 1 and primary["column"] not in group[0].get("items", {})
+        if pairs and not repeated and not (isinstance(primary["against"], dict) and primary["against"].items() <= condition.items()):
             found.append({"condition": condition, **primary, "values": [a for a, _ in pairs],
                           "others": [b for _, b in pairs],
                           **paired([a - b for a, b in pairs], _resolution(group[0], primary["column"], pairs)),
