@@ -113,7 +113,8 @@ def test_the_stages_alone(model, adapter, data, tmp_path, capsys):
                     "--out", str(out / "drift"))
     assert states["n"] == 1 and states["tokens"] == drift["tokens"] and states["layers"][-1]["relative"] > 0
     along = result("measure", "along", *common, "--adapter", str(adapter), "--data", str(data), *columns)
-    assert along[0] == {"t": 0, "nll": pytest.approx(gap["nll"])} and along[4]["nll"] != along[0]["nll"]
+    assert along[0] == {"t": 0, "nll": pytest.approx(gap["nll"]), "tokens": gap["tokens"], "n": len(gap["records"])}
+    assert along[4]["nll"] != along[0]["nll"]
     same = result("measure", "adapters", str(adapter), str(adapter))
     assert same["cosine"] == pytest.approx(1) and same["norms"] == [pytest.approx(shift["total"])] * 2
     merged = result("merge", str(adapter), *common, "--out", str(tmp_path / "merged"))

@@ -54,8 +54,8 @@ def evaluate(model, tokenizer, suite: Suite, path: Path, sampling: Sampling = Sa
         for request in requests:
             if request not in kept:
                 keep(request.id, "", 0, "length")
-        # Open answers repeat little of their prompts: with drafts 64 rows took 12 % longer (benchmarks/README.md).
-        for output in stream(model, tokenizer, kept, sampling, batch_size, speculation=False):
+        # No drafts: open answers repeat little of their prompts, and took 12 % longer with them (benchmarks/README.md).
+        for output in stream(model, tokenizer, kept, sampling, batch_size, False):
             keep(output.id, output.text, len(output.tokens), output.finish)
     return [lines[item.id] for item in suite.items]
 
