@@ -116,9 +116,9 @@ def cells_of(study: Study, data: str | None = None) -> list[Cell]:
         if any(cell.name == name for cell in cells):
             raise SdftError(f"{study.path}: two cells are named {name!r}; let them differ in a setting, or leave one "
                             "out")
-        data = [task.train, *([(item.id, item.messages) for item in suite.items] for suite in task.suites)]
+        records = [task.train, *([(item.id, item.messages) for item in suite.items] for suite in task.suites)]
         cells.append(Cell(name, values, with_machine(with_task(config, given, **task.decides)), given,
-                          hashlib.sha256(repr(data).encode()).hexdigest()[:16]))
+                          hashlib.sha256(repr(records).encode()).hexdigest()[:16]))
     _check_arms(study, cells)
     return cells
 
