@@ -109,7 +109,8 @@ def measure(only: list[str], data: str | None) -> dict[str, dict[str, dict[int, 
 
 
 AXES = {"decode by rows": "rows, each of 256 tokens", "decode by context": "context of 8 rows, tokens",
-        "prefill by prompt": "prompt, tokens", "prefill, share of peak": "prompt, tokens", "training by record": f"record, tokens ({STEP} a step)",
+        "prefill by prompt": "prompt, tokens", "prefill, share of peak": "prompt, tokens",
+        "training by record": f"record, tokens ({STEP} a step)",
         "memory by record": "record, tokens (8 a step)", "rewriting by records": "gsm8k records"}
 
 

@@ -38,8 +38,9 @@ from sdft.train.divergence import ROWS
 def fisher(model: Llama, examples: Sequence[Example], layers: Sequence[str] | None = None) -> dict[str, Tensor]:
     """The diagonal Fisher of the seed, layer name → fp32 (O, D); an adapter on `model` is switched off meanwhile.
 
-    examples: texts that the seed wrote, their targets the places where labels are drawn. layers: names of linear layers; None: the adapted
-    ones, or every one of the decoder where there is no adapter. Raises SdftError when no example can be used.
+    examples: texts that the seed wrote, their targets the places where labels are drawn. layers: names of linear layers;
+    None: the adapted ones, or every one of the decoder where there is no adapter. Raises SdftError when no example can be
+    used.
     """
     names = list(layers or lora_layers(model) or _linear(model))
     weights = {name: model.get_submodule(name).weight for name in names}
