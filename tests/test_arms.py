@@ -274,3 +274,13 @@ def test_arms_that_cannot_be_are_told_before_any_work(wrong, message, model, tmp
     error = capsys.readouterr().err
     assert all(part in error for part in message.split(".*")) and error.count("\n") <= 2
     assert not (tmp_path / "none" / "rewrites.jsonl").exists()
+
+
+def test_what_was_found_of_the_seed_is_kept_for_the_same_weights_and_texts(lab):
+    texts, made = lab.examples(lab.task.train), []
+    for given in (texts, texts, texts[:2]):
+        lab.of_seed("length", given, lambda given=given: made.append(len(given)))
+    with torch.no_grad():
+        lab.seed.model.norm.weight.add_(1)
+    lab.of_seed("length", texts[:2], lambda: made.append("other weights"))
+    assert made == [4, 2, "other weights"]

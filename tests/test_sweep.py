@@ -52,20 +52,22 @@ def write(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def swept(model, tmp_path_factory):
-    """A finished sweep, and how often the seed rewrote, something was answered and a step was trained."""
+    """A finished sweep, and how often the seed rewrote, something was answered, a step was trained, the seed viewed."""
     import sdft.distill.rewrite
+    import sdft.experiment.lab
     import sdft.measure.abilities
     import sdft.train.loop
 
     base = tmp_path_factory.mktemp("sweep")
     (base / "study.toml").write_text(f'{HEAD}[settings]\nmodel = "{model}"\n{SMALL}{GRID}')
-    counts = {"rewritten": 0, "answered": 0, "steps": 0}
+    counts = {"rewritten": 0, "answered": 0, "steps": 0, "seed": 0}
     with pytest.MonkeyPatch.context() as patch:
         for module, name, count in ((sdft.distill.rewrite, "stream", "rewritten"),
                                     (sdft.measure.abilities, "stream", "answered"),
-                                    (sdft.train.loop, "gradient", "steps")):
+                                    (sdft.train.loop, "gradient", "steps"),
+                                    (sdft.experiment.lab, "seed_view", "seed"), (sdft.experiment.lab, "fisher", "seed")):
             def counted(*given, work=getattr(module, name), count=count):
-                counts[count] += 1 if count == "steps" else len(given[2])
+                counts[count] += 1 if count in ("steps", "seed") else len(given[2])
                 return work(*given)
             patch.setattr(module, name, counted)
         assert main(["sweep", str(base / "study.toml"), "--out", str(base / "out")]) == 0
@@ -88,7 +90,7 @@ def test_every_cell_is_a_run_folder_named_by_its_own_settings(swept):
 def test_what_cells_have_in_common_is_made_once(swept):
     """4 rewrites; 7 answers of the seed, of sft at 2 seeds, of sdft in 4 cells; 2 steps for each of these 6."""
     _, counts = swept
-    assert counts == {"rewritten": 4, "answered": 7 * (1 + 2 + 4), "steps": 2 * (2 + 4)}
+    assert counts == {"rewritten": 4, "answered": 7 * (1 + 2 + 4), "steps": 2 * (2 + 4), "seed": 3}
 
 
 def test_a_cell_that_took_over_is_the_run_that_did_not(swept, write, tmp_path):

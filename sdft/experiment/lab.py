@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -25,7 +25,7 @@ from sdft.measure.drift import SeedView, seed_answers, seed_view
 from sdft.measure.texts import compare_texts
 from sdft.model.fingerprint import fingerprint
 from sdft.model.llama import Llama
-from sdft.model.lora import match_targets, remove_lora
+from sdft.model.lora import adapter_off, match_targets, remove_lora
 from sdft.tasks import Suite, Task, general_suite, instruction_suite
 from sdft.text.chat import Example, encode_example
 from sdft.text.records import Record
@@ -34,6 +34,9 @@ from sdft.text.tokenizer import Tokenizer
 from sdft.train.batches import fingerprint as examples_fingerprint
 from sdft.train.fisher import fisher
 
+T = TypeVar("T")
+Shared = dict[str, tuple[Any, Any]]        # of the seed: what → (of which weights and texts, what was found)
+
 FORMAT = 1          # of the measures that a run keeps: one more when one of them changes, so that it is taken anew
 SHOWN = 4           # records of the token map
 
@@ -41,7 +44,9 @@ SHOWN = 4           # records of the token map
 class Lab:
     """One run's model, data, settings and folder, and the small steps that every arm shares."""
 
-    def __init__(self, config: Config, folder: Path, model: Llama, tokenizer: Tokenizer, task: Task):
+    def __init__(self, config: Config, folder: Path, model: Llama, tokenizer: Tokenizer, task: Task,
+                 shared: Shared | None = None):
+        self.shared: Shared = {} if shared is None else shared
         self.folder, self.seed, self.tokenizer, self.task = folder, model, tokenizer, task
         self.model_name, self.chat = config.model.model, config.model.chat
         self.settings, self.rows, self.ratio = config.train, config.generate.rows, config.distill.ratio
@@ -141,6 +146,14 @@ class Lab:
                         "tokens": sum(len(answer.tokens) for answer in self.seed_answers)}
         return {"suites": suites, "general": general}
 
+    def of_seed(self, what: str, texts: Sequence[Example], make: Callable[[], T]) -> T:
+        """What `make` finds of the seed on `texts`; the newest of each kind is kept for the runs that share a memory."""
+        with adapter_off(self.seed):
+            about = fingerprint(self.seed), str(self.seed.device), examples_fingerprint(texts)
+        if what not in self.shared or self.shared[what][0] != about:
+            self.shared[what] = about, make()
+        return self.shared[what][1]
+
     @cached_property
     def seed_answers(self) -> list[Example]:
         """The seed's own answers to the general prompts, on which drift is measured."""
@@ -149,7 +162,7 @@ class Lab:
     @cached_property
     def seed_view(self) -> SeedView:
         """What the seed makes of these answers, computed before the first arm is set against it."""
-        return seed_view(self.seed, self.seed_answers)
+        return self.of_seed("view", self.seed_answers, lambda: seed_view(self.seed, self.seed_answers))
 
     def written(self, arm: str, suite: Suite) -> list[Example]:
         """An arm's own answers to a suite, as examples whose targets are the tokens that it chose."""
@@ -159,12 +172,13 @@ class Lab:
     def task_view(self) -> SeedView | None:
         """What the seed makes of its own first answers to the task's test items; None where it answers nothing."""
         answers = self.written("seed", self.task.suites[0])[:self.probes]
-        return seed_view(self.seed, answers) if answers else None
+        return self.of_seed("view on the task", answers, lambda: seed_view(self.seed, answers)) if answers else None
 
     @cached_property
     def fisher(self) -> dict[str, Tensor]:
         """The seed's diagonal Fisher of the adapted layers, on its first general answers."""
-        return fisher(self.seed, self.seed_answers[:self.probes], match_targets(self.seed, self.settings.targets))
+        texts, layers = self.seed_answers[:self.probes], match_targets(self.seed, self.settings.targets)
+        return self.of_seed(f"fisher of {layers}", texts, lambda: fisher(self.seed, texts, layers))
 
     def shown(self, distilled: Iterable[Distilled]) -> list[str]:
         """The ids of the first few records whose rewrite was taken, which the report shows token by token."""

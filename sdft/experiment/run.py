@@ -8,16 +8,17 @@ import sdft.model
 from sdft.distill.resume import settings_path
 from sdft.experiment.config import Config, load_chosen, of_task, with_machine, with_task
 from sdft.experiment.folder import check_folder, default_folder, is_new, make_folder
-from sdft.experiment.lab import Lab
+from sdft.experiment.lab import Lab, Shared
 from sdft.experiment.method import compare
 from sdft.files import locked, write_json
 from sdft.model.fetch import model_hash, resolve
 
 
-def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None = None) -> Path:
+def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None = None,
+        shared: Shared | None = None) -> Path:
     """Run the experiment that `config` describes, or go on with it; return its folder.
 
-    A finished run is left as it is. Raises SdftError for bad input and for a folder that was made with other settings.
+    `shared` remembers, from run to run, what was found of the seed. A finished run is left as it is. Raises SdftError for bad input and for a folder that was made with other settings.
     """
     task = load_chosen(config.task)
     config = with_machine(with_task(config, given, **task.decides))
@@ -29,7 +30,7 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     if (folder / "summary.json").exists():
         return folder
     model, tokenizer = sdft.model.load(path, config.model.dtype, config.model.device)
-    lab = Lab(config, folder, model, tokenizer, task)
+    lab = Lab(config, folder, model, tokenizer, task, shared)
     lab.check()
     with locked(folder):
         if is_new(folder):                      # not made before: impossible settings would refuse better ones

@@ -6,7 +6,8 @@ A *piece* is what one stage of a run leaves in its folder: the rewrites, the gap
 its answers, its measures. Its *key* is every setting that it depends on. A cell that begins takes over the pieces whose
 key is that of a finished cell; `run` then finds them and goes on behind them, as it does after an interruption. All of
 them say themselves how they were made (model, template, sampling, settings, data), and `run` refuses or replaces what is
-foreign: a key that forgot a setting would not end in a wrong result.
+foreign: a key that forgot a setting would not end in a wrong result. What the measures need of the seed (its view of its
+own answers, its Fisher) stays in memory from cell to cell.
 
 A study can move from one machine to another without its run folders: a cell that cells.json holds with the same settings
 is finished, and only its numbers are carried on.
@@ -29,6 +30,7 @@ from sdft.experiment.arms import ON_ORIGINALS
 from sdft.experiment.collect import cell_key, cell_row, collect
 from sdft.experiment.config import Config, to_values
 from sdft.experiment.folder import is_new, make_folder
+from sdft.experiment.lab import Shared
 from sdft.experiment.run import run
 from sdft.experiment.study import Cell, Study, read_study
 from sdft.experiment.study_statistics import value
@@ -99,6 +101,7 @@ def sweep(study: Study, cells: Sequence[Cell], folder: Path) -> dict[str, str]:
     rows = carried(cells, folder)
     done: list[Cell] = []
     failed: dict[str, str] = {}
+    shared: Shared = {}
     in_turn = sorted((cell for cell in cells if cell.name not in rows),
                      key=lambda cell: not _summary(folder, cell).exists())              # the others may take from them
     if not in_turn:
@@ -106,7 +109,7 @@ def sweep(study: Study, cells: Sequence[Cell], folder: Path) -> dict[str, str]:
     for number, cell in enumerate(in_turn, start=len(rows) + 1):
         print(f"cell {number} of {len(cells)}: {cell.name}", file=sys.stderr)
         try:
-            _run_cell(cell, done, folder)
+            _run_cell(cell, done, folder, shared)
             done.append(cell)
             rows[cell.name] = cell_row(cell, folder / cell.name)
         except Interrupted:
@@ -173,7 +176,7 @@ def to_make(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, list[str]]]
     return found
 
 
-def _run_cell(cell: Cell, done: Sequence[Cell], folder: Path) -> None:
+def _run_cell(cell: Cell, done: Sequence[Cell], folder: Path, shared: Shared) -> None:
     """Run a cell, with the pieces of those before it; where it fails before any work, leave no folder behind."""
     own = folder / cell.name
     new = is_new(own)
@@ -182,7 +185,7 @@ def _run_cell(cell: Cell, done: Sequence[Cell], folder: Path) -> None:
     if not (own / "summary.json").exists():
         take_over(cell, done, folder)
     try:
-        run(cell.config, cell.given, own)
+        run(cell.config, cell.given, own, shared)
     except SdftError:
         if new and not (own / "seconds.jsonl").exists():        # settings that no run takes: better ones may follow
             shutil.rmtree(own)
