@@ -25,12 +25,13 @@ from pathlib import Path
 import torch
 from memory import peak_of, synthetic
 from rewriting import load_sdft, workload
-from training import MODEL, Ours, matmul_peak
+from training import MODEL, PEAK_SIZE, Ours
 
 import sdft
-from sdft.experiment.plan import generation_flops, shape_of
+from sdft.experiment.plan import generation_flops, matmul_peak, shape_of
 from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
 from sdft.generate.packed import packed
+from sdft.model.loading import as_dtype
 from sdft.train import TrainSettings
 
 ROWS, CONTEXTS = (1, 2, 4, 8, 16, 32, 64, 128), (128, 256, 512, 1024, 2048, 4096)
@@ -91,7 +92,7 @@ def measure(only: list[str], data: str | None) -> dict[str, dict[str, dict[int, 
         found["decode by context"] = {"tokens/s": {n: decode(model, 8, n) for n in CONTEXTS}}
     if "prefill" in only:
         speed, shape = {n: prefill(model, n) for n in CONTEXTS}, shape_of(model.config, TrainSettings())
-        peak = matmul_peak(time.perf_counter)
+        peak = matmul_peak(as_dtype("auto"), size=PEAK_SIZE)
         found["prefill by prompt"] = {"tokens/s": speed}
         found["prefill, share of peak"] = {"share": {n: speed[n] / n * generation_flops(shape, n, 1, n * n // 2) / peak
                                                      for n in CONTEXTS}}

@@ -16,12 +16,13 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import sdft
+from sdft.experiment.plan import matmul_peak
 from sdft.model.fetch import resolve
 from sdft.model.llama import Llama
 from sdft.model.loading import as_dtype
@@ -38,6 +39,7 @@ from sdft.train.weights import Adapter
 MODEL = "smollm2-135m"
 BATCH = 8
 CLIP = 1.0
+PEAK_SIZE = 3072       # sides of the matrices whose product is the peak
 
 
 class Ours:
@@ -118,17 +120,6 @@ def needed_flops(model: Llama, examples: Sequence[Example], share: bool) -> floa
     return 4 * (frozen * len(batch.tokens) - behind * (len(batch.tokens) - batch.targets)) + 4 * config.vocab_size * config.hidden_size * batch.targets + attention
 
 
-def matmul_peak(clock: Callable[[], float], size: int = 3072) -> float:
-    """Best of five products of two square matrices in the dtype of the benchmark, in FLOP/s."""
-    a, b = (torch.randn(size, size).to(as_dtype("auto")) for _ in range(2))
-    best = float("inf")
-    for _ in range(5):
-        started = clock()
-        a @ b
-        best = min(best, clock() - started)
-    return 2 * size**3 / best
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="passages")
@@ -150,13 +141,13 @@ def main() -> None:
         side.step(steps[0])                                                         # warm up
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
-    peak = matmul_peak(clock)
+    peak = matmul_peak(as_dtype("auto"), size=PEAK_SIZE, clock=clock)
     for number, examples in enumerate(steps):
         for name in list(sides)[:: 1 if number % 2 else -1]:
             started = clock()
             losses[name].append(sides[name].step(examples))
             seconds[name].append(clock() - started)
-    peak = max(peak, matmul_peak(clock))
+    peak = max(peak, matmul_peak(as_dtype("auto"), size=PEAK_SIZE, clock=clock))
 
     tokens = [sum(len(example.tokens) for example in examples) for examples in steps]
     flops = {name: [needed_flops(model, examples, share=name == "sdft") for examples in steps] for name in sides}

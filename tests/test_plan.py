@@ -12,7 +12,14 @@ from small_run import options, save_tiny_model
 from training_parts import HF_CONFIG, examples, tiny_model
 
 from sdft.cli import main
-from sdft.experiment.plan import generation_memory, largest_fit, shape_of, training_flops, training_memory
+from sdft.experiment.plan import (
+    generation_memory,
+    largest_fit,
+    matmul_peak,
+    shape_of,
+    training_flops,
+    training_memory,
+)
 from sdft.generate.cache import KVCache
 from sdft.model.lora import add_lora, lora_layers
 from sdft.train import TrainSettings
@@ -93,7 +100,26 @@ def test_a_plan_needs_no_weights_and_says_what_fits(tmp_path, capsys):
     assert plan["seconds"]["train, each arm"] == pytest.approx(seconds, abs=1)
     assert main(["plan", *options(folder), "--memory=0.000001"]) == 0
     assert "less than the longest record needs: try --checkpoint" in capsys.readouterr().out
+    capsys.readouterr()
     assert main(["plan", *options(folder), "--gflops=0"]) == 1
+    assert "--gflops: expected a positive number, got 0" in capsys.readouterr().err
+
+
+def test_a_plan_measures_this_machine_and_tells_no_time_for_another(tmp_path, capsys):
+    folder = save_tiny_model(tmp_path / "tiny")
+    assert main(["plan", *options(folder), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["gflops"] > 0.1 and set(plan["seconds"]) == set(plan["tflops"])
+    assert main(["plan", *options(folder), "--device=cuda:99", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["gflops"] is None and not plan["seconds"] and plan["bytes"]["train"]["weights"] > 0
+    assert main(["plan", *options(folder), "--device=cuda:99"]) == 0
+    assert "time: --gflops" in capsys.readouterr().out
+
+
+def test_the_peak_is_of_the_size_and_the_clock_given():
+    ticks = iter(range(100))
+    assert matmul_peak(torch.float32, size=8, clock=lambda: next(ticks)) == 2 * 8**3
 
 
 PEAK = """

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdft.commands.plan import GFLOPS, needs, rate
 from sdft.errors import SdftError
 
 if TYPE_CHECKING:
@@ -18,9 +19,7 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
     parser.add_argument("study", metavar="STUDY.toml", help="the study: see benchmarks/studies")
     parser.add_argument("--out", metavar="DIR", help="folder of the study (default: runs/STUDY)")
     parser.add_argument("--data", metavar="DIR", help="folder with the files of the tasks that read some")
-    parser.add_argument("--gflops", type=float, default=400.0, metavar="X",
-                        help="matrix products of the machine, in 10⁹ operations a second, for an estimate before any "
-                             "cell is finished (default: 400)")
+    parser.add_argument("--gflops", type=float, metavar="X", help=GFLOPS)
     parser.add_argument("--dry_run", action="store_true", help="tell what would be run and how long it takes, and stop")
 
     def execute(options: argparse.Namespace) -> None:
@@ -72,7 +71,7 @@ def _read(study: Study, folder: Path) -> None:
         print(f"report: {write_study(folder)}")
 
 
-def _plan(cells: Sequence[Cell], folder: Path, gflops: float) -> str:
+def _plan(cells: Sequence[Cell], folder: Path, gflops: float | None) -> str:
     """The cells, what each will make that none before it has, and the time of all."""
     from sdft.experiment.sweep import remaining, to_make
 
@@ -85,15 +84,16 @@ def _plan(cells: Sequence[Cell], folder: Path, gflops: float) -> str:
         about = "nothing is left to run"
     elif known:
         about = f"about {_minutes(known[0])}, by the seconds of {known[1]} finished cells"
-    else:
+    elif gflops := rate(gflops, cells[0].config):
         about = (f"about {_minutes(_planned(cells, folder, gflops))} of rewriting and training, by sdft plan at "
-                 f"{gflops:g} GFLOP/s; evaluation comes to it, and is known when one cell is finished")
+                 f"{gflops:.3g} GFLOP/s; evaluation comes to it, and is known when one cell is finished")
+    else:
+        about = "their time is known when one cell is finished"
     return "\n".join([*lines, "", f"{len(cells)} cells, {len(waiting)} of them to run: {about}"])
 
 
 def _planned(cells: Sequence[Cell], folder: Path, gflops: float) -> float:
     """Seconds of rewriting and training that `sdft plan` gives for the pieces that are not shared."""
-    from sdft.commands.plan import needs
     from sdft.experiment.config import load_chosen
     from sdft.experiment.sweep import to_make
 

@@ -12,7 +12,8 @@ others of their size left; in bf16 1.36 times.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from sdft.kernels.attention import BLOCK
 from sdft.kernels.linear_cross_entropy import ROWS
 from sdft.model.config import LlamaConfig
 from sdft.model.llama import Llama
+from sdft.model.loading import as_device
 from sdft.model.lora import match_targets
 from sdft.train.settings import TrainSettings
 
@@ -126,6 +128,20 @@ def generation_flops(shape: Shape, prompt: int, written: int, pairs: int) -> flo
     attention = 2 * 2 * pairs * c.num_attention_heads * c.head_dim * c.num_hidden_layers
     products = shape.layers * (prompt + written) - shape.behind * prompt + c.vocab_size * c.hidden_size * written
     return 2 * products + attention
+
+
+def matmul_peak(dtype: torch.dtype, device: str | torch.device = "cpu", size: int | None = None,
+                clock: Callable[[], float] = time.perf_counter) -> float:
+    """Best of five products of two square matrices, in FLOP/s; size: of their sides, by default so that it takes no time."""
+    device = as_device(device)
+    size = size or (512 if device.type == "cpu" else 4096)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(5):
+        started = clock()
+        (a @ b)[0, 0].item()                        # which waits for the product, on any device
+        seconds.append(clock() - started)
+    return 2 * size**3 / min(seconds)
 
 
 def largest_fit(needed, limit: int, room: float) -> int:
