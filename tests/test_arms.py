@@ -16,7 +16,7 @@ from sdft.cli import main
 from sdft.distill import Distilled
 from sdft.distill.rewrite import Rewrite
 from sdft.errors import SdftError
-from sdft.experiment.arms import ARMS, _steps_to, arms_of, interpolate
+from sdft.experiment.arms import FISHER_TEXTS, ARMS, _steps_to, arms_of, interpolate
 from sdft.experiment.config import make_config, with_task
 from sdft.experiment.lab import Lab
 from sdft.experiment.seed_text import seed_dialogues, user_header, user_text
@@ -126,7 +126,7 @@ def test_the_trivial_controls(lab):
     for name in ("kl", "l2-sp", "ewc", "dft", "stm", "flow"):
         arm, originals = arm_of(lab, name)
         assert arm.settings == replace(lab.settings, objective=name) and arm.targets == originals
-        assert (arm.name, arm.folder, bool(arm.material.seed_text)) == (name, name, name == "ewc")
+        assert (arm.name, arm.folder, len(arm.material.seed_text)) == (name, name, FISHER_TEXTS * (name == "ewc"))
 
 
 def test_on_policy_the_model_answers_anew_at_every_step_and_the_teacher_sees_the_reference(lab, monkeypatch):

@@ -256,7 +256,7 @@ def test_cells_made_with_other_settings_are_refused(swept, write, tmp_path, caps
 
 def test_the_plan_tells_what_is_left_and_how_long_it_takes(swept, write, tmp_path, capsys):
     base, _ = swept
-    assert main(["sweep", str(write()), "--out", str(tmp_path / "new"), "--dry-run"]) == 0
+    assert main(["sweep", str(write()), "--out", str(tmp_path / "new"), "--dry-run", "--gflops=400"]) == 0
     out = capsys.readouterr().out
     assert "4 cells, 4 of them to run" in out and "by sdft plan at 400 GFLOP/s" in out
     assert f"{NAMES[3]}  eval sdft, measure sdft, train sdft\n" in out and not (tmp_path / "new").exists()

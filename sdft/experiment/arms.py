@@ -38,6 +38,8 @@ from sdft.train.settings import TrainSettings
 if TYPE_CHECKING:
     from sdft.experiment.lab import Lab
 
+FISHER_TEXTS = 32           # of ewc
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -125,13 +127,9 @@ def _steps_to(goal: int, examples: Sequence[Example], settings: TrainSettings) -
 
 def replay(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
     """As sft, with so many dialogues of the seed's own that they are the share `replay` of what is trained on."""
-    return replace(sft, targets=[*sft.targets, *seed_dialogues(lab, replayed(lab))], on="")
-
-
-def replayed(lab: Lab) -> int:
-    """The number m of dialogues beside n records: m / (n + m) is the share `replay`."""
     share = lab.arms.replay
-    return max(1, round(share / (1 - share) * len(lab.task.train)))
+    count = max(1, round(share / (1 - share) * len(lab.task.train)))                # m of n + m
+    return replace(sft, targets=[*sft.targets, *seed_dialogues(lab, count)], on="")
 
 
 def wise_ft(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
@@ -152,8 +150,8 @@ def low_lr(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
 
 
 def ewc(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
-    """The Fisher of ewc is taken on the dialogues that `replay` would train on."""
-    return replace(_changed("ewc")(lab, sft, sdft), material=Material(seed_text=seed_dialogues(lab, replayed(lab))))
+    """The Fisher of ewc is taken on dialogues that the seed wrote by itself, however few the records are."""
+    return replace(_changed("ewc")(lab, sft, sdft), material=Material(seed_text=seed_dialogues(lab, FISHER_TEXTS)))
 
 
 def on_policy(name: str) -> Make:

@@ -101,8 +101,10 @@ def training_curves(run: Run) -> Figure | None:
         upper.legend()
         lower.set(xlabel="optimiser step", ylabel="‖ΔW‖", ylim=(0, None))
 
-    return Figure("training", svg_of(draw), "Loss per target token (thin: each step; thick: running mean) and the "
-                  "Frobenius norm of everything that training has added to the weights so far.")
+    return Figure("training", svg_of(draw), "What every step minimises, per target token (thin: each step; thick: "
+                  "running mean), and the Frobenius norm of everything that training has added to the weights so far. "
+                  "Some rivals minimise another sum than sft and sdft (a penalty comes to it, or tokens have weights): "
+                  "their heights do not compare.")
 
 
 def response_lengths(run: Run) -> Figure | None:
