@@ -51,6 +51,7 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
 def test_the_measures_agree_with_the_files(finished):
     measures = json.loads((finished / "measures.json").read_text())
     assert list(measures["arms"]) == list(ARMS)
+    assert len({measures["arms"][arm]["general"]["tokens"] for arm in ARMS}) == 1       # of the seed's answers, all
     for arm in ARMS:
         rows = [json.loads(line) for line in (finished / "eval" / arm / "passages.jsonl").read_text().splitlines()]
         suite = measures["arms"][arm]["suites"]["passages"]

@@ -143,7 +143,7 @@ class Lab:
         general = compare_texts(answers[self.general.name], self.answers["seed"][self.general.name])
         if arm == "seed":
             general |= {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "top1": 1.0, "n": len(answers[self.general.name]),
-                        "tokens": sum(len(answer.tokens) for answer in self.seed_answers)}
+                        "tokens": sum(sum(answer.mask) for answer in self.seed_answers)}
         return {"suites": suites, "general": general}
 
     def of_seed(self, what: str, texts: Sequence[Example], make: Callable[[], T]) -> T:
