@@ -13,7 +13,7 @@ from sdft.report.figures import draw_figures
 from sdft.report.findings import findings
 from sdft.report.measure_tables import drift_table, gap_table, likeness_table, paired_table
 from sdft.report.run import read_run
-from sdft.report.tables import difference_table, result_table, verdict
+from sdft.report.tables import difference_table, nats, result_table, verdict
 
 
 def _rows(path, rows):
@@ -121,6 +121,12 @@ def test_the_page_is_one_file_without_network_or_script(measured):
 def test_a_run_that_has_only_the_first_measures_shows_those(folder):
     page = write_report(folder).read_text()
     assert page.count("<img") == 7 and "rank" not in page and "total variation" not in page and "class=legend" not in page
+
+
+@pytest.mark.parametrize("value, sign, text", [(0.0, "", "0.000"), (0.144, "", "0.144"), (0.0075, "", "0.0075"),
+                                               (-0.000384, "+", "-0.00038"), (None, "", "–")])
+def test_two_figures_of_a_small_kl_are_seen(value, sign, text):
+    assert nats(value, sign) == text
 
 
 def test_the_page_shows_the_numbers_of_the_run(folder):

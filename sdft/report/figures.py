@@ -100,6 +100,7 @@ def training_curves(run: Run) -> Figure | None:
         upper.set(ylabel="loss, nats/token", title=f"Training ({how_many(logs.values())} steps)", ylim=(0, None))
         upper.legend()
         lower.set(xlabel="optimiser step", ylabel="‖ΔW‖", ylim=(0, None))
+        lower.locator_params(axis="x", integer=True)
 
     return Figure("training", svg_of(draw), "What every step minimises, per target token (thin: each step; thick: "
                   "running mean), and the Frobenius norm of everything that training has added to the weights so far. "
@@ -122,7 +123,7 @@ def response_lengths(run: Run) -> Figure | None:
                       color=colour_of(run, arm), label=f"{arm} (mean {values.mean():.0f})")
         axes.set(xlabel="tokens in the answer", ylabel="answers not longer than this, %", ylim=(0, 101), xlim=(0, None),
                  title=f"Length of general answers (n = {how_many(lengths.values())})")
-        axes.legend(loc="lower right")
+        axes.legend()
 
     return Figure("lengths", svg_of(draw), "A curve further to the left answers in fewer tokens. The jump at the right "
                   "edge is answers that reached the limit of new tokens.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 from sdft.report.run import Run
-from sdft.report.tables import compared, p_value, verdict
+from sdft.report.tables import compared, nats, p_value, verdict
 
 
 def findings(run: Run) -> list[str]:
@@ -43,8 +43,8 @@ def _gap(original: dict[str, Any], distilled: dict[str, Any]) -> list[str]:
 
 
 def _detected(row: dict[str, Any]) -> str:
-    nats = f"{row['difference']:+.3f} nats per token ({row['low']:+.3f} to {row['high']:+.3f})"
-    return f"no difference detected, {nats}" if row["low"] <= 0 <= row["high"] else nats
+    told = f"{nats(row['difference'], '+')} nats per token ({nats(row['low'], '+')} to {nats(row['high'], '+')})"
+    return f"no difference detected, {told}" if row["low"] <= 0 <= row["high"] else told
 
 
 def _sdft_against_sft(sft: dict[str, Any], sdft: dict[str, Any]) -> list[str]:
@@ -53,16 +53,16 @@ def _sdft_against_sft(sft: dict[str, Any], sdft: dict[str, Any]) -> list[str]:
         a, b = sft["general"], sdft["general"]
         paired = b.get("against_sft")
         sentences.append(f"General answers drifted {_ratio(b['kl'], a['kl'])} under sdft as under sft (KL "
-                         f"{b['kl']:.3f} against {a['kl']:.3f}"
+                         f"{nats(b['kl'])} against {nats(a['kl'])}"
                          + (f"; over the same n = {paired['n']} answers {_detected(paired)}" if paired else "") + ").")
         if (a.get("reverse") or {}).get("n") and (b.get("reverse") or {}).get("n"):
             x, y = a["reverse"], b["reverse"]
-            sentences.append(f"On what each arm itself wrote, the reverse KL is {y['kl']:.3f} under sdft against "
-                             f"{x['kl']:.3f}; the intervals {_overlap(x, y)}.")
+            sentences.append(f"On what each arm itself wrote, the reverse KL is {nats(y['kl'])} under sdft against "
+                             f"{nats(x['kl'])}; the intervals {_overlap(x, y)}.")
         if a.get("by_position") and b.get("by_position"):
             ends = [(x["by_position"][0]["kl"], x["by_position"][-1]["kl"]) for x in (a, b)]
             sentences.append(f"At an answer's first token sft drifted {ends[0][0]:.2f} nats and sdft {ends[1][0]:.2f}; "
-                             f"from token {a['by_position'][-1]['first']} on, {ends[0][1]:.3f} and {ends[1][1]:.3f}.")
+                             f"from token {a['by_position'][-1]['first']} on, {nats(ends[0][1])} and {nats(ends[1][1])}.")
     if sft.get("shift") and sdft.get("shift"):
         a, b = sft["shift"]["total"], sdft["shift"]["total"]
         sentences.append(f"The weights moved {_ratio(b, a)} under sdft as under sft (‖ΔW‖ {b:.2f} against {a:.2f}; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 from sdft.report.run import Run
-from sdft.report.tables import Table, number
+from sdft.report.tables import Table, nats, number
 
 
 def gap_table(run: Run) -> Table:
@@ -67,4 +67,4 @@ def likeness_table(run: Run) -> Table:
 
 def _interval(part: dict[str, Any], name: str) -> str:
     value = part.get(name)
-    return "–" if value is None else f"{value:.3f} ({part[f'{name}_low']:.3f}–{part[f'{name}_high']:.3f})"
+    return "–" if value is None else f"{nats(value)} ({nats(part[f'{name}_low'])}–{nats(part[f'{name}_high'])})"

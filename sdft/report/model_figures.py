@@ -79,10 +79,10 @@ def loss_along(run: Run) -> Figure | None:
                     n = rows[0].get(key.replace("nll", "n"))
                     axes.plot([row["t"] for row in rows], [row[key] for row in rows], line, color=colour_of(run, arm),
                               marker=marker_of(run, arm), label=f"{arm}: {what}" + (f" (n = {n})" if n else ""))
-        for t, name in ((0, "seed"), (1, "tuned")):
+        for t in (0, 1):
             axes.axvline(t, color="#888", linewidth=1, linestyle="--")
-            axes.annotate(name, (t, 1), xycoords=("data", "axes fraction"), xytext=(3, -10),
-                          textcoords="offset points", color="#5f6368")
+        places = [row["t"] for row in next(iter(found.values()))]
+        axes.set_xticks(places, [f"{t:g}" + {0: "\nseed", 1: "\ntuned"}.get(t, "") for t in places])
         axes.set(xlabel="t of the weights θ₀ + t·ΔW", ylabel="NLL, nats/token",
                  title="Loss from the seed to the tuned model, and beyond")
         axes.legend()

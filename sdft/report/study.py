@@ -15,7 +15,7 @@ from sdft.report.draw import Figure, require_matplotlib
 from sdft.report.page import as_markdown
 from sdft.report.study_figures import axis, by_condition, condition_of, shown, study_figures
 from sdft.report.study_ranking import ranking_figures, ranking_page
-from sdft.report.tables import Table
+from sdft.report.tables import Table, nats, number
 
 Row = Mapping[str, Any]
 NAME = "cells.json"
@@ -113,8 +113,9 @@ def cells_table(content: Row) -> Table:
     for condition, cells in by_condition(content["cells"]):
         for arm in dict.fromkeys(arm for cell in cells for arm in cell["arms"]):
             found = [cell["arms"][arm] for cell in cells if arm in cell["arms"]]
-            rows.append([condition, arm, str(len(found)), *(_mean(found, suite, 100, 1) for suite in suites),
-                         *(_mean(found, column, 1, 0 if column == "length" else 3) for column in COLUMNS)])
+            rows.append([condition, arm, str(len(found)), *(number(_mean(found, suite), 1, 100) for suite in suites),
+                         *(nats(_mean(found, column)) if column == "kl" else
+                           number(_mean(found, column), 0 if column == "length" else 3) for column in COLUMNS)])
     counts = {suite: next(cell["items"][suite] for cell in content["cells"] if suite in cell["items"])
               for suite in suites}
     head = ["condition", "arm", "seeds", *(f"{suite}, % (n = {counts[suite]})" for suite in suites), *COLUMNS]
@@ -122,9 +123,9 @@ def cells_table(content: Row) -> Table:
                  "Means over the training seeds. " + "; ".join(f"{column}: {axis(column)}" for column in COLUMNS) + ".")
 
 
-def _mean(rows: list[Row], column: str, scale: int, digits: int) -> str:
+def _mean(rows: list[Row], column: str) -> float | None:
     values = [row[column] for row in rows if row.get(column) is not None]
-    return f"{scale * fmean(values):.{digits}f}" if values else "–"
+    return fmean(values) if values else None
 
 
 def _other(primary: Row) -> str:

@@ -4,6 +4,7 @@ Those of the gap, of the drift and of the texts stand in measure_tables.py, the 
 """
 from __future__ import annotations
 
+import math
 import textwrap
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ def result_table(run: Run) -> Table:
         rows.append([
             arm,
             *(_interval(measured["suites"].get(suite)) for suite in suites),
-            number(general.get("kl"), 3), number(general.get("top1"), 1, scale=100),
+            nats(general.get("kl")), number(general.get("top1"), 1, scale=100),
             number(general.get("rouge_l"), 2), number(general.get("length_mean"), 0),
             number(shift.get("total"), 2), number(shift.get("relative"), 2, scale=100),
         ])
@@ -131,6 +132,12 @@ def _interval(row: dict[str, Any] | None) -> str:
 def number(value: float | None, digits: int, scale: float = 1) -> str:
     """A figure of a table; a dash where there is none."""
     return "–" if value is None else f"{value * scale:.{digits}f}"
+
+
+def nats(value: float | None, sign: str = "") -> str:
+    """A KL, in three decimals; a small one in so many that two figures of it are seen."""
+    digits = 3 if not value or abs(value) >= 0.01 else min(6, 1 - math.floor(math.log10(abs(value))))
+    return "–" if value is None else f"{value:{sign}.{digits}f}"
 
 
 def p_value(value: float | None) -> str:
