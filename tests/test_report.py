@@ -124,7 +124,8 @@ def test_a_run_that_has_only_the_first_measures_shows_those(folder):
 
 
 @pytest.mark.parametrize("value, sign, text", [(0.0, "", "0.000"), (0.144, "", "0.144"), (0.0075, "", "0.0075"),
-                                               (-0.000384, "+", "-0.00038"), (None, "", "–")])
+                                               (-0.000384, "+", "-0.00038"), (None, "", "–"),
+                                               (float("nan"), "", "nan")])
 def test_two_figures_of_a_small_kl_are_seen(value, sign, text):
     assert nats(value, sign) == text
 

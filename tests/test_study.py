@@ -1,4 +1,5 @@
-"""Study files: those of this repository can be run, and one that says nothing sensible is one line."""
+"""Study files: their cells, those of this repository, and one that says nothing sensible is one line."""
+import json
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,21 @@ def test_the_studies_of_this_repository_can_be_run(path):
         assert all((STUDIES / f"{name}.toml").is_file() for name in study.reads)
     else:
         assert len(cells_of(study)) == len(study.cells) > 0
+
+
+def test_unequal_cells_are_each_crossed_with_the_grid(tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for part in ("train", "test"):
+        rows = [{"instruction": f"Call {index}.", "output": f"f({index})"} for index in range(4)]
+        (data / f"openfunction_{part}.json").write_text(json.dumps(rows))
+    path = tmp_path / "study.toml"
+    path.write_text(HEAD + '[settings]\nrank = 2\n[grid]\nseed = [1, 2]\n[[cells]]\ntask = "passages"\n'
+                    '[[cells]]\nname = "the calls"\ntask = "openfunctions"\nepochs = 3\n')
+    cells = cells_of(read_study(path), str(data))
+    assert [cell.name for cell in cells] == ["task=passages,seed=1", "task=passages,seed=2",
+                                             "cell=the_calls,seed=1", "cell=the_calls,seed=2"]
+    assert cells[2].values == {"cell": "the calls", "seed": 1}
+    assert [cell.config.train.epochs for cell in cells] == [2, 2, 3, 3]
+    assert [cell.config.task.data for cell in cells] == [None, None, str(data), str(data)]
+    assert cells[3].config.distill.template == "refer" and Path(cells[3].config.task.data).is_absolute()

@@ -65,7 +65,8 @@ def swept(model, tmp_path_factory):
         for module, name, count in ((sdft.distill.rewrite, "stream", "rewritten"),
                                     (sdft.measure.abilities, "stream", "answered"),
                                     (sdft.train.loop, "gradient", "steps"),
-                                    (sdft.experiment.lab, "seed_view", "seed"), (sdft.experiment.lab, "fisher", "seed")):
+                                    (sdft.experiment.lab, "seed_view", "seed"),
+                                    (sdft.experiment.lab, "fisher", "seed")):
             def counted(*given, work=getattr(module, name), count=count):
                 counts[count] += 1 if count in ("steps", "seed") else len(given[2])
                 return work(*given)
@@ -330,18 +331,20 @@ def test_what_the_seed_writes_for_single_arms_is_shared_over_learning_rates(writ
     assert shared == {"rewrite", "gap", "eval seed", "seed text", "answer self-output"}
 
 
-def test_unequal_cells_are_each_crossed_with_the_grid(write, tmp_path):
-    data = tmp_path / "data"
-    data.mkdir()
-    for part in ("train", "test"):
-        rows = [{"instruction": f"Call {index}.", "output": f"f({index})"} for index in range(4)]
-        (data / f"openfunction_{part}.json").write_text(json.dumps(rows))
-    path = write('[grid]\nseed = [1, 2]\n[[cells]]\ntask = "passages"\n'
-                 '[[cells]]\nname = "the calls"\ntask = "openfunctions"\nepochs = 3\n', small="rank = 2\n")
-    cells = cells_of(read_study(path), str(data))
-    assert [cell.name for cell in cells] == ["task=passages,seed=1", "task=passages,seed=2",
-                                             "cell=the_calls,seed=1", "cell=the_calls,seed=2"]
-    assert cells[2].values == {"cell": "the calls", "seed": 1}
-    assert [cell.config.train.epochs for cell in cells] == [2, 2, 3, 3]
-    assert [cell.config.task.data for cell in cells] == [None, None, str(data), str(data)]
-    assert cells[3].config.distill.template == "refer" and Path(cells[3].config.task.data).is_absolute()
+def test_text_of_the_seed_is_shared_where_as_much_of_it_is_needed(write):
+    def key(cell, *arms):
+        return pieces(cell.config, arms)["seed text"].key
+
+    low, high = cells_of(read_study(write("[grid]\nreplay = [0.1, 0.5]\n")))
+    assert key(low, "ewc") == key(high, "ewc") != key(low, "replay") != key(high, "replay")
+    assert key(low, "ewc", "replay") not in (key(low, "ewc"), key(low, "replay"))
+
+
+def test_the_estimate_takes_the_rate_that_is_told(write, tmp_path, capsys):
+    def told(*options):
+        main(["sweep", str(write()), "--out", str(tmp_path / "new"), "--dry-run", *options])
+        return capsys.readouterr()
+
+    assert "by sdft plan at 1500 GFLOP/s" in told("--gflops=1500").out
+    assert "by sdft plan at " in told().out
+    assert "--gflops: expected a positive number, got -1" in told("--gflops=-1").err

@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ from sdft.commands import add_settings, settings, task_of
 from sdft.errors import SdftError
 from sdft.experiment.config import SECTIONS, Config, with_task
 
-GFLOPS = "matrix products of the machine, in 10⁹ operations a second, for the time (default: measured here)"
+GFLOPS = "matrix products of the machine, in 10⁹ operations a second, for {} (default: measured here)"
 
 
 def plan(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Print memory by group of tensors, tokens, operations and time; with --json for programs."""
-    parser.add_argument("--gflops", type=float, metavar="X", help=GFLOPS)
+    parser.add_argument("--gflops", type=float, metavar="X", help=GFLOPS.format("the time"))
     parser.add_argument("--memory", type=float, metavar="GB", help="of the machine or its GPU: say what fits")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings, as `sdft run` takes them")
@@ -25,6 +26,7 @@ def plan(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None
     def execute(options: argparse.Namespace) -> None:
         if options.memory is not None and options.memory <= 0:
             raise SdftError(f"--memory: expected a positive number of gigabytes, got {options.memory:g}")
+        check_rate(options.gflops)
         config, given = settings(options, options.config)
         task = task_of(config)
         found = needs(with_task(config, given, **task.decides), task, rate(options.gflops, config), options.memory)
@@ -33,21 +35,35 @@ def plan(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None
     return execute
 
 
+def check_rate(told: float | None) -> None:
+    """Raise SdftError for what no machine multiplies."""
+    if told is not None and not 0 < told < float("inf"):
+        raise SdftError(f"--gflops: expected a positive number, got {told:g}")
+
+
 def rate(told: float | None, config: Config) -> float | None:
-    """GFLOP/s of matrix products: as told, else measured on the run's device in its dtype; None where that is not here."""
+    """GFLOP/s of matrix products: as told, else those of the run's device in its dtype; None where that is not here."""
+    return told or _measured(config.model.dtype, config.model.device)
+
+
+@cache
+def _measured(dtype: str, device: str) -> float | None:
+    import torch
+
     from sdft.experiment.plan import matmul_peak
     from sdft.model.loading import as_dtype
 
-    if told is not None and not 0 < told < float("inf"):
-        raise SdftError(f"--gflops: expected a positive number, got {told:g}")
     try:
-        return told or matmul_peak(as_dtype(config.model.dtype, config.model.device), config.model.device) / 1e9
-    except SdftError:
+        return matmul_peak(as_dtype(dtype, device), device) / 1e9
+    except (SdftError, torch.OutOfMemoryError):         # no such device, or one that is full
         return None
 
 
 def needs(config: Config, task: Any, gflops: float | None, memory: float | None) -> dict[str, Any]:
-    """The plan of a run's two heavy stages, rewriting and training on the original answers; no seconds without gflops."""
+    """The plan of a run's two heavy stages, rewriting and training on the original answers.
+
+    No seconds without `gflops`.
+    """
     from sdft.distill.rewrite import distill_prompt
     from sdft.experiment import plan as p
     from sdft.experiment.lab import training_example
@@ -94,7 +110,7 @@ def needs(config: Config, task: Any, gflops: float | None, memory: float | None)
                        "computed, an epoch": tokens, "learned, an epoch": targets},
             "tflops": {name: round(value / 1e12, 1) for name, value in flops.items()},
             "seconds": {name: round(value / 1e9 / gflops, 1) for name, value in flops.items() if gflops},
-            "gflops": gflops and round(gflops, 1),
+            "gflops": gflops,
             "bytes": {"rewrite": generation(config.generate.rows), "train": training(len(largest.tokens))},
             "largest_pack": len(largest.tokens)}
     if memory is not None:
@@ -121,7 +137,7 @@ def as_text(plan: dict[str, Any]) -> str:
     lines = [f"{plan['parameters']:,} parameters, {plan['trained']:,} of them or beside them trained; "
              f"{plan['records']} records, {plan['epochs']} epochs, {plan['steps']} steps an arm", "", "tokens"]
     lines += [f"  {name:<28}{count:>14,}" for name, count in plan["tokens"].items()]
-    lines += ["", f"products, at {plan['gflops']:.3g} GFLOP/s" if plan["gflops"] else "products (time: --gflops X)"]
+    lines += ["", f"products, at {plan['gflops']:.6g} GFLOP/s" if plan["gflops"] else "products (time: --gflops X)"]
     lines += [f"  {name:<28}{count:>10,.1f} TFLOP" + (f"{plan['seconds'][name]:>10,.0f} s" if plan["seconds"] else "")
               for name, count in plan["tflops"].items()]
     for stage, groups in plan["bytes"].items():

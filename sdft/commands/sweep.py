@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdft.commands.plan import GFLOPS, needs, rate
+from sdft.commands.plan import GFLOPS, check_rate, needs, rate
 from sdft.errors import SdftError
 
 if TYPE_CHECKING:
@@ -19,13 +19,15 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
     parser.add_argument("study", metavar="STUDY.toml", help="the study: see benchmarks/studies")
     parser.add_argument("--out", metavar="DIR", help="folder of the study (default: runs/STUDY)")
     parser.add_argument("--data", metavar="DIR", help="folder with the files of the tasks that read some")
-    parser.add_argument("--gflops", type=float, metavar="X", help=GFLOPS)
+    parser.add_argument("--gflops", type=float, metavar="X",
+                        help=GFLOPS.format("the time before any cell is finished"))
     parser.add_argument("--dry_run", action="store_true", help="tell what would be run and how long it takes, and stop")
 
     def execute(options: argparse.Namespace) -> None:
         from sdft.experiment.study import cells_of, read_study
         from sdft.report.figures import require_matplotlib
 
+        check_rate(options.gflops)
         require_matplotlib()          # told before the long work, not after it
         study = read_study(Path(options.study))
         folder = Path(options.out or Path("runs") / Path(options.study).stem)
@@ -84,15 +86,16 @@ def _plan(cells: Sequence[Cell], folder: Path, gflops: float | None) -> str:
         about = "nothing is left to run"
     elif known:
         about = f"about {_minutes(known[0])}, by the seconds of {known[1]} finished cells"
-    elif gflops := rate(gflops, cells[0].config):
-        about = (f"about {_minutes(_planned(cells, folder, gflops))} of rewriting and training, by sdft plan at "
-                 f"{gflops:.3g} GFLOP/s; evaluation comes to it, and is known when one cell is finished")
     else:
-        about = "their time is known when one cell is finished"
+        rates = sorted({rate(gflops, cell.config) or 0 for cell in cells})
+        at = " and ".join(f"{each:.6g}" for each in rates)
+        about = (f"about {_minutes(_planned(cells, folder, gflops))} of rewriting and training, by sdft plan at {at} "
+                 "GFLOP/s; evaluation comes to it, and is known when one cell is finished" if all(rates)
+                 else "their time is known when one cell is finished")
     return "\n".join([*lines, "", f"{len(cells)} cells, {len(waiting)} of them to run: {about}"])
 
 
-def _planned(cells: Sequence[Cell], folder: Path, gflops: float) -> float:
+def _planned(cells: Sequence[Cell], folder: Path, gflops: float | None) -> float:
     """Seconds of rewriting and training that `sdft plan` gives for the pieces that are not shared."""
     from sdft.experiment.config import load_chosen
     from sdft.experiment.sweep import to_make
@@ -102,7 +105,8 @@ def _planned(cells: Sequence[Cell], folder: Path, gflops: float) -> float:
         key = repr((cell.config.task, cell.config.distill, replace(cell.config.train, seed=0), cell.config.model))
         if key not in plans:
             try:
-                plans[key] = needs(cell.config, load_chosen(cell.config.task), gflops, None)["seconds"]
+                plans[key] = needs(cell.config, load_chosen(cell.config.task), rate(gflops, cell.config),
+                                   None)["seconds"]
             except SdftError:                       # told when the cell is run; it stops none of the others
                 plans[key] = {"rewrite, at most": 0.0, "train, each arm": 0.0}
         total += plans[key]["rewrite, at most"] * ("rewrite" in stages)

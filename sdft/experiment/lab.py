@@ -146,10 +146,13 @@ class Lab:
                         "tokens": sum(sum(answer.mask) for answer in self.seed_answers)}
         return {"suites": suites, "general": general}
 
-    def of_seed(self, what: str, texts: Sequence[Example], make: Callable[[], T]) -> T:
-        """What `make` finds of the seed on `texts`; the newest of each kind is kept for the runs that share a memory."""
+    def of_seed(self, what: str, texts: Sequence[Example], make: Callable[[], T], layers: Sequence[str] = ()) -> T:
+        """What `make` finds of the seed, or of its `layers`, on `texts`.
+
+        The newest of each kind is kept for the runs that share a memory.
+        """
         with adapter_off(self.seed):
-            about = fingerprint(self.seed), str(self.seed.device), examples_fingerprint(texts)
+            about = fingerprint(self.seed), str(self.seed.device), examples_fingerprint(texts), tuple(layers)
         if what not in self.shared or self.shared[what][0] != about:
             self.shared[what] = about, make()
         return self.shared[what][1]
@@ -172,13 +175,15 @@ class Lab:
     def task_view(self) -> SeedView | None:
         """What the seed makes of its own first answers to the task's test items; None where it answers nothing."""
         answers = self.written("seed", self.task.suites[0])[:self.probes]
-        return self.of_seed("view on the task", answers, lambda: seed_view(self.seed, answers)) if answers else None
+        if not answers:
+            return None
+        return self.of_seed("view on the task", answers, lambda: seed_view(self.seed, answers))
 
     @cached_property
     def fisher(self) -> dict[str, Tensor]:
         """The seed's diagonal Fisher of the adapted layers, on its first general answers."""
         texts, layers = self.seed_answers[:self.probes], match_targets(self.seed, self.settings.targets)
-        return self.of_seed(f"fisher of {layers}", texts, lambda: fisher(self.seed, texts, layers))
+        return self.of_seed("fisher", texts, lambda: fisher(self.seed, texts, layers), layers)
 
     def shown(self, distilled: Iterable[Distilled]) -> list[str]:
         """The ids of the first few records whose rewrite was taken, which the report shows token by token."""

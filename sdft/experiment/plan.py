@@ -132,7 +132,10 @@ def generation_flops(shape: Shape, prompt: int, written: int, pairs: int) -> flo
 
 def matmul_peak(dtype: torch.dtype, device: str | torch.device = "cpu", size: int | None = None,
                 clock: Callable[[], float] = time.perf_counter) -> float:
-    """Best of five products of two square matrices, in FLOP/s; size: of their sides, by default so that it takes no time."""
+    """Best of five products of two square matrices, in FLOP/s.
+
+    size: of their sides; None: so that it takes no time. Raises SdftError where the device cannot be used here.
+    """
     device = as_device(device)
     size = size or (512 if device.type == "cpu" else 4096)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

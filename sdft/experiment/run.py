@@ -18,7 +18,8 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
         shared: Shared | None = None) -> Path:
     """Run the experiment that `config` describes, or go on with it; return its folder.
 
-    `shared` remembers, from run to run, what was found of the seed. A finished run is left as it is. Raises SdftError for bad input and for a folder that was made with other settings.
+    `shared` remembers, from run to run, what was found of the seed. A finished run is left as it is. Raises SdftError
+    for bad input and for a folder that was made with other settings.
     """
     task = load_chosen(config.task)
     config = with_machine(with_task(config, given, **task.decides))

@@ -6,8 +6,8 @@ A *piece* is what one stage of a run leaves in its folder: the rewrites, the gap
 its answers, its measures. Its *key* is every setting that it depends on. A cell that begins takes over the pieces whose
 key is that of a finished cell; `run` then finds them and goes on behind them, as it does after an interruption. All of
 them say themselves how they were made (model, template, sampling, settings, data), and `run` refuses or replaces what is
-foreign: a key that forgot a setting would not end in a wrong result. What the measures need of the seed (its view of its
-own answers, its Fisher) stays in memory from cell to cell.
+foreign: a key that forgot a setting would not end in a wrong result. What the measures need of the seed (its view of
+its own answers, its Fisher) stays in memory from cell to cell.
 
 A study can move from one machine to another without its run folders: a cell that cells.json holds with the same settings
 is finished, and only its numbers are carried on.
@@ -76,7 +76,8 @@ def _seed_text(config: Config, arms: Sequence[str], key: dict[str, Any]) -> dict
     if "self-output" in arms:
         found["answer self-output"] = _piece(key, {}, "self-output/answers.jsonl", "self-output/answers.settings.json")
     if {"replay", "ewc"} & set(arms):
-        found["seed text"] = _piece(key, {"replay": config.arms.replay},
+        count = {"ewc": "ewc" in arms, "replay": config.arms.replay if "replay" in arms else None}
+        found["seed text"] = _piece(key, count,
                                     *(f"seed-{what}.{kind}" for what in ("turns", "answers")
                                       for kind in ("jsonl", "settings.json")))
     return found

@@ -43,7 +43,8 @@ def _gap(original: dict[str, Any], distilled: dict[str, Any]) -> list[str]:
 
 
 def _detected(row: dict[str, Any]) -> str:
-    told = f"{nats(row['difference'], '+')} nats per token ({nats(row['low'], '+')} to {nats(row['high'], '+')})"
+    difference, low, high = (nats(row[key], "+") for key in ("difference", "low", "high"))
+    told = f"{difference} nats per token ({low} to {high})"
     return f"no difference detected, {told}" if row["low"] <= 0 <= row["high"] else told
 
 
@@ -60,9 +61,9 @@ def _sdft_against_sft(sft: dict[str, Any], sdft: dict[str, Any]) -> list[str]:
             sentences.append(f"On what each arm itself wrote, the reverse KL is {nats(y['kl'])} under sdft against "
                              f"{nats(x['kl'])}; the intervals {_overlap(x, y)}.")
         if a.get("by_position") and b.get("by_position"):
-            ends = [(x["by_position"][0]["kl"], x["by_position"][-1]["kl"]) for x in (a, b)]
-            sentences.append(f"At an answer's first token sft drifted {ends[0][0]:.2f} nats and sdft {ends[1][0]:.2f}; "
-                             f"from token {a['by_position'][-1]['first']} on, {nats(ends[0][1])} and {nats(ends[1][1])}.")
+            first, last = ([x["by_position"][place]["kl"] for x in (a, b)] for place in (0, -1))
+            sentences.append(f"At an answer's first token sft drifted {first[0]:.2f} nats and sdft {first[1]:.2f}; from "
+                             f"token {a['by_position'][-1]['first']} on, {nats(last[0])} and {nats(last[1])}.")
     if sft.get("shift") and sdft.get("shift"):
         a, b = sft["shift"]["total"], sdft["shift"]["total"]
         sentences.append(f"The weights moved {_ratio(b, a)} under sdft as under sft (‖ΔW‖ {b:.2f} against {a:.2f}; "

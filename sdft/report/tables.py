@@ -136,7 +136,7 @@ def number(value: float | None, digits: int, scale: float = 1) -> str:
 
 def nats(value: float | None, sign: str = "") -> str:
     """A KL, in three decimals; a small one in so many that two figures of it are seen."""
-    digits = 3 if not value or abs(value) >= 0.01 else min(6, 1 - math.floor(math.log10(abs(value))))
+    digits = 3 if not value or not abs(value) < 0.01 else min(6, 1 - math.floor(math.log10(abs(value))))
     return "–" if value is None else f"{value:{sign}.{digits}f}"
 
 
