@@ -102,7 +102,17 @@ def test_cells_compared_with_cells_have_a_page(folder, content):
 def test_a_cell_that_lacks_an_arm_or_a_column_has_dashes(content):
     del content["cells"][3]["arms"]["sdft"], content["cells"][0]["arms"]["sft"]["shift"]
     rows = {tuple(row[:2]): row for row in cells_table(content).rows}
-    assert rows["ratio 1", "sdft"][2] == "2" and rows["ratio 0.5", "seed"][-1] == "–"
+    assert rows["ratio 1", "sdft"][2] == "2" and rows["all", "seed"][-1] == "–"
+
+
+def test_an_arm_that_is_the_same_in_all_conditions_has_one_row_and_what_is_plotted_a_column(content):
+    for cell in content["cells"]:
+        cell["measures"]["accepted_share"] = 0.25
+    content["statistics"]["correlations"] += [{"x": "accepted_share", "y": "kl"}]
+    table = cells_table(content)
+    assert [row[:2] for row in table.rows] == [["all", "seed"], ["all", "sft"], ["ratio 0.5", "sdft"],
+                                               ["ratio 1", "sdft"]]
+    assert [row[table.head.index("accepted_share")] for row in table.rows] == ["–", "–", "0.250", "0.250"]
 
 
 @pytest.mark.parametrize(("text", "message"), [("[]", "expected a study's cells"), ("{", "malformed JSON"),

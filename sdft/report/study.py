@@ -107,25 +107,39 @@ def matched(row: Row) -> str:
 
 
 def cells_table(content: Row) -> Table:
-    """Conditions × arms: the mean over the seeds of what was learned, what drifted and what was trained on."""
-    suites = list(dict.fromkeys(suite for cell in content["cells"] for suite in cell["items"]))
-    rows = []
-    for condition, cells in by_condition(content["cells"]):
-        for arm in dict.fromkeys(arm for cell in cells for arm in cell["arms"]):
-            found = [cell["arms"][arm] for cell in cells if arm in cell["arms"]]
-            rows.append([condition, arm, str(len(found)), *(number(_mean(found, suite), 1, 100) for suite in suites),
-                         *(nats(_mean(found, column)) if column == "kl" else
-                           number(_mean(found, column), 0 if column == "length" else 3) for column in COLUMNS)])
-    counts = {suite: next(cell["items"][suite] for cell in content["cells"] if suite in cell["items"])
-              for suite in suites}
-    head = ["condition", "arm", "seeds", *(f"{suite}, % (n = {counts[suite]})" for suite in suites), *COLUMNS]
-    return Table(head, rows,
-                 "Means over the training seeds. " + "; ".join(f"{column}: {axis(column)}" for column in COLUMNS) + ".")
+    """Conditions × arms: the mean over the seeds of what was learned, what drifted and what was trained on.
+
+    An arm that is the same in all conditions has one row.
+    """
+    cells = content["cells"]
+    suites = list(dict.fromkeys(suite for cell in cells for suite in cell["items"]))
+    plotted = [column for found in content["statistics"]["correlations"] for column in (found["x"], found["y"])]
+    columns = list(dict.fromkeys([*COLUMNS, *(column for column in plotted if column not in suites)]))
+    conditions, rows = by_condition(cells), {}
+    for condition, group in conditions:
+        for arm in dict.fromkeys(arm for cell in group for arm in cell["arms"]):
+            own = [cell for cell in group if arm in cell["arms"]]
+            rows[condition, arm] = [str(len(own)), *(number(_mean(own, arm, suite), 1, 100) for suite in suites),
+                                    *(_figure(column, _mean(own, arm, column)) for column in columns)]
+    first = {arm: rows.get((conditions[0][0], arm)) for _, arm in rows}
+    same = [arm for arm in first if len(conditions) > 1
+            and all(rows.get((condition, arm)) == first[arm] for condition, _ in conditions)]
+    counts = {suite: next(cell["items"][suite] for cell in cells if suite in cell["items"]) for suite in suites}
+    return Table(["condition", "arm", "seeds", *(f"{suite}, % (n = {counts[suite]})" for suite in suites), *columns],
+                 [*(["all", arm, *first[arm]] for arm in same),
+                  *([condition, arm, *row] for (condition, arm), row in rows.items() if arm not in same)],
+                 "Means over the training seeds. " + "; ".join(f"{column}: {axis(column)}" for column in columns) + ".")
 
 
-def _mean(rows: list[Row], column: str) -> float | None:
-    values = [row[column] for row in rows if row.get(column) is not None]
-    return fmean(values) if values else None
+def _mean(cells: list[Row], arm: str, column: str) -> float | None:
+    """Of a column of the arm; what a cell alone has (of its rewrites) is that of sdft."""
+    found = [cell["arms"][arm].get(column, cell["measures"].get(column) if arm == "sdft" else None) for cell in cells]
+    known = [value for value in found if value is not None]
+    return fmean(known) if known else None
+
+
+def _figure(column: str, value: float | None) -> str:
+    return nats(value) if column == "kl" else number(value, 0 if column == "length" else 3)
 
 
 def _other(primary: Row) -> str:
