@@ -24,12 +24,12 @@ SUITE = Suite("small", ITEMS, length_score, "accuracy", max_new_tokens=10)
 SAMPLED = Sampling(max_new_tokens=999, temperature=1.0, seed=2)
 
 
-def run(path, suite=SUITE, model=None, sampling=SAMPLED, batch_size=4):
-    return evaluate(model or tiny_chat_model(), byte_tokenizer(), suite, path, sampling, batch_size)
+def run(folder, suite=SUITE, model=None, sampling=SAMPLED, batch_size=4):
+    return evaluate(model or tiny_chat_model(), byte_tokenizer(), [suite], folder, sampling, batch_size)[suite.name]
 
 
 def test_a_line_holds_all_that_is_known_of_an_item(tmp_path):
-    rows = run(tmp_path / "eval" / "small.jsonl")
+    rows = run(tmp_path / "eval")
     assert [row["id"] for row in rows] == [item.id for item in ITEMS]
     for row, item in zip(rows, ITEMS, strict=True):
         assert list(row) == ["id", "kind", "prompt", "output", "tokens", "finish", "score"]
@@ -42,7 +42,7 @@ def test_a_line_holds_all_that_is_known_of_an_item(tmp_path):
 
 def test_an_interrupted_evaluation_is_gone_on_with(tmp_path, monkeypatch):
     path = tmp_path / "small.jsonl"
-    whole = run(tmp_path / "whole.jsonl")
+    whole = run(tmp_path / "whole")
     stream = module.stream
 
     def breaks(*arguments):
@@ -53,40 +53,52 @@ def test_an_interrupted_evaluation_is_gone_on_with(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "stream", breaks)
-        run(path)
+        run(tmp_path)
     done = path.read_bytes()
     assert done.count(b"\n") == 3
-    assert run(path) == whole
+    assert run(tmp_path) == whole
     assert path.read_bytes().startswith(done) and path.read_bytes().count(b"\n") == 8
+
+
+def test_suites_are_answered_in_one_stream_each_as_by_itself(tmp_path):
+    """Of like item ids each suite gets its own answers, with its own limit, in its own journal."""
+    other = Suite("other", [Item(item.id, [{"role": "user", "content": "Sing!"}]) for item in ITEMS[:3]], None, "", 4)
+    greedy = Sampling()
+    found = evaluate(tiny_chat_model(), byte_tokenizer(), [SUITE, other], tmp_path / "together", greedy, 4)
+    assert found == {suite.name: run(tmp_path / "apart", suite, sampling=greedy) for suite in (SUITE, other)}
+    for suite in (SUITE, other):
+        for name in (f"{suite.name}.jsonl", f"{suite.name}.settings.json"):
+            mixed, alone = ((tmp_path / folder / name).read_text().splitlines() for folder in ("together", "apart"))
+            assert sorted(mixed) == sorted(alone)
 
 
 def test_a_journal_of_other_items_or_another_model_is_refused(tmp_path):
     path = tmp_path / "small.jsonl"
-    run(path)
+    run(tmp_path)
     before = path.read_bytes()
     with pytest.raises(SdftError, match="item i4 is not in this suite"):
-        run(path, Suite("small", ITEMS[:4], length_score, "accuracy", 10))
+        run(tmp_path, Suite("small", ITEMS[:4], length_score, "accuracy", 10))
     other = [Item("i0", [{"role": "user", "content": "Sing."}]), *ITEMS[1:]]
     with pytest.raises(SdftError, match="item i0 has another prompt in this suite"):
-        run(path, Suite("small", other, length_score, "accuracy", 10))
+        run(tmp_path, Suite("small", other, length_score, "accuracy", 10))
     with pytest.raises(SdftError, match="sampling.max_new_tokens was 10, is 11"):
-        run(path, Suite("small", ITEMS, length_score, "accuracy", 11))
+        run(tmp_path, Suite("small", ITEMS, length_score, "accuracy", 11))
     with pytest.raises(SdftError, match="model was"):
-        run(path, model=tiny_chat_model(seed=1))
+        run(tmp_path, model=tiny_chat_model(seed=1))
     assert path.read_bytes() == before
 
 
 def test_an_item_too_long_for_the_context_is_told_and_counts_as_an_empty_answer(tmp_path, capsys):
     long = Item("long", [{"role": "user", "content": "word " * 200}])
-    rows = run(tmp_path / "small.jsonl", Suite("small", [long, *ITEMS], length_score, "accuracy", 10))
+    rows = run(tmp_path, Suite("small", [long, *ITEMS], length_score, "accuracy", 10))
     assert (rows[0]["id"], rows[0]["output"], rows[0]["tokens"], rows[0]["score"]) == ("long", "", 0, 0.0)
-    assert "small: left out 1 of 9" in capsys.readouterr().err
-    assert len(run(tmp_path / "small.jsonl", Suite("small", [long, *ITEMS], length_score, "accuracy", 10))) == 9
+    assert "evaluate: left out 1 of 9" in capsys.readouterr().err
+    assert len(run(tmp_path, Suite("small", [long, *ITEMS], length_score, "accuracy", 10))) == 9
     assert capsys.readouterr().err.count("left out") == 0
 
 
 def test_a_suite_without_a_score_keeps_the_outputs(tmp_path):
-    rows = run(tmp_path / "small.jsonl", Suite("small", ITEMS, None, "", 10))
+    rows = run(tmp_path, Suite("small", ITEMS, None, "", 10))
     assert all(row["score"] is None for row in rows)
 
 

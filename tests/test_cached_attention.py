@@ -4,7 +4,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdft.kernels.cached_attention import cache_bias, cached_attention, cached_attention_plain
+import sdft.kernels.cached_attention as module
+from sdft.kernels.cached_attention import (cache_bias, cached_attention, cached_attention_plain, empty_keys,
+                                           prompt_attention)
 
 
 def parts(B: int = 3, t: int = 1, H: int = 6, K: int = 2, C: int = 8, T: int = 12, dtype=torch.float64):
@@ -48,3 +50,22 @@ def test_bf16_no_worse_than_plain_against_fp64() -> None:
     plain = cached_attention_plain(q, keys, values, positions)
     # Both round scores, weights and outputs to 8 bits; the factor allows for luck in single roundings.
     assert (fast.double() - exact).abs().max() <= 1.5 * (plain.double() - exact).abs().max()
+
+
+@pytest.mark.parametrize("prompt", [1, 7, 12])
+def test_what_a_gpu_computes_is_the_same(prompt: int, monkeypatch) -> None:
+    """Its branches, run on the CPU: they are PyTorch's own attention."""
+    q, keys, values, positions = parts(t=3)
+    bias = cache_bias(positions, keys.shape[-1], 2, 3, q.dtype)
+    whole = q.new_empty(12, 6, 8).normal_(generator=torch.Generator().manual_seed(1))[-prompt:]
+    expected = cached_attention(q, keys, values, bias), prompt_attention(whole, keys[0], values[0])
+    monkeypatch.setattr(module, "_cached", module._fused_cached)
+    monkeypatch.setattr(module, "_prompt", module._fused_prompt)
+    found = cached_attention(q, keys, values, bias), prompt_attention(whole, keys[0], values[0])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)         # fp64: only the order of additions differs
+
+
+def test_keys_lie_as_their_device_reads_them() -> None:
+    on_cpu, elsewhere = (empty_keys(2, 3, 8, 32, torch.float32, torch.device(device)) for device in ("cpu", "meta"))
+    assert on_cpu.shape == elsewhere.shape == (2, 3, 8, 32)
+    assert on_cpu.stride(3) == 1 and elsewhere.stride(2) == 1

@@ -35,11 +35,12 @@ def eval(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None
                 raise SdftError(f"--suite: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
         out = Path(options.out or Path("eval") / (Path(options.adapter).resolve().name if options.adapter else "seed"))
         model, tokenizer = load_with_adapter(config, options.adapter)
-        for name in chosen:
-            path = out / f"{name}.jsonl"
-            rows = evaluate(model, tokenizer, known[name], path, sampling(config, known[name].max_new_tokens),
-                            config.generate.rows, config.model.chat)
-            scores = {"metric": known[name].metric, **summarise(rows)} if known[name].score else {"n": len(rows)}
-            print(json.dumps({"suite": name, **scores, "answers": str(path)}, ensure_ascii=False))
+        suites = [known[name] for name in dict.fromkeys(chosen)]
+        answers = evaluate(model, tokenizer, suites, out, sampling(config), config.generate.rows, config.model.chat)
+        for suite in suites:
+            rows = answers[suite.name]
+            scores = {"metric": suite.metric, **summarise(rows)} if suite.score else {"n": len(rows)}
+            print(json.dumps({"suite": suite.name, **scores, "answers": str(out / f"{suite.name}.jsonl")},
+                             ensure_ascii=False))
 
     return execute

@@ -131,9 +131,8 @@ def _seed_answers(config: Config, options: argparse.Namespace) -> tuple[Llama, l
     suite = replace(whole, items=[item for item in whole.items if item.id in ids | there])      # more may be answered
     model, tokenizer = load_with_adapter(config, options.adapter)
     with adapter_off(model):
-        rows = evaluate(model, tokenizer, suite, path, sampling(config, suite.max_new_tokens), config.generate.rows,
-                        config.model.chat)
-    rows = [row for row in rows if row["id"] in ids]
+        rows = evaluate(model, tokenizer, [suite], path.parent, sampling(config), config.generate.rows, config.model.chat)
+    rows = [row for row in rows[suite.name] if row["id"] in ids]
     return model, seed_answers(tokenizer, asked, rows, config.model.chat)
 
 

@@ -131,10 +131,8 @@ class Lab:
     def abilities(self, arm: str, model: Llama) -> dict[str, Any]:
         """Answer all suites; sum the scores up, and set them and the general answers against the seed's."""
         with self.timed(f"eval {arm}"):
-            answers = self.answers[arm] = {
-                suite.name: evaluate(model, self.tokenizer, suite, self.folder / "eval" / arm / f"{suite.name}.jsonl",
-                                     self.sampling, self.rows, self.chat)
-                for suite in [*self.suites, self.general]}
+            answers = self.answers[arm] = evaluate(model, self.tokenizer, [*self.suites, self.general],
+                                                   self.folder / "eval" / arm, self.sampling, self.rows, self.chat)
         suites = {}
         for suite in self.suites:
             suites[suite.name] = {"metric": suite.metric, **summarise(answers[suite.name])}
@@ -190,7 +188,7 @@ class Lab:
         return [row.id for row in distilled if row.source == "rewrite"][:SHOWN]
 
 
-def sampling(config: Config, max_new_tokens: int) -> Sampling:
+def sampling(config: Config, max_new_tokens: int = Sampling.max_new_tokens) -> Sampling:
     """Decoding as the settings say."""
     generate = config.generate
     return Sampling(max_new_tokens=max_new_tokens, temperature=generate.temperature, top_k=generate.top_k,

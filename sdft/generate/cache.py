@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_attention
+from sdft.kernels.cached_attention import cache_bias, cached_attention, empty_keys, prompt_attention
 
 BLOCK = 32             # attention reads whole blocks of so many slots: products of few sizes, which oneDNN plans once each
 GROUP = 32             # rows that lie and are read together, as far as the longest of them reaches
@@ -49,7 +49,7 @@ class KVCache:
         for first in range(0, len(capacities), GROUP):
             n, slots = len(capacities[first : first + GROUP]), blocks(capacities[first])
             # Zeros: a masked slot's weight is 0, and 0 times an uninitialised NaN would be NaN.
-            keys = [torch.zeros(n, K, C, slots, dtype=dtype, device=device) for _ in range(L)]
+            keys = [empty_keys(n, K, C, slots, dtype, device) for _ in range(L)]
             values = [torch.zeros(n, K, slots, C, dtype=dtype, device=device) for _ in range(L)]
             self.groups.append(Rows(first, keys, values))
 

@@ -7,7 +7,8 @@
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -23,48 +24,65 @@ from sdft.tasks.base import Item, Suite
 from sdft.text.chat import encode_prompt
 
 
-def evaluate(model, tokenizer, suite: Suite, path: Path, sampling: Sampling = Sampling(), batch_size: int = 32,
-             chat: str | None = None) -> list[dict[str, Any]]:
-    """Answer every item of `suite`, at most suite.max_new_tokens tokens each; return the lines in the items' order.
+class Sheet:
+    """The answers to one suite: those that its journal holds, and those that are still to be written."""
 
-    A line of the journal `path`: id, kind, prompt (the last user turn), output, tokens (how many), finish, score (None
-    in a suite that keeps outputs only). A run that was killed goes on after the last line. An item that does not fit
-    the model's context is told on stderr, and is an empty answer like any other.
+    def __init__(self, suite: Suite, path: Path, made_with: Mapping[str, Any]):
+        self.suite, self.path = suite, path
+        self.journal, self.lines = resume(path, made_with)
+        self._refuse_foreign()
 
-    Raises SdftError when the journal was made with another model, chat format or sampling, or for other items.
+    def waiting(self) -> list[Item]:
+        """The items without an answer."""
+        return [item for item in self.suite.items if item.id not in self.lines]
+
+    def keep(self, item: Item, output: str = "", tokens: int = 0, finish: str = "length") -> None:
+        """Score an answer, and write its line."""
+        score = None if self.suite.score is None else float(self.suite.score(item, output))
+        self.lines[item.id] = {"id": item.id, "kind": item.kind, "prompt": item.messages[-1]["content"],
+                               "output": output, "tokens": tokens, "finish": finish, "score": score}
+        self.journal.append(self.lines[item.id])
+
+    def _refuse_foreign(self) -> None:
+        items = {item.id: item for item in self.suite.items}
+        for id, line in self.lines.items():
+            if id not in items or line["prompt"] != items[id].messages[-1]["content"]:
+                raise SdftError(f"{self.path}: item {id} {'has another prompt' if id in items else 'is not'} in this "
+                                "suite; the file belongs to other test items: use those, or another folder to start anew")
+
+
+def evaluate(model, tokenizer, suites: Sequence[Suite], folder: Path, sampling: Sampling = Sampling(),
+             batch_size: int = 32, chat: str | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Answer every item of the suites, at most its suite's max_new_tokens tokens each; return suite → lines, by item.
+
+    All are answered in one stream: the rows that one suite leaves free at its end are filled by the next. A line of the
+    journal <folder>/<suite>.jsonl: id, kind, prompt (the last user turn), output, tokens (how many), finish, score
+    (None in a suite that keeps outputs only). A run that was killed goes on after the last line. An item that does not
+    fit the model's context is told on stderr, and is an empty answer like any other.
+
+    Raises SdftError when a journal was made with another model, chat format or sampling, or for other items.
     """
-    sampling = replace(sampling, max_new_tokens=suite.max_new_tokens)
-    items = {item.id: item for item in suite.items}
-    journal, lines = resume(path, {"model": fingerprint(model), "chat": chat or tokenizer.chat,
-                                   "sampling": asdict(sampling)})
-    _refuse_foreign(path, lines, items)
-    requests = [Request(item.id, encode_prompt(tokenizer, item.messages, chat=chat))
-                for item in suite.items if item.id not in lines]
-    kept = fitting(requests, model.config.context_length, suite.name)
-    with journal, progress(total=len(items), desc=suite.name, unit="item") as bar:
-        def keep(id: str, output: str, tokens: int, finish: str) -> None:
-            item = items[id]
-            score = None if suite.score is None else float(suite.score(item, output))
-            lines[id] = {"id": id, "kind": item.kind, "prompt": item.messages[-1]["content"], "output": output,
-                         "tokens": tokens, "finish": finish, "score": score}
-            journal.append(lines[id])
-            bar.update()
-
-        bar.update(len(items) - len(requests))
+    made_with = {"model": fingerprint(model), "chat": chat or tokenizer.chat}
+    sheets = [Sheet(suite, Path(folder) / f"{suite.name}.jsonl", made_with | {
+        "sampling": asdict(replace(sampling, max_new_tokens=suite.max_new_tokens))}) for suite in suites]
+    asked = {f"{sheet.suite.name} {item.id}": (sheet, item) for sheet in sheets for item in sheet.waiting()}
+    requests = [Request(id, encode_prompt(tokenizer, item.messages, chat=chat), sheet.suite.max_new_tokens)
+                for id, (sheet, item) in asked.items()]
+    total, kept = sum(len(suite.items) for suite in suites), fitting(requests, model.config.context_length, "evaluate")
+    with ExitStack() as journals, progress(total=total, desc="evaluate", unit="item") as bar:
+        for sheet in sheets:
+            journals.enter_context(sheet.journal)
+        bar.update(total - len(kept))
         for request in requests:
             if request not in kept:
-                keep(request.id, "", 0, "length")
+                sheet, item = asked[request.id]
+                sheet.keep(item)
         # No drafts: open answers repeat little of their prompts, and took 12 % longer with them (benchmarks/README.md).
         for output in stream(model, tokenizer, kept, sampling, batch_size, False):
-            keep(output.id, output.text, len(output.tokens), output.finish)
-    return [lines[item.id] for item in suite.items]
-
-
-def _refuse_foreign(path: Path, lines: dict[str, dict], items: dict[str, Item]) -> None:
-    for id, line in lines.items():
-        if id not in items or line["prompt"] != items[id].messages[-1]["content"]:
-            raise SdftError(f"{path}: item {id} {'has another prompt' if id in items else 'is not'} in this suite; the "
-                            "file belongs to other test items: use those, or another folder to start anew")
+            sheet, item = asked[output.id]
+            sheet.keep(item, output.text, len(output.tokens), output.finish)
+            bar.update()
+    return {sheet.suite.name: [sheet.lines[item.id] for item in sheet.suite.items] for sheet in sheets}
 
 
 def summarise(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
