@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from small_run import options, save_tiny_model
 from tiny_chat import byte_tokenizer
@@ -16,7 +17,7 @@ from sdft.cli import main
 from sdft.distill import Distilled
 from sdft.distill.rewrite import Rewrite
 from sdft.errors import SdftError
-from sdft.experiment.arms import FISHER_TEXTS, ARMS, _steps_to, arms_of, interpolate
+from sdft.experiment.arms import FISHER_TEXTS, ARMS, READ_BY, _steps_to, arms_of, interpolate, settings_of
 from sdft.experiment.config import make_config, with_task
 from sdft.experiment.lab import Lab
 from sdft.experiment.seed_text import seed_dialogues, user_header, user_text
@@ -127,6 +128,22 @@ def test_the_trivial_controls(lab):
         arm, originals = arm_of(lab, name)
         assert arm.settings == replace(lab.settings, objective=name) and arm.targets == originals
         assert (arm.name, arm.folder, len(arm.material.seed_text)) == (name, name, FISHER_TEXTS * (name == "ewc"))
+
+
+def test_settings_that_an_arm_does_not_read_are_not_stored_with_it(lab, tmp_path):
+    given = TrainSettings(strength=0.3, floor=0.2, ema=0.5, max_length=2048, batch_size=2, epochs=1)
+    read = {name: {setting for setting in READ_BY
+                   if getattr(settings_of(name, given), setting) != getattr(TrainSettings, setting)} for name in ARMS}
+    averaged = {name: {"ema"} for name in ARMS if name.endswith("-ema")}
+    assert {name: settings for name, settings in read.items() if settings} == {
+        "kl": {"strength"}, "l2-sp": {"strength"}, "ewc": {"strength"}, "stm": {"floor"}, **averaged}
+    own = settings_of("sft", replace(given, objective="stm", lr=0.1))      # as the run says
+    assert own == replace(given, objective="stm", lr=0.1, strength=None, ema=0.0)
+    lab.settings = given
+    arm, _ = arm_of(lab, "sft")
+    train(lab.seed, arm.targets, arm.settings, tmp_path / "sft", material=arm.material)
+    with safe_open(tmp_path / "sft" / "state.safetensors", "pt") as file:
+        assert file.metadata()["strength"] == "null" and file.metadata()["floor"] == "0.4"
 
 
 def test_on_policy_the_model_answers_anew_at_every_step_and_the_teacher_sees_the_reference(lab, monkeypatch):

@@ -185,7 +185,7 @@ def test_the_standalone_file_holds_the_mix_of_the_run_s_seed(model, data, tmp_pa
 def test_measure_is_told_what_it_takes(adapter, capsys):
     for arguments, message in ((["shift"], "measure shift needs an adapter"),
                                (["along"], "measure along needs an adapter"),
-                               (["adapters", adapter], "measure adapters needs two folders, A and B; got 1"),
+                               (["adapters", adapter], "measure adapters needs 2 folders; got 1"),
                                (["weights", adapter, adapter], "expected model.safetensors or"),
                                (["adapters", adapter, "nowhere"], "nowhere: expected an adapter folder"),
                                (["gap", adapter], "measure gap takes no folder beside its options")):

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from sdft.errors import SdftError
-from sdft.experiment.folder import is_new
+from sdft.experiment.config import make_config
+from sdft.experiment.folder import check_folder, is_new, make_folder
 from sdft.files import locked
 
 
@@ -26,6 +27,42 @@ def test_a_folder_of_other_files_is_refused(tmp_path):
         is_new(tmp_path)
     with pytest.raises(SdftError, match="is a file"):
         is_new(tmp_path / "thesis.doc")
+
+
+def test_a_setting_that_is_newer_than_the_folder_was_at_its_default(tmp_path):
+    config, _ = make_config(None, {"lr": "0.1"})
+    made_of = {"model_sha256": "a" * 64, "data_sha256": "b" * 64}
+    make_folder(tmp_path, config, made_of)
+    path = tmp_path / "config.toml"
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if not line.startswith("warmup ")) + "\n")
+    check_folder(tmp_path, config, made_of)
+    other, _ = make_config(None, {"lr": "0.1", "warmup": "3"})
+    with pytest.raises(SdftError, match="train.warmup was 0, is 3"):
+        check_folder(tmp_path, other, made_of)
+
+
+def test_other_data_are_told_unless_the_settings_tell_it(tmp_path):
+    config, _ = make_config(None, {})
+    made_of = {"model_sha256": "a" * 64, "data_sha256": "b" * 64}
+    make_folder(tmp_path, config, made_of)
+    with pytest.raises(SdftError, match="other settings: the data's SHA-256 was bbbbbbbbbbbb…, is cccccccccccc…. Use"):
+        check_folder(tmp_path, config, made_of | {"data_sha256": "c" * 64})
+    fewer, _ = make_config(None, {"train_records": "3"})
+    with pytest.raises(SdftError, match="other settings: task.train_records was absent, is 3. Use"):
+        check_folder(tmp_path, fewer, made_of | {"data_sha256": "c" * 64})
+
+
+def test_with_dropout_the_packs_are_part_of_the_run(tmp_path):
+    made_of = {"model_sha256": "a" * 64, "data_sha256": "b" * 64}
+    for dropout in ("0", "0.1"):
+        folder = tmp_path / dropout
+        make_folder(folder, make_config(None, {"dropout": dropout})[0], made_of)
+        other, _ = make_config(None, {"dropout": dropout, "micro_tokens": "64", "save_every": "3"})
+        if dropout == "0":
+            check_folder(folder, other, made_of)
+        else:
+            with pytest.raises(SdftError, match="other settings: train.micro_tokens was 2048, is 64. Use"):
+                check_folder(folder, other, made_of)
 
 
 def test_a_folder_is_held_by_one_process_until_that_one_dies(tmp_path):

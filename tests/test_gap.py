@@ -157,12 +157,24 @@ def test_targets_are_paired_by_record_whole_and_over_equally_many_tokens(example
                                                       for a, b in zip(own, other)])):
         means = [[sum(side) / len(side) for side in sides] for sides in zip(*pairs)]
         assert result["n"] == 5
+        assert [result["perplexity"], result["perplexity_with"]] == pytest.approx(
+            [math.exp(sum(side) / 5) for side in means], rel=1e-4)
+        assert [result["low_share"], result["low_share_with"]] == pytest.approx(
+            [sum(sum(nll > -math.log(0.4) for nll in record) / len(record) for record in side) / 5
+             for side in zip(*pairs)])
         assert result["nll"] == pytest.approx(sum(means[0]) / 5, abs=1e-5)
         assert result["nll_with"] == pytest.approx(sum(means[1]) / 5, abs=1e-5)
         assert result["difference"] == pytest.approx(result["nll"] - result["nll_with"])
         assert result["low"] < result["difference"] < result["high"]
         assert [result["tokens"], result["tokens_with"]] == [sum(map(len, side)) for side in zip(*pairs)]
     assert paired["with"] == "original" and paired["length_matched"]["tokens"] < paired["tokens"]
+    own, other = ([[(row > row[target]).sum().item() for row, target in logprobs(model, example)] for example in side]
+                  for side in (changed, examples[2:]))
+    for result, matched in ((paired, False), (paired["length_matched"], True)):
+        for side, behind in ((own, ""), (other, "_with")):
+            cut = [ranks[:min(len(a), len(b))] if matched else ranks for ranks, a, b in zip(side, own, other)]
+            assert result[f"rank_mean{behind}"] == pytest.approx(sum(sum(ranks) / len(ranks) for ranks in cut) / 5)
+            assert result[f"rank0{behind}"] == pytest.approx(sum(ranks.count(0) / len(ranks) for ranks in cut) / 5)
     assert "paired" not in gaps(model, {"original": examples, "distilled": examples[::-1]})["distilled"]
 
 

@@ -9,7 +9,7 @@ import torch
 from adapted import adapted
 
 from sdft.errors import SdftError
-from sdft.measure.modules import module_measures
+from sdft.measure.modules import module_measures, spread_out
 from sdft.measure.spectrum import compare_spectra, effective_rank, stable_rank
 from sdft.measure.weights import shift
 from sdft.model.lora import lora_layers, merge, remove_lora
@@ -113,3 +113,14 @@ def test_factors_that_are_not_finite_are_one_line():
             measure(model)
     with pytest.raises(SdftError, match="'k_proj' names nothing here"):
         module_measures(adapted(), spectra=("k_proj",))
+
+
+def test_layers_to_decompose_are_spread_from_the_first_to_the_last():
+    names = [f"model.layers.{layer}.self_attn.{kind}" for layer in range(2, 12) for kind in ("q_proj", "v_proj")]
+
+    def layers(count):
+        return sorted({int(name.split(".")[2]) for name in spread_out(["lm_head", *names], count)})
+
+    assert layers(0) == [] and layers(1) == [2] and layers(2) == [2, 11] and layers(4) == [2, 5, 8, 11]
+    assert layers(10) == layers(99) == list(range(2, 12))
+    assert spread_out(names, 1) == names[:2]                        # every matrix of a layer

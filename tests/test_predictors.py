@@ -1,4 +1,4 @@
-"""What predicts forgetting: points of several studies, ranked, with intervals over whole studies."""
+"""What predicts forgetting: points of several studies, ranked within studies, with sign and interval over studies."""
 import json
 
 import numpy as np
@@ -6,24 +6,33 @@ import pytest
 
 from sdft.cli import main
 from sdft.errors import SdftError
-from sdft.experiment.predictors import intervals, points_of, predict, rank
+from sdft.experiment.predictors import difference, explain, points_of, predict, rank, starts
 from sdft.experiment.study import read_study
 from sdft.files import write_json
+from sdft.report.study_ranking import begun, direction, ranking_figures, ranking_table, told
 
 ASKED = {"measures": ["kl", "shift", "gap", "tv"], "outcomes": ["instructions"]}
-TOML = ('name = "predictors"\nquestion = "Which?"\nreads = ["a", "b", "c"]\n'
+TOML = ('name = "predictors"\nquestion = "Which?"\nreads = ["a", "b", "c", "d"]\n'
         '[predict]\nmeasures = ["kl", "shift", "gap", "tv"]\noutcomes = ["instructions"]\n')
 
 
-def _cell(instructions, kl, shift, gap=1.0):
+def _cell(instructions, kl, shift, gap=1.0, seed=0.5, task="passages", score=0.75):
     """A seed at 0.5; sft drops by 0.125 in every cell, with the same measures."""
-    return {"values": {}, "measures": {"gap": gap}, "arms": {
-        "seed": {"instructions": 0.5, "kl": 0.0}, "sft": {"instructions": 0.375, "kl": 0.2, "shift": 5.0},
-        "sdft": {"instructions": instructions, "kl": kl, "shift": shift}}}
+    return {"values": {}, "suite": task, "items": {task: 8, "instructions": 40}, "measures": {"gap": gap}, "arms": {
+        "seed": {"instructions": seed, "kl": 0.0, task: 0.5},
+        "sft": {"instructions": seed - 0.125, "kl": 0.2, "shift": 5.0, task: 0.625},
+        "sdft": {"instructions": instructions, "kl": kl, "shift": shift, task: score}}}
 
 
 CELLS = {"a": [_cell(0.4, 0.1, 4.0), _cell(0.25, 0.25, 2.0), _cell(0.3, 0.2, 7.0)],
-         "b": [_cell(0.45, 0.06, 6.0), _cell(0.35, 0.14, 1.0)]}
+         "b": [_cell(0.45, 0.06, 6.0), _cell(0.35, 0.14, 1.0)],
+         "c": [_cell(0.45, 0.09, 6.5), _cell(0.4, 0.11, 3.0), _cell(0.1, 0.4, 4.0, score=0.5)]}
+
+
+def _points(*studies, outcome="instructions"):
+    """Points of studies given as lists of (measures, drop)."""
+    return [{"study": str(place), "task": "passages", "arm": "sft", "drops": {outcome: drop}, "measures": measures}
+            for place, rows in enumerate(studies) for measures, drop in rows]
 
 
 @pytest.fixture
@@ -37,36 +46,133 @@ def study(tmp_path):
 def test_every_trained_arm_is_a_point_and_a_shared_one_counts_once():
     points = points_of("a", CELLS["a"], ASKED)
     assert [point["arm"] for point in points] == ["sft", "sdft", "sdft", "sdft"]
-    assert points[0] == {"study": "a", "arm": "sft", "drops": {"instructions": 0.125},
-                         "measures": {"kl": 0.2, "shift": 5.0}}
-    assert points[1]["measures"] == {"kl": 0.1, "shift": 4.0, "gap": 1.0}
+    assert points[0] == {"study": "a", "task": "passages", "arm": "sft", "drops": {"instructions": 0.125},
+                         "measures": {"kl": 0.2, "shift": 5.0, "gained": 0.125}}
+    assert points[1]["measures"] == {"kl": 0.1, "shift": 4.0, "gap": 1.0, "gained": 0.25}
     assert points[1]["drops"]["instructions"] == pytest.approx(0.1)
 
 
-def test_measures_are_ranked_by_what_they_explain(study, capsys):
+def test_measures_are_ranked_by_what_they_explain_within_studies(study, capsys):
     content = predict(read_study(study))
-    assert "without c, which has no" in capsys.readouterr().err
+    assert "without d, which has no" in capsys.readouterr().err
     assert [(row["measure"], row["n"], row["studies"]) for row in content["ranking"]] == [
-        ("kl", 7, 2), ("shift", 7, 2)]                                 # gap is the same everywhere: it explains nothing
-    assert content["missing"] == ["gap", "tv"] and content["study"]["reads"] == ["a", "b"]
-    kl = [point["measures"]["kl"] for point in content["points"]]
-    drop = [point["drops"]["instructions"] for point in content["points"]]
-    assert content["ranking"][0]["linear"] == pytest.approx(np.corrcoef(kl, drop)[0, 1] ** 2)
+        ("kl", 11, 3), ("gained", 11, 3), ("shift", 11, 3)]
+    assert content["missing"] == ["tv"] and content["constant"] == ["gap"]      # gap is the same everywhere
+    assert content["study"]["reads"] == ["a", "b", "c"]
+    apart = np.concatenate([own - own.mean(0) for name in "abc" for own in [np.array(
+        [(point["measures"]["kl"], point["drops"]["instructions"]) for point in content["points"]
+         if point["study"] == name])]])
+    assert content["ranking"][0]["r"] == pytest.approx(np.corrcoef(apart.T)[0, 1], abs=1e-6)
+    assert content["ranking"][0]["within"] == pytest.approx(content["ranking"][0]["r"] ** 2, abs=1e-6)
+
+
+def test_what_only_the_studies_differ_in_explains_nothing_and_the_sign_is_kept():
+    """Simpson: within each of three studies y falls by 1 as x rises by 1; from study to study both rise by 10."""
+    points = _points(*[[({"kl": 10 * place + step}, 10.0 * place - step) for step in range(3)] for place in range(3)])
+    row = explain(points, "instructions", "kl")
+    assert row["r"] == pytest.approx(-1) and (row["low"], row["high"]) == (pytest.approx(-1), pytest.approx(-1))
+    assert row["pooled"] > 0.97 and row["within"] == pytest.approx(1) and row["ranks"] == pytest.approx(-1)
+    assert direction(row) == "the more, the less is lost"
+    only_between = _points(*[[({"kl": place}, place + step) for step in range(3)] for place in range(3)])
+    assert explain(only_between, "instructions", "kl") is None
+
+
+def test_arms_are_set_against_those_of_their_own_task():
+    """One study of two tasks: within each y = x, and the second task's arms are shifted."""
+    points = _points([({"kl": step}, float(step)) for step in range(3)])
+    points += [point | {"task": "dolly", "drops": {"instructions": point["drops"]["instructions"] - 50}}
+               for point in points]
+    row = explain(points, "instructions", "kl")
+    assert row["r"] == pytest.approx(1) and abs(row["pooled"]) < 0.1 and (row["groups"], row["studies"]) == (2, 1)
+    assert row["low"] is None and direction(row) == "not clear"             # one study: no interval
 
 
 def test_intervals_draw_whole_studies():
-    """Two studies of one line each: a draw is either of them, where R² is 1, or both, where it is `both`."""
-    first, second = [(0, 0), (1, 1), (2, 2)], [(0, 2), (1, 1), (2, 0)]
-    assert intervals([first, second]) == {"linear_low": pytest.approx(0), "linear_high": pytest.approx(1),
-                                          "ranks_low": pytest.approx(0), "ranks_high": pytest.approx(1)}
-    assert intervals([first, first]) == {name: pytest.approx(1) for name in
-                                         ("linear_low", "linear_high", "ranks_low", "ranks_high")}
-    assert set(intervals([first]).values()) == {None}
-    assert intervals([[(0, 0)], [(1, 0)]])["linear_low"] is None       # never three different points
+    """Two studies of y = x and one of y = −x: the third alone is drawn once in 27, more often than 2.5 %."""
+    rising, falling = ([({"kl": float(x)}, sign * float(x)) for x in range(3)] for sign in (1, -1))
+    row = explain(_points(rising, rising, falling), "instructions", "kl")
+    assert row["r"] == pytest.approx(1 / 3, abs=1e-6) and (row["low"], row["high"]) == (-1, 1)
+    assert direction(row) == "not clear"
+
+
+def test_a_seed_at_the_floor_can_lose_nothing_and_is_counted():
+    cells = [_cell(0.4, 0.1, 4.0), _cell(0.0, 0.3, 9.0, seed=0.0), _cell(0.1, 0.2, 9.0, seed=0.0, task="dolly")]
+    cells[1]["arms"]["sft"]["instructions"] = cells[2]["arms"]["sft"]["instructions"] = 0.0
+    points = points_of("a", cells, ASKED)
+    assert [point["drops"] for point in points] == [{"instructions": pytest.approx(d)} for d in (0.125, 0.1)] + [{}] * 4
+    found = starts("a", cells, ["instructions", "top1"])
+    assert [(row["task"], row["cells"], row["left_out"], row["n"]) for row in found] == [
+        ("passages", 2, 1, 40), ("dolly", 1, 1, 40), ("passages", 2, 0, 0), ("dolly", 1, 0, 0)]
+    text = begun(found[:2])
+    assert "dolly: 0 of 1, n = 40 items, 1 of 1 cells left out" in text and text.endswith(
+        "2 cells whose seed scores 0 are left out: nothing can be lost there.")
+    assert begun(found[2:]).endswith("Not measured in a.")
+
+
+def test_what_was_learned_stands_beside_every_measure():
+    points = [point for name in "abc" for point in points_of(name, CELLS[name], ASKED)]
+    content = {row["measure"]: row for row in rank(points, ASKED)}
+    assert content["kl"]["with_gained"] < 0 and content["gained"]["with_gained"] is None
+    table = ranking_table(list(content.values()))
+    assert "r with gained" in table.head and ["gained"] == [row[0] for row in table.rows if row[0] == "gained"]
+
+
+def test_an_outcome_does_not_predict_itself_and_one_that_some_lack_has_its_n():
+    points = _points(*[[({"top1": 1 - x / 10, "general.top1": 1 - x / 10, "tv": x + x * x} | ({"low": x} if x else {}),
+                         float(x)) for x in range(4)]] * 3, outcome="top1")
+    ranking = rank(points, {"measures": ["top1", "general.top1", "tv", "low"], "outcomes": ["top1"]})
+    assert [(row["measure"], row["n"]) for row in ranking] == [("low", 9), ("tv", 12)]
+    assert ranking[1]["behind"]["n"] == 9                           # compared on the arms that have both
+
+
+def _clear():
+    """kl follows the drop, tv hardly: in every one of four studies."""
+    drops, noise = (0.0, 1.0, 2.0, 3.0, 4.0), (1.0, -1.0, 0.3, 1.2, -0.9)
+    return _points(*[[({"kl": drop + noise[(step + place) % 5] / 50, "tv": noise[step]}, drop)
+                      for step, drop in enumerate(drops)] for place in range(4)])
+
+
+def test_measures_are_told_apart_by_the_difference_on_the_same_draws():
+    ranking = rank(_clear(), {"measures": ["tv", "kl"], "outcomes": ["instructions"]})
+    behind = ranking[1]["behind"]
+    assert ranking[0]["behind"] is None and behind["low"] > 0 and behind["n"] == 20
+    text = told("instructions", ranking)
+    assert "kl ranks first: R² = 1.00" in text and "The next, tv, lies below it: R² = " in text
+    assert "the more, the more is lost" in text and "By such an interval 1 of the other 1 measures lie" in text
+    assert "one time in 8" in text
+
+
+def test_overlapping_intervals_do_not_hide_a_difference_nor_make_one():
+    """b explains less than a in every study, though both vary between studies far more than they differ."""
+    studies = []
+    for place, size in enumerate((0.3, 1.0, 2.0, 4.0)):
+        disturbed = np.array([1, -2, 2, -2, 1]) * size                        # orthogonal to a line
+        studies.append([({"a": x + d, "b": x + 1.3 * d}, float(x)) for x, d in zip(range(5), disturbed, strict=True)])
+    first, second = rank(_points(*studies), {"measures": ["a", "b"], "outcomes": ["instructions"]})
+    assert first["measure"] == "a" and first["within_low"] < second["within_high"] and second["behind"]["low"] > 0
+    assert "The next, b, lies below it" in told("instructions", [first, second])
+    same = difference(_points(*studies), "instructions", "a", "a")
+    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
+    second["behind"] = {"difference": 0.1, "low": -0.1, "high": 0.2, "n": 20}
+    assert "No difference detected from the next, b: R² = " in told("instructions", [first, second])
+
+
+def test_a_direction_is_told_where_the_interval_leaves_zero_out():
+    row = {"r": 0.5, "low": 0.1, "high": 0.9}
+    assert direction(row) == "the more, the more is lost" and direction(row | {"low": -0.1}) == "not clear"
 
 
 def test_nothing_that_varies_is_no_ranking():
     assert rank(points_of("a", CELLS["a"][:1], ASKED), ASKED) == []
+    assert told("instructions", []) == "No measure varies together with a drop of instructions: nothing to rank."
+
+
+def test_figures_name_measures_in_words_with_units_and_n(study):
+    figures = {figure.name: figure.svg for figure in ranking_figures(predict(read_study(study)))}
+    assert "<!-- KL from the seed, nats/token (n = 11) -->" in figures["ranking-instructions"]
+    assert "<!-- r with the drop   (right: the more, the more is lost) -->" in figures["ranking-instructions"]
+    for text in ("KL from the seed, nats/token", "instructions, share", "n = 11 trained arms", "a (n = 4)"):
+        assert f"<!-- {text} -->" in figures["drop-instructions"], text
 
 
 def test_the_command_writes_the_ranking_and_its_page(study, tmp_path, capsys):
@@ -76,9 +182,11 @@ def test_the_command_writes_the_ranking_and_its_page(study, tmp_path, capsys):
                                                      "ranking-instructions.svg", "drop-instructions.svg"}
     page = (out / "report.md").read_text()
     best = json.loads((out / "cells.json").read_text())["ranking"][0]
-    for text in ("7 trained arms of 2 studies: a, b", "Named before and measured in no cell: gap, tv.",
-                 f"kl ranks first: R² = {best['linear']:.2f} (", ") with the drop of instructions, n = 7 arms",
-                 "| measure | R², linear |"):
+    for text in ("11 trained arms of 3 studies: a, b, c", "Named before and measured in no cell: tv.",
+                 "The same in every arm of a study, or in too few arms to tell: gap.",
+                 f"kl ranks first: R² = {best['within']:.2f} (", f"r = {best['r']:+.2f} (", "n = 11 arms of 3 studies",
+                 f"Pooled over the studies r = {best['pooled']:+.2f}. With what was learned it goes by r = ",
+                 "The seed's own: a (passages: 0.5 of 1, n = 40 items)", "| measure | what it is | R² within |"):
         assert text in page, text
     before = (out / "report.md").read_text()
     assert main(["report", str(out)]) == 0 and (out / "report.md").read_text() == before
@@ -86,7 +194,7 @@ def test_the_command_writes_the_ranking_and_its_page(study, tmp_path, capsys):
 
 def test_without_any_study_it_is_one_line(tmp_path):
     (tmp_path / "predictors.toml").write_text(TOML)
-    with pytest.raises(SdftError, match="expected cells.json of a, b, c in folders beside it, found none"):
+    with pytest.raises(SdftError, match="expected cells.json of a, b, c, d in folders beside it, found none"):
         predict(read_study(tmp_path / "predictors.toml"))
     (tmp_path / "bare.toml").write_text(TOML.partition("[predict]")[0])
     with pytest.raises(SdftError, match="expected 'predict'"):
@@ -99,12 +207,17 @@ def test_a_dry_run_writes_nothing_and_another_studys_folder_is_refused(study, tm
     out.mkdir()
     (out / "study.toml").write_text('name = "other"\nquestion = "?"\nreads = ["a"]\n[predict]\nmeasures = ["kl"]\n'
                                     'outcomes = ["top1"]\n')
-    (out / "cells.json").write_text("{}")
+    (out / "cells.json").write_text(held := '{"study": {"name": "other"}, "cells": []}')
     assert main(["sweep", str(study), "--out", str(out)]) == 1
-    assert "holds the study 'other'" in capsys.readouterr().err and (out / "cells.json").read_text() == "{}"
+    assert "holds the study 'other'" in capsys.readouterr().err and (out / "cells.json").read_text() == held
 
 
 def test_cells_of_no_study_that_runs_some_are_one_line(study):
     (study.parent / "b" / "cells.json").write_text('{"points": []}')
     with pytest.raises(SdftError, match="leave 'b' out of `reads`"):
         predict(read_study(study))
+
+
+def test_a_ranking_of_an_earlier_version_is_one_line(tmp_path):
+    (tmp_path / "cells.json").write_text('{"study": {}, "points": [], "ranking": [], "missing": []}')
+    assert main(["report", str(tmp_path)]) == 1

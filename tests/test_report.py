@@ -11,7 +11,7 @@ from sdft.files import Journal, write_json, write_text
 from sdft.report import write_report
 from sdft.report.figures import draw_figures
 from sdft.report.findings import findings
-from sdft.report.measure_tables import drift_table, gap_table, likeness_table, paired_table
+from sdft.report.measure_tables import between_table, drift_table, gap_table, likeness_table, paired_table, weights_table
 from sdft.report.run import read_run
 from sdft.report.tables import difference_table, nats, result_table, verdict
 
@@ -86,7 +86,8 @@ def measured(folder):
                  "by_position": [{"first": first, "last": last, "nll": 4.0, "tokens": 25}
                                  for first, last in ((1, 1), (2, 8 + number))]}
     pairing = {"n": 7, "nll": 0.6, "nll_with": 5.3, "difference": -4.7, "low": -5.1, "high": -4.2, "tokens": 350,
-               "tokens_with": 35}
+               "tokens_with": 35, "perplexity": 1.82, "perplexity_with": 200.3, "rank_mean": 3.2, "rank_mean_with": 41.0,
+               "low_share": 0.125}
     measures["gap"]["distilled"]["paired"] = {"with": "original", **pairing, "length_matched": {
         **pairing, "difference": -0.2, "low": -0.5, "high": 0.1, "tokens": 35}}
     measures["texts"] = {"rouge_l": 0.31, "bleu": 0.12, "cosine": 0.87, "n": 7}
@@ -103,10 +104,17 @@ def measured(folder):
         own["activations"] = {"tokens": 1234, "n": 6, "layers": [
             {"layer": i, "relative": 0.1 * i, "cosine": 1 - 0.01 * i, "cka": 1 - 0.02 * i} for i in range(4)]}
         own["interpolation"] = [{"t": t / 4, "nll": 2 - t / 4} for t in range(6)]
+        own["shift"] |= {"changed_bf16": 0.123, "stable_rank": 2.34, "effective_rank": 5.67, "spectral_shift": 0.00123,
+                         "left_cosine": 0.9876, "right_cosine": 0.8765, "intruders": 0.5}
+        for module in own["shift"]["modules"]:
+            module["spectrum"] = [0.3, 0.2, 0.1]
+        own["shift"]["modules"][0]["spectral_shift"] = own["shift"]["modules"][-1]["spectral_shift"] = 0.00123
+        own["fisher"] = {"total": 0.0456, "n": 5, "layers": [{"layer": i, "shift": 0.01 * i} for i in range(4)]}
         for row in own["suites"].values():
             row["against_seed"] |= {"p": 0.03, "p_holm": 0.12, "n": 8, "test": "McNemar"}
     measures["arms"]["sdft"]["suites"]["passages"]["against_sft"] = {
         "difference": -0.1, "low": -0.2, "high": -0.05, "n": 8, "p": 0.00001, "p_holm": 0.005, "test": "McNemar"}
+    measures["between"] = {"sft, sdft": {"cosine": 0.31, "left_cosine": 0.42, "right_cosine": None, "norms": [4.5, 4.2]}}
     write_json(folder / "measures.json", measures)
     return folder
 
@@ -115,7 +123,7 @@ def test_the_page_is_one_file_without_network_or_script(measured):
     page = write_report(measured).read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "<script" not in page and "http" not in re.sub(r"base64,[^\"]*", "", page)
-    assert page.count("<img") == 10
+    assert page.count("<img") == 12
 
 
 def test_a_run_that_has_only_the_first_measures_shows_those(folder):
@@ -206,16 +214,20 @@ def test_every_measure_is_in_a_table_with_its_interval_and_count(measured):
         ["original", "5.33", "206.4", "3", "42", "25.0", "62.5", "50", "10"],
         ["distilled", "0.60", "1.8", "2", "42", "25.0", "62.5", "50", "10"]]
     assert [row[1:] for row in paired_table(run).rows] == [
-        ["5.30", "0.60", "-4.70 (-5.10 to -4.20)", "7", "35 → 350"],
-        ["5.30", "0.60", "-0.20 (-0.50 to +0.10)", "7", "35 → 35"]]
+        ["5.30", "0.60", "-4.70 (-5.10 to -4.20)", "200.3 → 1.8", "41 → 3", "– → 12.5", "7", "35 → 350"],
+        ["5.30", "0.60", "-0.20 (-0.50 to +0.10)", "200.3 → 1.8", "41 → 3", "– → 12.5", "7", "35 → 35"]]
     assert drift_table(run).rows[2:] == [
         ["sdft", "89.0", "general", "0.100 (0.080–0.120)", "0.700 (0.600–0.800)", "0.100 (0.080–0.120)", "90.0",
          "6 / 5"], ["sdft", "89.0", "the task's", "0.350 (0.150–0.250)", "–", "0.100 (0.080–0.120)", "90.0", "6 / 0"]]
     assert likeness_table(run).rows == [["distilled targets to originals", "0.31", "0.12", "0.87", "7"],
                                         ["general answers, sft to seed", "0.50", "0.20", "–", "6"],
                                         ["general answers, sdft to seed", "0.50", "0.20", "–", "6"]]
+    assert weights_table(run).rows[1] == ["sdft", "8", "4.24", "1.23", "12.3", "0.046", "2.3", "5.7", "0.123", "0.9876",
+                                          "0.8765", "0.50"]
+    assert "over 2 matrices" in weights_table(run).note
+    assert between_table(run).rows == [["sft, sdft", "0.31", "0.42", "–", "4.50 / 4.20"]]
     page, text = write_report(measured).read_text(), (measured / "report.md").read_text()
-    for table in (gap_table, paired_table, drift_table, likeness_table, difference_table):
+    for table in (gap_table, paired_table, drift_table, likeness_table, difference_table, weights_table, between_table):
         for cell in (cell for row in table(run).rows for cell in row[1:]):
             assert f"<td>{escape(cell)}</td>" in page and f" {cell} |" in text, cell
 
@@ -248,10 +260,12 @@ def test_the_heat_map_has_the_warmth_of_every_token_and_no_markup_of_the_texts(m
 
 def test_a_figure_names_its_axes_and_counts(measured):
     figures = {figure.name: figure for figure in draw_figures(read_run(measured))}
-    assert len(figures) == 10
+    assert len(figures) == 12
     for name, texts in {"gap_distribution": ("nats/token", "records, %", "(n = 10)"),
                         "gap_by_place": ("place of the token", "nats/token", "(n = 10)", "2–9", "50 tokens"),
                         "activations": ("layer", "(n = 1,234 tokens)", "CKA"),
+                        "spectrum": ("singular value of ΔW", "σ", "(n = 8 matrices)"),
+                        "fisher": ("layer", "Σ F·ΔW², nats²", "(F of n = 5 answers)"),
                         "interpolation": ("NLL, nats/token", "seed", "tuned")}.items():
         drawn = re.sub(r"<!-- (.*?) -->", r"\1", figures[name].svg)     # matplotlib writes a text above its glyphs
         assert all(text in drawn for text in texts), name

@@ -110,6 +110,56 @@ def test_another_model_under_the_same_name_is_refused(finished, model, tmp_path,
     assert "the model's SHA-256 was" in capsys.readouterr().err
 
 
+def test_other_data_under_the_same_settings_are_refused(model, tmp_path, capsys):
+    """A file was replaced: what its records were trained to and scored by is no longer what a run would find."""
+    data, folder = tmp_path / "mine.json", tmp_path / "run"
+    rows = [{"instruction": f"What is {n} and {n}?", "response": f"{2 * n}"} for n in range(6)]
+    data.write_text(json.dumps(rows))
+    command = ["run", *(x for x in options(model) if "_records" not in x), "--task=custom", f"--data={data}",
+               "--test_records=1", "--instruction_items=0", "--general_items=1", "--arms=sft", "--out", str(folder)]
+    assert main(command) == 0 and main(command) == 0
+    data.write_text(json.dumps([row | {"response": "no number"} for row in rows]))
+    capsys.readouterr()
+    for _ in range(2):
+        assert main(command) == 1
+        error = capsys.readouterr().err
+        assert "the data's SHA-256 was" in error and "Use the old ones to go on, or another --out" in error
+        (folder / "summary.json").unlink(missing_ok=True)                       # nor is an unfinished run gone on with
+
+
+def test_measures_of_an_older_version_are_taken_anew_and_nothing_else(finished, model, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    for name in ("gap.json", "measured/sft.json", "measured/sdft.json"):
+        kept = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({"of": kept["of"] | {"format": 0}, "found": "as it was measured then"}))
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"format": 0}))
+    (folder / "measures.json").write_text("{}")
+    before = {path: path.stat().st_mtime_ns for path in (*folder.glob("*/log.jsonl"), *folder.glob("eval/*/*.jsonl"))}
+    assert main(["run", *options(model), "--out", str(folder)]) == 0
+    assert f"{folder}: its measures are those of an older version, and are taken anew" in capsys.readouterr().err
+    ours, theirs = (json.loads((base / "measures.json").read_text()) for base in (folder, finished))
+    assert ours == theirs and before == {path: path.stat().st_mtime_ns for path in before}
+    assert json.loads((folder / "summary.json").read_text())["format"] == summary["format"]
+
+
+def test_a_folder_of_a_version_that_told_neither_data_nor_format_is_gone_on_with(finished, model, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    environment = json.loads((folder / "environment.json").read_text())
+    assert len(environment.pop("data_sha256")) == 64
+    (folder / "environment.json").write_text(json.dumps(environment))
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["format"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    config = folder / "config.toml"
+    lines = config.read_text().splitlines()
+    config.write_text("\n".join(line for line in lines if not line.startswith("repetition ")) + "\n")    # a newer one
+    assert main(["run", *options(model), "--out", str(folder)]) == 0
+    (folder / "summary.json").unlink()
+    assert main(["run", *options(model), "--out", str(folder)]) == 0
+    assert main(["run", *options(model), "--out", str(folder), "--repetition=0.6"]) == 1
+
+
 def test_the_resolved_settings_are_a_valid_input(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["run", str(finished / "config.toml"), "--out", str(finished)]) == 0

@@ -21,6 +21,19 @@ def delta(each: Factors) -> torch.Tensor:
     return each.scale * each.B @ each.A
 
 
+def turned(size: int, cosine: float, *planes: tuple[int, int]) -> torch.Tensor:
+    """The rotation (size, size) that turns axis i of every plane (i, j) by the angle of this cosine."""
+    rotation, sine = torch.eye(size, dtype=torch.float64), (1 - cosine**2) ** 0.5
+    for i, j in planes:
+        rotation[[i, j, i, j], [i, j, j, i]] = torch.tensor([cosine, cosine, -sine, sine], dtype=torch.float64)
+    return rotation
+
+
+# 16 singular values, of which 10 lead; the axes are the singular vectors, and those of U from the 17th on are no one's.
+SIGMA = torch.arange(16, 0, -1, dtype=torch.float64)
+PLAIN = torch.zeros(32, 16, dtype=torch.float64).diagonal_scatter(SIGMA)
+
+
 def test_the_spectrum_of_the_factors_is_that_of_their_product():
     for rank in (1, 4, 11):                                          # 11 > 9: more factors than ΔW has dimensions
         spectrum = factor_spectrum(factors(1, rank))
@@ -70,6 +83,46 @@ def test_a_strong_new_direction_is_an_intruder_and_scaling_is_none():
     direct = torch.linalg.svdvals(before + 20 * new) - torch.linalg.svdvals(before)
     assert found["spectral_shift"] == pytest.approx((direct.norm() / torch.linalg.svdvals(before).norm()).item())
     assert found["left_cosine"] < 0.95
+
+
+def test_each_side_has_the_mean_cosine_of_its_own_ten_leading_directions():
+    """The first leading direction turned by acos(0.6) towards the 16th, which does not lead: 9 cosines of 1 and 0.6."""
+    kept = {"spectral_shift": 0, "intruders": 0}
+    right = compare_spectra(PLAIN, PLAIN @ turned(16, 0.6, (0, 15)).t())
+    assert right == pytest.approx({**kept, "left_cosine": 1, "right_cosine": 0.96})
+    left = compare_spectra(PLAIN, turned(32, 0.6, (0, 15)) @ PLAIN)
+    assert left == pytest.approx({**kept, "left_cosine": 0.96, "right_cosine": 1})
+
+
+def test_leading_directions_that_trade_places_or_mix_span_the_same_space():
+    mixed = turned(32, 0.6, (0, 1), (2, 9), (4, 5)) @ PLAIN @ turned(16, 0.6, (1, 2), (3, 8)).t()
+    traded = torch.zeros_like(PLAIN).diagonal_scatter(torch.cat([SIGMA[:10].flip(0), SIGMA[10:]]))
+    for after in (mixed, traded):
+        found = compare_spectra(PLAIN, after)
+        assert found == pytest.approx({"spectral_shift": 0, "left_cosine": 1, "right_cosine": 1, "intruders": 0})
+
+
+def test_an_old_direction_that_comes_to_lead_is_no_intruder():
+    """The 11th of before, now the first: no direction of the ten that led, and yet one of W₀'s own."""
+    found = compare_spectra(PLAIN, PLAIN.diagonal_scatter(SIGMA.index_fill(0, torch.tensor(10), 20.0)))
+    assert found["intruders"] == 0
+    assert found["left_cosine"] == found["right_cosine"] == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(("cosine", "intruders"), [(0.4, 1), (0.49, 1), (0.51, 0), (0.6, 0)])
+def test_a_direction_is_an_intruder_below_a_cosine_of_one_half(cosine, intruders):
+    found = compare_spectra(PLAIN, turned(32, cosine, (4, 20)) @ PLAIN)
+    assert found == pytest.approx({"spectral_shift": 0, "left_cosine": (9 + cosine) / 10, "right_cosine": 1,
+                                   "intruders": intruders})
+
+
+@pytest.mark.parametrize(("changed", "intruders"), [(4, 4), (10, 10), (12, 10)])
+def test_intruders_are_counted_among_the_ten_leading_directions(changed, intruders):
+    planes = [(i, 16 + i) for i in range(changed)]
+    found = compare_spectra(PLAIN, turned(32, 0.4, *planes) @ PLAIN)
+    assert found["intruders"] == intruders
+    assert found["left_cosine"] == pytest.approx((0.4 * intruders + 10 - intruders) / 10)
+    assert compare_spectra(PLAIN, turned(32, 0.4, *planes) @ PLAIN, k=3)["intruders"] == 3
 
 
 def test_the_spaces_of_the_factors_are_those_of_their_product():

@@ -11,6 +11,7 @@ from sdft.experiment.study import read_study
 from sdft.experiment.study_statistics import statistics
 from sdft.files import write_json
 from sdft.report.study import cells_table, matched, sentence, write_study
+from sdft.report.study_figures import apart, axis, measured_on
 
 STUDIES = Path(__file__).parent.parent / "benchmarks" / "studies"
 PRIMARY = {"column": "kl", "arm": "sdft", "against": "sft"}
@@ -18,7 +19,7 @@ PRIMARY = {"column": "kl", "arm": "sdft", "against": "sft"}
 
 def _arm(score, kl, nll):
     return {"passages": score, "kl": kl, "top1": 1 - kl, "rouge_l": 0.5, "length": 30.0, "shift": 4.0,
-            "target_nll": nll}
+            "target_nll": nll, "general.n": 16}
 
 
 def _cell(ratio, seed, sdft):
@@ -60,15 +61,20 @@ def test_the_page_says_what_the_numbers_say(folder):
     page = write_study(folder).read_text()
     for text in ("# Mix ratio", "Does it follow?", "of sdft against sft, paired by training seed. 6 of 7 cells",
                  "train_records = 128", "ratio=2: a share up to 1",
-                 "ratio 0.5: no difference detected in kl between sdft and sft: -0.0133 (95 % interval -0.15 to +0.123; "
-                 "lower in 2 of 3 seeds",
+                 "ratio 0.5: no difference detected in kl between sdft and sft: -0.0133 (95 % interval -0.15 to "
+                 "+0.123; lower in 2 of 3 seeds",
                  "ratio 1: kl is lower under sdft than under sft: -0.197 (95 % interval -0.211 to -0.182; lower in "
                  "3 of 3 seeds",
-                 "ratio 0.5: passages is lower under sdft than under sft: -12.5 points",
                  "| ratio 1 | sdft | 3 | 62.5 | 0.073 |", "passages, % (n = 80)",
-                 "over share of target tokens that are changed, n = 6 trained arms. R² = ",
-                 "over NLL of the targets under the seed, nats/token, n = 9 trained arms. R² = ",
-                 "At equal shift, kl of sdft minus that of sft: "):
+                 "share of target tokens that are changed, n = 6 trained arms (kl: n = 16 general answers). r = -0.",
+                 "over NLL of the targets under the seed, nats/token, n = 9 trained arms (kl: n = 16 general answers). "
+                 "r = +0.",
+                 "by Holm: over the conditions of this end point, and over all other comparisons of this page together",
+                 "ratio 0.5: passages (n = 80 items) is lower under sdft than under sft: -12.5 points",
+                 "ratio 1: passages (n = 80 items) is lower under sdft than under sft: -12.5 points",
+                 "Named before the first run: kl (KL from the seed, nats/token, n = 16 general answers) of sdft",
+                 "At equal shift, kl is lower under sdft than under sft: -0.105 (95 % interval ",
+                 "there its score on the task is -12.5 points against that of sft (6 of 6 cells compared)"):
         assert text in page, text
 
 
@@ -85,11 +91,88 @@ def test_one_seed_tells_nothing(content):
 
 
 def test_arms_without_a_common_point_are_told():
-    row = {"equal": "shift", "column": "kl", "arm": "sdft", "against": "kl", "condition": {"cell": "weak"}, "n": 0, "of": 3,
-           "differences": [], "mean": None}
+    row = {"equal": "shift", "column": "kl", "arm": "sdft", "against": "kl", "condition": {"cell": "weak"}, "n": 0,
+           "points": 0, "of": 3, "score": None, "items": None, "mean": None}
     assert matched(row) == "At equal shift, sdft and kl (weak) have no point in common."
-    assert "-0.1 (mean of n = 2 of 3 cells, -0.2 to +0)" in matched(row | {"n": 2, "differences": [-0.2, 0.0],
-                                                                          "mean": -0.1})
+
+
+def test_retention_is_told_with_the_score_at_the_same_place_and_one_seed_tells_nothing():
+    row = {"equal": "shift", "column": "kl", "arm": "sdft", "against": "sft", "condition": {}, "n": 1, "points": 2,
+           "of": 3, "score": -0.125, "items": None, "mean": -0.1, "low": None, "high": None, "agree": 1,
+           "detected": False}
+    assert matched(row) == (
+        "At equal shift, kl of sdft minus that of sft: -0.1; there its score on the task is -12.5 points against that "
+        "of sft (2 of 3 cells compared); one seed, so nothing can be told from it.")
+    seeds = row | {"n": 3, "agree": 3, "low": -0.3, "high": 0.1, "p_holm": 0.25}
+    assert matched(seeds) == (
+        "At equal shift, no difference detected in kl between sdft and sft: -0.1 (95 % interval -0.3 to +0.1; lower in "
+        "3 of 3 seeds, p = 0.25); there its score on the task is -12.5 points against that of sft (2 of 3 cells "
+        "compared).")
+    assert "kl is lower under sdft than under sft: -0.1 (" in matched(seeds | {"detected": True})
+
+
+def test_differences_of_scores_are_in_points_and_others_in_their_own_unit(content):
+    for cell in content["cells"]:
+        cell["arms"]["sdft"]["share"] = cell["values"]["seed"] / 100
+        cell["arms"]["sft"]["share"] = 0.0
+    content["study"]["plots"] = [["share", "kl"]]
+    told = {row["column"]: sentence(row) for row in statistics(content["study"], content["cells"])["comparisons"]}
+    assert ": +0.02 (" in told["share"] and "points" not in told["share"] and "points" in told["passages"]
+
+
+def test_axes_have_units_and_figures_say_how_many_answers_and_items(folder, content):
+    write_study(folder)
+    kl = "KL from the seed, nats/token"
+    for name, texts in {
+            "end_point": [kl, "kl by condition (n = 3 training seeds; n = 16 general answers)"],
+            "trade_off": ["score on the task above the seed's, points   (right: learned more)",
+                          f"{kl}   (up: drifted more)", "Learned and drifted (n = 9 trained arms)"],
+            "target_nll-kl": ["NLL of the targets under the seed, nats/token", kl]}.items():
+        drawn = (folder / f"{name}.svg").read_text()
+        assert not [text for text in texts if f"<!-- {text} -->" not in drawn], name
+    page = (folder / "report.md").read_text()
+    assert "(passages, n = 80 items) and by KL from the seed, nats/token (n = 16 general answers)" in page
+    assert "| kl (n = 16) | top1 (n = 16) | rouge_l (n = 16) | length (n = 16) | shift |" in page
+
+
+@pytest.mark.parametrize(("column", "label"), [
+    ("passages", "passages: score, share"), ("lr", "learning rate"), ("general.bleu", "BLEU to the seed, 0 to 1"),
+    ("texts.cosine", "embedding cosine of rewrites and originals"), ("nonsense", "nonsense")])
+def test_only_a_suite_is_a_score(column, label):
+    assert axis(column, ["passages"]) == label
+
+
+def test_how_much_a_column_is_measured_on():
+    cells = [{"items": {"sums": n}, "measures": {"texts.n": 7},
+              "arms": {"seed": {"general.n": 4}, "sft": {"on_task.n": 2}}} for n in (5, 8)]
+    for column, told in (("sums", "n = 5–8 items"), ("kl", "n = 4 general answers"), ("texts.bleu", "n = 7 rewrites"),
+                         ("general.tv", "n = 4 general answers"), ("on_task.reverse.kl", "n = 2 answers to the task"),
+                         ("shift", "")):
+        assert measured_on(cells, column) == told
+
+
+def test_labels_that_would_lie_over_each_other_are_moved_up():
+    moves = apart([(0, 0, 9, 2), (0, 1, 9, 3), (20, 1, 29, 3), (5, 1, 9, 3)])
+    assert moves == [0, 1, 0, 3]                        # to 2 and 4; the third is beside them
+    assert apart([]) == [] and apart([(0, 0, 1, 1), (0, 1, 1, 2)]) == [0, 0]
+
+
+def test_bleu_and_likeness_of_rewrites_stand_in_the_table_where_they_are(content):
+    assert "general.bleu" not in " ".join(cells_table(content).head)
+    for cell in content["cells"]:
+        cell["arms"]["sdft"]["general.bleu"] = 0.25
+        cell["measures"] |= {"texts.bleu": 0.125, "texts.n": 9}
+    table = cells_table(content)
+    assert [table.rows[-1][table.head.index(name)] for name in ("general.bleu (n = 16)", "texts.bleu (n = 9)")] == [
+        "0.250", "0.125"]
+    assert "texts.bleu: BLEU of rewrites to originals, 0 to 1 (n = 9 rewrites)" in table.note
+
+
+def test_statistics_of_an_earlier_version_are_one_line(folder, content):
+    del content["statistics"]["comparisons"][0]["items"]
+    write_json(folder / "cells.json", content)
+    with pytest.raises(SdftError, match="of an earlier version; run the same `sdft sweep` again"):
+        write_study(folder)
 
 
 def test_cells_compared_with_cells_have_a_page(folder, content):

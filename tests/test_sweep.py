@@ -167,6 +167,7 @@ def test_rewrites_go_to_cells_with_the_same_template_only(write, tmp_path):
     ("seed = 3", {"rewrite", "gap", "eval seed"}),
     ("lr = 0.1", {"rewrite", "gap", "eval seed"}),
     ("probes = 3", {"rewrite", "gap", "eval seed", "train sft", "eval sft", "train sdft", "eval sdft"}),
+    ("spectra = 1", {"rewrite", "gap", "eval seed", "train sft", "eval sft", "train sdft", "eval sdft"}),
     ('train_template = "alpaca"', {"rewrite", "eval seed"}),
     ("sampling_seed = 1", {"train sft"}),
     ("general_items = 1", {"rewrite", "gap", "train sft", "train sdft"}),
@@ -265,9 +266,10 @@ def test_the_plan_tells_what_is_left_and_how_long_it_takes(swept, write, tmp_pat
     cells = cells_of(read_study(base / "study.toml"))
     for name, seconds in ((NAMES[0], {"rewrite": 7, "train sft": 5, "train sdft": 20, "gap": 2, "eval sdft": 3,
                                       "measure sft": 1, "measure sdft": 1}), (NAMES[1], {"train sft": 6, "rewrite": 0})):
-        (copy / name / "summary.json").write_text(json.dumps({"seconds": seconds}))
-    for name in NAMES[2:]:
-        (copy / name / "summary.json").unlink()
+        path = copy / name / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds}))
+    for path in (copy / "cells.json", *(copy / name / "summary.json" for name in NAMES[2:])):
+        path.unlink()
     own = ["eval sdft", "measure sdft", "train sdft"]
     assert to_make(cells, copy) == [(cells[2], [own[0], "gap", *own[1:]]), (cells[3], own)]
     assert remaining(cells, copy) == (2 * (3 + 20 + 1) + 2, 2)
@@ -322,22 +324,6 @@ def test_an_end_point_that_does_not_exist_stops_after_the_first_cell(write, tmp_
     assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 1
     assert "primary.column: sdft has no 'kll' (did you mean kl?)" in capsys.readouterr().err
     assert len(_cells(tmp_path / "out")["cells"]) == 1
-
-
-def test_what_the_seed_writes_for_single_arms_is_shared_over_learning_rates(write):
-    path = write("[grid]\nlr = [0.1, 0.2]\n", 'arms = ["replay", "ewc", "self-output", "sft", "sdft"]\n')
-    ours, theirs = (pieces(cell.config, cell.config.arms.arms) for cell in cells_of(read_study(path)))
-    shared = {stage for stage in ours if ours[stage] == theirs[stage]}
-    assert shared == {"rewrite", "gap", "eval seed", "seed text", "answer self-output"}
-
-
-def test_text_of_the_seed_is_shared_where_as_much_of_it_is_needed(write):
-    def key(cell, *arms):
-        return pieces(cell.config, arms)["seed text"].key
-
-    low, high = cells_of(read_study(write("[grid]\nreplay = [0.1, 0.5]\n")))
-    assert key(low, "ewc") == key(high, "ewc") != key(low, "replay") != key(high, "replay")
-    assert key(low, "ewc", "replay") not in (key(low, "ewc"), key(low, "replay"))
 
 
 def test_the_estimate_takes_the_rate_that_is_told(write, tmp_path, capsys):

@@ -147,12 +147,33 @@ def test_a_run_leaves_its_log_adapter_and_summary(tmp_path, capsys):
     assert lines[-1]["validation_loss"] == pytest.approx(evaluate(model, examples(3, seed=9), 100), abs=1e-5)
     assert summary["left_out"] == {"longer than 50 tokens": 1, "no token to learn": 1}
     assert "left out 1 of 12 records: longer than 50 tokens" in capsys.readouterr().err
-    squares = [(layer.scale * layer.lora_B @ layer.lora_A).square().sum() for layer in lora_layers(model).values()]
-    assert lines[-1]["delta_norm"] == pytest.approx(sum(squares).sqrt().item(), rel=1e-5)      # by forming B·A
     saved = read_tensors(tmp_path / "adapter_model.safetensors")
     assert len(saved) == 8 and (tmp_path / "adapter_config.json").exists() and not model.training
     with pytest.raises(SdftError, match="no record"):
         train(tiny_model(), records[-1:], SETTINGS, tmp_path / "none")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_every_line_logs_how_far_its_step_left_the_weights_from_the_seed(method, tmp_path, monkeypatch):
+    """An objective reads the weights that the step before has left; full-size ΔW are formed, by B·A or by W − W₀."""
+    model, found = tiny_model(), []
+    seed = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    def moved():
+        deltas = [layer.delta() for layer in lora_layers(model).values()] if method == "lora" else [
+            weight.detach() - seed[name] for name, weight in model.named_parameters()]
+        return sum(delta.double().square().sum() for delta in deltas).sqrt().item()
+
+    def reading(batch, views):
+        found.append(moved())
+        return cross_entropy(batch, views)
+
+    monkeypatch.setitem(OBJECTIVES, "reading", reading)
+    summary = train(model, examples(10), replace(SETTINGS, method=method, objective="reading"), tmp_path)
+    logged = [line["delta_norm"] for line in log_lines(tmp_path)]
+    assert found[0] == 0 and len(found) == len(logged) == 6             # one pack a step
+    assert logged == pytest.approx([*found[1:], moved()], rel=1e-5)     # the factors and weights are fp32
+    assert summary["delta_norm"] == logged[-1]
 
 
 def test_training_learns_its_records_and_full_training_keeps_fp32_masters(tmp_path):

@@ -1,65 +1,102 @@
-"""`sdft measure`: each measure alone, of an adapter, of two of them, and of any two checkpoints."""
+"""`sdft measure`: each measure alone, of a tuned model and its seed, of two adapters, and of any two checkpoints."""
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdft.commands import add_settings, existing, load_with_adapter, settings
+from sdft.commands import add_settings, existing, settings
+from sdft.commands.measure_pair import Pair
 from sdft.commands.train import training_data
 from sdft.errors import SdftError
 from sdft.experiment.config import Config
 
 if TYPE_CHECKING:
-    from sdft.model.llama import Llama
     from sdft.text.chat import Example
 
 HELP = """\
-shift: of the weights by an adapter, module by module, with spectrum and ranks;
-gap: NLL of the targets in --data under the model;
-drift: of the outputs from the seed's, under an adapter;
-activations: their drift, layer by layer;
-along: NLL of the targets in --data on the way from the seed to the adapter and beyond;
+of --adapter or --tuned against the seed of --model:
+shift: of the weights, module by module, with spectrum and ranks;
+fisher: the same, each weight counted by how much the seed's answers to --suite hang on it;
+drift: of the outputs: KL on the seed's answers to --suite, and in `reverse` on the tuned model's own;
+texts: likeness of the tuned model's answers to --suite to the seed's: ROUGE-L, BLEU, cosine;
+activations: their drift on the seed's answers to --suite, layer by layer;
+along: NLL of the targets in --data on the way from the seed to the tuned model and beyond.
+of one model:
+gap: NLL, rank and low-probability share of the targets in --data.
+of folders:
 adapters: two adapter folders A and B beside each other;
-weights: the change from checkpoint folder A to B, module by module"""
+weights: the change from checkpoint folder A to B, module by module;
+between: two checkpoints B and C, both tuned from A, beside each other"""
 
 
 def measure(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Print one measure as JSON."""
     parser.add_argument("what", choices=MEASURES, help=HELP)
-    parser.add_argument("folders", nargs="*", metavar="A B", help="adapters, weights: the two folders")
+    parser.add_argument("folders", nargs="*", metavar="A B", help="adapters, weights, between: the folders")
+    parser.add_argument("--adapter", metavar="DIR", help="adapter to measure")
+    parser.add_argument("--tuned", metavar="MODEL",
+                        help="or whole model to measure, as `sdft train --method full` writes one: a folder, a .gguf "
+                        "file or a name, whoever trained it; shift and fisher take it and the seed in fp32")
     parser.add_argument("--spectra", metavar="NAMES",
-                        help="shift, weights: also decompose these matrices (q_proj,…) before and after: spectral "
+                        help="shift, weights, between: also decompose these matrices (q_proj,…) before and after: spectral "
                         "shift, principal cosines, intruder dimensions; 0.3 s for one of 576 × 576, eight times that "
                         "at twice the width")
-    parser.add_argument("--adapter", metavar="DIR", help="adapter to measure")
+    parser.add_argument("--suite", default="general", metavar="NAME",
+                        help="fisher, drift, texts, activations: whose prompts are answered: general, instructions, or "
+                        "a suite of the task (default: general)")
     parser.add_argument("--out", default="eval/seed", metavar="DIR",
-                        help="drift, activations: folder of the seed's answers (default: eval/seed)")
-    add_settings(parser, {"model": (), "task": (), "generate": (), "eval": ("train_template", "general_items")})
+                        help="…: folder of the seed's answers; what is missing is answered now (default: eval/seed)")
+    parser.add_argument("--own", metavar="DIR",
+                        help="drift, texts: folder of the tuned model's (default: its name, beside --out)")
+    add_settings(parser, {"model": (), "task": (), "generate": (),
+                          "eval": ("train_template", "general_items", "instruction_items")})
 
     def execute(options: argparse.Namespace) -> None:
         config, _ = settings(options)
-        if options.what in OF_TWO:
-            if len(options.folders) != 2:
-                raise SdftError(f"measure {options.what} needs two folders, A and B; got {len(options.folders)}")
-        elif options.folders:
-            raise SdftError(f"measure {options.what} takes no folder beside its options; got {options.folders[0]!r}")
-        elif options.what != "gap" and not options.adapter:
-            raise SdftError(f"measure {options.what} needs an adapter to set against the seed; name one with "
-                            "--adapter DIR")
+        _refuse(options)
         print(json.dumps(MEASURES[options.what](config, options), ensure_ascii=False))
 
     return execute
 
 
+def _refuse(options: argparse.Namespace) -> None:
+    """Refuse what a measure does not take (SdftError)."""
+    what, tuned = options.what, [f"--{name}" for name in ("adapter", "tuned") if getattr(options, name)]
+    if what in FOLDERS and len(options.folders) != FOLDERS[what]:
+        raise SdftError(f"measure {what} needs {FOLDERS[what]} folders; got {len(options.folders)}")
+    if what in FOLDERS and tuned:
+        raise SdftError(f"measure {what} takes its folders alone; leave {tuned[0]} out")
+    if what not in FOLDERS and options.folders:
+        raise SdftError(f"measure {what} takes no folder beside its options; got {options.folders[0]!r}")
+    if len(tuned) == 2:
+        raise SdftError(f"measure {what} takes one tuned model; got both --adapter and --tuned, leave one out")
+    if what not in (*FOLDERS, "gap") and not tuned:
+        raise SdftError(f"measure {what} needs an adapter or a whole tuned model to set against the seed; name one "
+                        "with --adapter DIR or --tuned MODEL")
+
+
 def _weights(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     from sdft.measure.checkpoints import compare_checkpoints
 
-    first, second = (existing(folder, "a checkpoint folder") for folder in options.folders)
-    return compare_checkpoints(first, second, _spectra(options))
+    return compare_checkpoints(*_checkpoints(options), _spectra(options))
+
+
+def _between(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    from contextlib import ExitStack
+
+    from sdft.measure.checkpoint_pairs import compare_changes
+    from sdft.model.loading import open_checkpoint
+
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_checkpoint(folder)) for folder in _checkpoints(options)]
+        return compare_changes(*opened, _spectra(options))
+
+
+def _checkpoints(options: argparse.Namespace) -> list[Path]:
+    return [existing(folder, "a checkpoint folder") for folder in options.folders]
 
 
 def _adapters(config: Config, options: argparse.Namespace) -> dict[str, Any]:
@@ -72,70 +109,75 @@ def _adapters(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 def _shift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     from sdft.measure.modules import module_measures
 
-    return module_measures(load_with_adapter(config, options.adapter)[0], spectra=_spectra(options))
+    pair = Pair(config, options, exact=True)
+    return module_measures(pair.model, pair.seed, _spectra(options))
 
 
 def _spectra(options: argparse.Namespace) -> list[str]:
     return options.spectra.split(",") if options.spectra else []
 
 
-def _gap(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.gap import gap
+def _fisher(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    """Of an adapter the adapted layers, of a whole model every linear layer of the decoder."""
+    from sdft.measure.fisher_shift import fisher_shift
+    from sdft.measure.gap import fitting
+    from sdft.train.fisher import fisher
 
-    return gap(*_targets(options))
-
-
-def _along(config: Config, options: argparse.Namespace) -> list[dict[str, float]]:
-    from sdft.measure.interpolation import loss_along
-
-    return loss_along(*_targets(options))
-
-
-def _targets(options: argparse.Namespace) -> tuple[Llama, list[Example]]:
-    """The model, with the adapter where one is named, and the records of --data as it would train on them."""
-    from sdft.experiment.lab import training_example
-    from sdft.text.templates import get_template
-
-    config, records = training_data(*settings(options))
-    template = get_template(config.eval.train_template or "plain")
-    model, tokenizer = load_with_adapter(config, options.adapter)
-    return model, [training_example(tokenizer, record, template, config.model.chat) for record in records]
+    pair = Pair(config, options)
+    texts = fitting(pair.before, pair.seed_texts(), "fisher")
+    found = fisher(pair.before, texts)
+    if options.tuned:
+        pair = Pair(config, options, exact=True)
+    return fisher_shift(pair.model, found, pair.seed) | {"n": len(texts)}
 
 
 def _drift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.drift import drift, seed_view
+    from sdft.measure.drift import drift, reverse_drift, seed_view
 
-    model, answers = _seed_answers(config, options)
-    return drift(model, seed_view(model, answers))
+    pair = Pair(config, options)
+    texts, own = pair.seed_texts(), pair.tuned_texts()
+    return drift(pair.model, seed_view(pair.before, texts)) | {"reverse": reverse_drift(pair.model, own, pair.seed)}
+
+
+def _texts(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    from sdft.measure.texts import compare_texts
+
+    pair = Pair(config, options)
+    return compare_texts(pair.tuned_rows(), pair.seed_rows())
 
 
 def _activations(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     from sdft.measure.activations import activation_drift
 
-    return activation_drift(*_seed_answers(config, options))
+    pair = Pair(config, options)
+    return activation_drift(pair.model, pair.seed_texts(), pair.seed)
 
 
-def _seed_answers(config: Config, options: argparse.Namespace) -> tuple[Llama, list[Example]]:
-    """The model under its adapter, and the seed's answers to the general prompts: those in --out, or given now."""
-    from sdft.distill.resume import answers
-    from sdft.experiment.lab import first, sampling
-    from sdft.files import Journal
-    from sdft.measure.abilities import evaluate
-    from sdft.measure.drift import seed_answers
-    from sdft.model.lora import adapter_off
-    from sdft.tasks import general_suite
+def _gap(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+    from sdft.measure.gap import gap
 
-    whole, path = general_suite(), Path(options.out) / "general.jsonl"
-    asked = first(whole, config.eval.general_items)[0]
-    ids, there = {item.id for item in asked.items}, {line["id"] for line in answers(Journal(path))}
-    suite = replace(whole, items=[item for item in whole.items if item.id in ids | there])      # more may be answered
-    model, tokenizer = load_with_adapter(config, options.adapter)
-    with adapter_off(model):
-        rows = evaluate(model, tokenizer, [suite], path.parent, sampling(config), config.generate.rows, config.model.chat)
-    rows = [row for row in rows[suite.name] if row["id"] in ids]
-    return model, seed_answers(tokenizer, asked, rows, config.model.chat)
+    pair, examples = _targets(options)
+    return gap(pair.model, examples)
 
 
-MEASURES = {"shift": _shift, "gap": _gap, "drift": _drift, "activations": _activations, "along": _along,
-            "adapters": _adapters, "weights": _weights}
-OF_TWO = ("adapters", "weights")
+def _along(config: Config, options: argparse.Namespace) -> list[dict[str, float]]:
+    from sdft.measure.interpolation import loss_along
+
+    pair, examples = _targets(options)
+    return loss_along(pair.model, examples, seed=pair.seed)
+
+
+def _targets(options: argparse.Namespace) -> tuple[Pair, list[Example]]:
+    """The models, and the records of --data as they would be trained on."""
+    from sdft.experiment.lab import training_example
+    from sdft.text.templates import get_template
+
+    config, records = training_data(*settings(options))
+    template, pair = get_template(config.eval.train_template or "plain"), Pair(config, options)
+    return pair, [training_example(pair.tokenizer, record, template, config.model.chat) for record in records]
+
+
+MEASURES = {"shift": _shift, "fisher": _fisher, "drift": _drift, "texts": _texts, "activations": _activations,
+            "along": _along, "gap": _gap, "adapters": _adapters, "weights": _weights,
+            "between": _between}
+FOLDERS = {"adapters": 2, "weights": 2, "between": 3}           # how many each takes

@@ -5,7 +5,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdft.commands.plan import GFLOPS, check_rate, needs, rate
 from sdft.errors import SdftError
@@ -100,18 +100,32 @@ def _planned(cells: Sequence[Cell], folder: Path, gflops: float | None) -> float
     from sdft.experiment.config import load_chosen
     from sdft.experiment.sweep import to_make
 
-    total, plans = 0.0, {}
+    total = 0.0
+    plans: dict[str, dict[str, Any] | None] = {}
     for cell, stages in to_make(cells, folder):
         key = repr((cell.config.task, cell.config.distill, replace(cell.config.train, seed=0), cell.config.model))
         if key not in plans:
             try:
-                plans[key] = needs(cell.config, load_chosen(cell.config.task), rate(gflops, cell.config),
-                                   None)["seconds"]
+                plans[key] = needs(cell.config, load_chosen(cell.config.task), rate(gflops, cell.config), None)
             except SdftError:                       # told when the cell is run; it stops none of the others
-                plans[key] = {"rewrite, at most": 0.0, "train, each arm": 0.0}
-        total += plans[key]["rewrite, at most"] * ("rewrite" in stages)
-        total += plans[key]["train, each arm"] * sum(stage.startswith("train ") for stage in stages)
+                plans[key] = None
+        if plan := plans[key]:
+            total += plan["seconds"]["rewrite, at most"] * len({"rewrite", "answer self-output"} & set(stages))
+            total += sum(_training(plan, cell, stage.removeprefix("train "))
+                         for stage in stages if stage.startswith("train "))
     return total
+
+
+def _training(plan: dict[str, Any], cell: Cell, arm: str) -> float:
+    """Seconds of an arm's training: half as many products again where another forward pass is made at every step, and
+    on-policy all answers written anew at every pass over the records."""
+    from sdft.experiment.arms import settings_of
+
+    seconds, settings = plan["seconds"], settings_of(arm, cell.config.train)
+    onpolicy = settings.objective.startswith("onpolicy")
+    passes = plan["steps"] * min(1, settings.batch_size / plan["records"])
+    return (seconds["train, each arm"] * (1.5 if onpolicy or settings.objective == "kl" else 1)
+            + seconds["rewrite, at most"] * passes * onpolicy)
 
 
 def _minutes(seconds: float) -> str:

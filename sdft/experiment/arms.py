@@ -17,13 +17,14 @@ means the data's own answers and the run's settings, but for what is said.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sdft.distill import choose, leave_out, mix, rewrite_records, write_distilled
 from sdft.errors import SdftError, nearest
+from sdft.experiment.config import DistillConfig, GenerateConfig
 from sdft.experiment.onpolicy import demonstrations, student_samples
 from sdft.experiment.seed_text import seed_dialogues
 from sdft.model.adapters import save_adapter
@@ -49,7 +50,7 @@ class Arm:
     targets: Sequence[Example]
     settings: TrainSettings
     material: Material = Material()
-    folder: str = ""                # of its training, in the run folder; an arm that goes on from another has its
+    folder: str = ""                # of its training, in the run folder: see TRAINED_AS
     on: str = ""                    # "original" or "distilled": the set that its targets are; "": neither
     kept: float = 1.0               # the share of the change of the weights that stays after training
 
@@ -66,11 +67,21 @@ class Arm:
 
 def arms_of(lab: Lab, originals: Sequence[Example], rewritten: Sequence[Example]) -> Iterator[Arm]:
     """The arms that the settings name, in their order; what an arm needs is made when its turn comes."""
-    sft, sdft = (Arm("", targets, lab.settings, on=on)
-                 for on, targets in (("original", originals), ("distilled", rewritten)))
     for name in dict.fromkeys(lab.arms.arms):
-        arm = ARMS[name](lab, sft, sdft)
-        yield replace(arm, name=name, folder=arm.folder or name)
+        settings = settings_of(name, lab.settings)
+        sft, sdft = (Arm(name, targets, settings, folder=TRAINED_AS.get(name, name), on=on)
+                     for on, targets in (("original", originals), ("distilled", rewritten)))
+        yield ARMS[name](lab, sft, sdft)
+
+
+def settings_of(name: str, settings: TrainSettings) -> TrainSettings:
+    """The run's settings as an arm trains with them; those that its objective does not read are at their defaults.
+
+    So what is stored says what was used, and runs that differ in nothing else have the same training.
+    """
+    own = replace(settings, **CHANGES[name](settings)) if name in CHANGES else settings
+    return replace(own, **{setting: getattr(TrainSettings, setting) for setting, objectives in READ_BY.items()
+                           if own.objective not in objectives})
 
 
 def check_arms(names: Sequence[str], settings: TrainSettings) -> None:
@@ -78,7 +89,7 @@ def check_arms(names: Sequence[str], settings: TrainSettings) -> None:
     for name in names:
         if name not in ARMS:
             raise SdftError(f"arms: expected names out of {', '.join(ARMS)}, got {name!r}{nearest(name, ARMS)}")
-        check_objective(replace(settings, **SETTINGS_OF.get(name, {})))
+        check_objective(settings_of(name, settings))
         if name == "low-rank" and settings.method == "full":
             raise SdftError("arm low-rank has an adapter of rank 1: expected method = lora, got full; leave it out")
 
@@ -99,7 +110,7 @@ def token_matched(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
 
     The learning rate falls to 0 over these steps. An epoch more or less than sft's is begun like any other.
     """
-    settings, ours, theirs = lab.settings, _trained(lab, sft.targets), _trained(lab, sdft.targets)
+    settings, ours, theirs = sft.settings, _trained(lab, sft.targets), _trained(lab, sdft.targets)
     total = settings.steps or settings.epochs * steps_per_epoch(theirs, settings.batch_size)
     goal = sum(_learned(theirs, step, settings) for step in range(total))
     return replace(sft, settings=replace(settings, steps=_steps_to(goal, ours, settings)))
@@ -134,45 +145,29 @@ def replay(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
 
 def wise_ft(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
     """Sft, trained once for both where it is an arm too; then the share `wise` of its ΔW."""
-    return replace(sft, folder="sft", kept=lab.arms.wise)
-
-
-def low_rank(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
-    """As sft, ΔW of rank 1 at the same scale: α/R, or α/√R where the settings say rslora."""
-    settings = sft.settings
-    return replace(sft, settings=replace(settings, rank=1, alpha=settings.alpha / settings.rank
-                                         ** (0.5 if settings.rslora else 1)))
-
-
-def low_lr(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
-    """As sft, with a tenth of the learning rate."""
-    return replace(sft, settings=replace(sft.settings, lr=sft.settings.lr / 10))
+    return replace(sft, kept=lab.arms.wise)
 
 
 def ewc(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
     """The Fisher of ewc is taken on dialogues that the seed wrote by itself, however few the records are."""
-    return replace(_changed("ewc")(lab, sft, sdft), material=Material(seed_text=seed_dialogues(lab, FISHER_TEXTS)))
+    return replace(sft, material=Material(seed_text=seed_dialogues(lab, FISHER_TEXTS)))
 
 
-def on_policy(name: str) -> Make:
-    """The records' own prompts, answered anew by the model at every step, with the setting's objective and teacher."""
-    def make(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
-        arm = _changed(name)(lab, sft, sdft)
-        shown = demonstrations(lab)
-        kept = {prompt.id for prompt in shown}
-        return replace(arm, targets=[example for example in sft.targets if example.id in kept], on="",
-                       material=student_samples(lab, shown))
-    return make
+def on_policy(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+    """The records' own prompts, answered anew by the model at every step, with the arm's objective and teacher."""
+    shown = demonstrations(lab)
+    kept = {prompt.id for prompt in shown}
+    return replace(sft, targets=[example for example in sft.targets if example.id in kept], on="",
+                   material=student_samples(lab, shown))
 
 
 def stm(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
     """Of its targets only the probable ones are learned, so they are not the set that they are taken from."""
-    return replace(_changed("stm")(lab, sft, sdft), on="")
+    return replace(sft, on="")
 
 
-def _changed(name: str) -> Make:
-    """As sft, with the settings of SETTINGS_OF."""
-    return lambda lab, sft, sdft: replace(sft, settings=replace(sft.settings, **SETTINGS_OF[name]))
+def _as_sft(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+    return sft
 
 
 @torch.no_grad()
@@ -189,18 +184,39 @@ def interpolate(model: Llama, seed: Llama | None, share: float) -> None:
             weight.copy_(before[name].float().lerp(weight.float(), share))
 
 
-Make = Callable[["Lab", Arm, Arm], Arm]         # lab, sft, sdft → the arm; its name is filled in
-OBJECTIVE_OF: Mapping[str, dict[str, Any]] = {name: {"objective": name}
-                                              for name in ("kl", "l2-sp", "ewc", "dft", "stm", "flow")}
-ON_POLICY: Mapping[str, dict[str, Any]] = {
-    f"sdft-onpolicy{direction}{teacher}": {"objective": f"onpolicy{direction}", "ema": ema}
-    for direction in ("", "-reverse") for teacher, ema in (("", 0.0), ("-ema", 0.99))}
-SETTINGS_OF = {**OBJECTIVE_OF, **ON_POLICY}
+def low_rank(settings: TrainSettings) -> dict[str, Any]:
+    """ΔW of rank 1 at the same scale: α/R, or α/√R where the settings say rslora."""
+    return {"rank": 1, "alpha": settings.alpha / settings.rank ** (0.5 if settings.rslora else 1)}
+
+
+Make = Callable[["Lab", Arm, Arm], Arm]         # lab, then sft and sdft with the arm's name and settings → the arm
+OBJECTIVES = ("kl", "l2-sp", "ewc", "dft", "stm", "flow")
+ON_POLICY = {f"sdft-onpolicy{direction}{teacher}": {"objective": f"onpolicy{direction}", "ema": ema}
+             for direction in ("", "-reverse") for teacher, ema in (("", 0.0), ("-ema", 0.99))}
 ARMS: Mapping[str, Make] = {
-    "sft": lambda lab, sft, sdft: sft, "sdft": lambda lab, sft, sdft: sdft, "self-output": self_output,
-    "token-matched-sft": token_matched, "replay": replay, "wise-ft": wise_ft, "low-lr": low_lr, "low-rank": low_rank,
-    **{name: _changed(name) for name in OBJECTIVE_OF}, "ewc": ewc, "stm": stm,
-    **{name: on_policy(name) for name in ON_POLICY},
+    "sft": _as_sft, "sdft": lambda lab, sft, sdft: sdft, "self-output": self_output,
+    "token-matched-sft": token_matched, "replay": replay, "wise-ft": wise_ft, "low-lr": _as_sft, "low-rank": _as_sft,
+    **dict.fromkeys(OBJECTIVES, _as_sft), "ewc": ewc, "stm": stm, **dict.fromkeys(ON_POLICY, on_policy),
 }
-# Those that nothing but the data's own answers and the training settings make: no rewrites, no text of the seed's.
-ON_ORIGINALS = frozenset(("sft", "low-lr", "low-rank", *OBJECTIVE_OF)) - {"ewc"}
+TRAINED_AS = {"wise-ft": "sft"}                 # an arm that goes on from another's training
+
+# Arm → the training settings that are its own.
+CHANGES: Mapping[str, Callable[[TrainSettings], dict[str, Any]]] = {
+    "low-lr": lambda settings: {"lr": settings.lr / 10}, "low-rank": low_rank,
+    **{name: lambda _, name=name: {"objective": name} for name in OBJECTIVES},
+    **{name: lambda _, own=own: own for name, own in ON_POLICY.items()},
+}
+# Training setting → the objectives that read it; all others are read by every one.
+READ_BY = {"strength": ("kl", "l2-sp", "ewc"), "floor": ("stm",), "ema": ("onpolicy", "onpolicy-reverse")}
+
+# Arm → the settings of other sections that it depends on beside those of the model and the data, and the training
+# template. An arm that is not named: on none. `rows` is among them where a near-tie in bf16 can decide what is written.
+DECODING = tuple(knob.name for knob in fields(GenerateConfig))
+REWRITES = (*(knob.name for knob in fields(DistillConfig)), *DECODING)
+SEED_TEXT = ("rewrite_tokens", "sampling_seed", "rows", "general_items")
+READS: Mapping[str, tuple[str, ...]] = {
+    "sdft": REWRITES, "token-matched-sft": REWRITES,
+    "self-output": tuple(name for name in REWRITES if name != "template"),
+    "replay": (*SEED_TEXT, "replay"), "ewc": SEED_TEXT, "wise-ft": ("wise",),
+    **dict.fromkeys(ON_POLICY, ("template", "rewrite_tokens", "rows")),
+}

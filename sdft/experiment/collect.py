@@ -7,7 +7,11 @@
                 "measures": {column: number},                        of its data: the gap, the audit of the rewrites
                 "arms": {arm: {column: number}},                     summary.json's row and every other number
                 "seconds": of this cell's own work}],
-     "failed": {cell: reason}, "statistics": see study_statistics.py}
+     "failed": {cell: reason}, "statistics": see study_statistics.py,
+     "earlier": the rows that stood here and are of no cell above}
+
+A row is of a cell that has its name, its key and its model: what was found with other settings, of other data or by
+other measures stays under `earlier`, and is taken from there when a cell has them again.
 
 A column is a number of measures.json under its path ("general.kl_low", "training.target_tokens"), or under the name
 that summary.json gives it ("kl"); `target_nll` is the gap of the arm's own targets.
@@ -20,7 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sdft.experiment.config import to_values
+from sdft.errors import SdftError
+from sdft.experiment.config import Config, to_values
+from sdft.experiment.folder import format_of, free
 from sdft.experiment.lab import FORMAT
 from sdft.experiment.study import Cell, Study
 from sdft.experiment.study_statistics import statistics
@@ -30,23 +36,62 @@ TABLES = ("modules", "layers", "kinds")          # of the shift: they would be m
 DIGITS = 6                                       # significant ones kept of a number
 
 
-def collect(study: Study, rows: Sequence[dict[str, Any]], failed: Mapping[str, str]) -> dict[str, Any]:
-    """The content of cells.json, from the rows of the finished cells in the study's order."""
+Row = dict[str, Any]
+
+
+def collect(study: Study, rows: Sequence[Row], failed: Mapping[str, str], before: Sequence[Row] = ()) -> dict[str, Any]:
+    """The content of cells.json, from the rows of the finished cells in the study's order and those that it held."""
     about = {"name": study.name, "question": study.question, "primary": study.primary, "plots": study.plots,
              "matched": study.matched, "settings": study.settings, "cells": len(study.cells)}
-    return {"study": about, "cells": list(rows), "failed": dict(failed), "statistics": statistics(about, rows)}
+    content = {"study": about, "cells": list(rows), "failed": dict(failed), "statistics": statistics(about, rows)}
+    known = set(map(identity, rows))
+    earlier = [row for row in before if identity(row) not in known]
+    return content | ({"earlier": earlier} if earlier else {})
+
+
+def rows_in(folder: Path) -> list[Row]:
+    """Every row of cells.json, [] where there is none yet (SdftError where it is not of a study that runs cells)."""
+    path = folder / "cells.json"
+    content = read_json(path) if path.exists() else {"cells": []}
+    if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
+        raise SdftError(f"{path}: expected the cells of a study, found none; move the file away, or name another "
+                        "folder with --out")
+    return [*content["cells"], *content.get("earlier", [])]
+
+
+def study_of(path: Path) -> str:
+    """The name of the study that a cells.json is of (SdftError where it is of none)."""
+    try:
+        return read_json(path)["study"]["name"]
+    except (KeyError, TypeError, IndexError) as error:
+        raise SdftError(f"{path}: expected what `sdft sweep` writes, with the study's name; move the file away, or "
+                        "name another folder with --out") from error
+
+
+def identity(row: Row) -> tuple[str, str | None, str]:
+    """What two rows of the same result have in common."""
+    return row["name"], row.get("key"), row["model_sha256"]
 
 
 def cell_key(cell: Cell) -> str:
-    """What tells a cell's results from others: a hash of its data and of all settings but where things lie and run."""
-    values = to_values(cell.config) | {"data": cell.data, "format": FORMAT}
-    for part, name in (("model", "device"), ("generate", "rows"), ("task", "data")):
-        values[part].pop(name, None)
+    """What tells the results that a cell has, or will have, from others of its model."""
+    return result_key(cell.config, cell.data, FORMAT)
+
+
+def result_key(config: Config, data: str | None, measures: int) -> str:
+    """A hash of the data, of the FORMAT of the measures, and of all settings but where things lie and how a run goes.
+
+    data: `data_hash`; None where it is not known, which no cell's is.
+    """
+    values = to_values(config) | {"data": data, "format": measures}
+    for name in ("model.model", "task.data", *free(config)):
+        section, _, setting = name.partition(".")
+        values[section].pop(setting, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def cell_row(cell: Cell, folder: Path) -> dict[str, Any]:
-    """One finished cell as numbers."""
+def cell_row(cell: Cell, folder: Path) -> Row:
+    """One finished cell as numbers; data and measures are those that its folder names."""
     environment = read_json(folder / "environment.json")
     measures, summary = read_json(folder / "measures.json"), read_json(folder / "summary.json")
     gap, audit = measures.get("gap", {}), measures.get("audit", {})
@@ -59,7 +104,8 @@ def cell_row(cell: Cell, folder: Path) -> dict[str, Any]:
     own = {**{f"gap.{name}.{column}": value for name, part in gap.items() for column, value in numbers(part)},
            **dict(numbers(audit)), **dict(numbers(measures.get("texts", {}), "texts.")),
            **({"accepted_share": _short(audit["accepted"] / records)} if records else {})}
-    return {"name": cell.name, "values": json.loads(json.dumps(cell.values)), "key": cell_key(cell),
+    return {"name": cell.name, "values": json.loads(json.dumps(cell.values)),
+            "key": result_key(cell.config, environment.get("data_sha256"), format_of(summary)),
             "machine": {name: environment.get(name) for name in ("processor", "torch")},
             "model_sha256": environment["model_sha256"],
             "suite": next(iter(measures["arms"]["seed"]["suites"])),

@@ -84,6 +84,8 @@ class EvalConfig:
     general_items: int | None = option(None, "general prompts (default: all)")
     probes: int = option(16, "texts of each kind that the dear measures take: activations, Fisher, loss along the "
                              "way, drift on the task")
+    spectra: int = option(3, "layers, evenly spread, whose trained matrices are decomposed before and after: spectral "
+                             "shift, principal cosines, intruder dimensions; 0: none")
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,7 @@ def _check(config: Config) -> None:
         (counted.general_items is None or counted.general_items >= 1,
          f"eval.general_items: expected at least 1, since drift is measured on them; got {counted.general_items}"),
         (counted.probes >= 1, f"eval.probes: expected at least 1, got {counted.probes}"),
+        (counted.spectra >= 0, f"eval.spectra: expected 0 (none) or more layers, got {counted.spectra}"),
         (0 < arms.replay < 1, f"arms.replay: expected a share above 0 and below 1, got {arms.replay}"),
         (0 <= arms.wise < 1, f"arms.wise: expected a share from 0, below 1, got {arms.wise}"),
     ):

@@ -1,18 +1,19 @@
 """The whole instrument on one trained arm: what the measures of sdft/measure/ say of its weights and outputs.
 
     general            forward KL on the seed's answers to general prompts, reverse KL on its own
-    shift              ‖ΔW‖ and the spectra, module by module
-    on the task        forward and reverse KL on answers to its test items         what best predicts forgetting, they say
+    shift              ‖ΔW‖ and the spectra, module by module; the whole decompositions in `spectra` layers
+    on the task        forward and reverse KL on answers to its test items         said to predict forgetting: drift.py
     activations        behind every layer, on the seed's general answers
     along the way      NLL at θ₀ + t·ΔW of the arm's targets, and of the seed's general answers
-    Fisher             ΔW weighted by how much the seed's general answers depend on each weight (adapters alone)
-    between arms       cosine and common directions of two adapters' ΔW
+    Fisher             ΔW weighted by how much the seed's general answers depend on each weight
+    between arms       cosine and common directions of the ΔW of two arms
 
 The dear ones take `probes` texts of each kind; every figure comes with its n. Formulas and sources stand in the measures.
 """
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from itertools import combinations
 from typing import Any
 
@@ -21,12 +22,13 @@ from sdft.experiment.lab import Lab
 from sdft.measure.abilities import against
 from sdft.measure.activations import activation_drift
 from sdft.measure.adapter_pairs import adapter_in, compare_adapters
+from sdft.measure.checkpoint_pairs import compare_changes, weights_of
 from sdft.measure.drift import drift, drift_difference, reverse_drift
 from sdft.measure.fisher_shift import fisher_shift
 from sdft.measure.interpolation import loss_along
-from sdft.measure.modules import module_measures
+from sdft.measure.modules import module_measures, spread_out
 from sdft.model.llama import Llama
-from sdft.model.lora import lora_layers
+from sdft.model.loading import open_checkpoint
 
 WAY = (0.0, 0.5, 1.0, 1.5)      # places t between the seed, 0, and the arm, 1, and beyond
 
@@ -40,7 +42,7 @@ def inspect(lab: Lab, arm: Arm, model: Llama) -> dict[str, Any]:
     found = {
         "general": general | {"reverse": reverse_drift(model, lab.written(arm.name, lab.general), seed,
                                                        f"reverse drift, {arm.name}")},
-        "shift": module_measures(model, seed),
+        "shift": module_measures(model, seed, spread_out(lab.matrices, lab.spectra)),
         "activations": activation_drift(model, texts, seed, f"activations, {arm.name}"),
         "interpolation": [{"t": at["t"], "nll": at["nll"], "n": at["n"], "nll_general": other["nll"],
                            "n_general": other["n"]} for at, other in zip(targets, answers, strict=True)],
@@ -48,9 +50,8 @@ def inspect(lab: Lab, arm: Arm, model: Llama) -> dict[str, Any]:
     if lab.task_view is not None:
         found["on_task"] = drift(model, lab.task_view, f"drift on the task, {arm.name}") | {"reverse": reverse_drift(
             model, lab.written(arm.name, own)[:lab.probes], seed, f"reverse drift on the task, {arm.name}")}
-    if lora_layers(model):
-        felt = fisher_shift(model, lab.fisher)
-        found["fisher"] = {key: felt[key] for key in ("total", "layers", "kinds")} | {"n": len(texts)}
+    felt = fisher_shift(model, lab.fisher, seed)
+    found["fisher"] = {key: felt[key] for key in ("total", "layers", "kinds")} | {"n": len(texts)}
     return found
 
 
@@ -66,9 +67,17 @@ def against_sft(lab: Lab, arms: Mapping[str, dict[str, Any]]) -> None:
 
 
 def between(lab: Lab, arms: list[Arm]) -> dict[str, Any]:
-    """Every two arms' adapters set against each other: "sft, sdft" → cosines, over all and by layer and kind."""
-    if lab.settings.method != "lora":
-        return {}
-    adapters = {arm.name: adapter_in(lab.folder / arm.name) for arm in arms}
-    pairs = {f"{a}, {b}": compare_adapters(adapters[a], adapters[b]) for a, b in combinations(adapters, 2)}
-    return {name: {key: value for key, value in pair.items() if key != "modules"} for name, pair in pairs.items()}
+    """The changes of every two arms set against each other: "sft, sdft" → cosines, over all and by layer and kind."""
+    compare = _compare_full if lab.settings.method == "full" else _compare_adapters
+    return {f"{a.name}, {b.name}": {key: value for key, value in compare(lab, a, b).items() if key != "modules"}
+            for a, b in combinations(arms, 2)}
+
+
+def _compare_adapters(lab: Lab, *pair: Arm) -> dict[str, Any]:
+    return compare_adapters(*(adapter_in(lab.folder / arm.name) for arm in pair))
+
+
+def _compare_full(lab: Lab, *pair: Arm) -> dict[str, Any]:
+    with ExitStack() as stack:
+        tuned = [stack.enter_context(open_checkpoint(lab.folder / arm.name)) for arm in pair]
+        return compare_changes(weights_of(lab.seed), *tuned, spread_out(lab.matrices, lab.spectra))

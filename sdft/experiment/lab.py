@@ -32,7 +32,7 @@ from sdft.text.records import Record
 from sdft.text.templates import Template, get_template
 from sdft.text.tokenizer import Tokenizer
 from sdft.train.batches import fingerprint as examples_fingerprint
-from sdft.train.fisher import fisher
+from sdft.train.fisher import fisher, linear_layers
 
 T = TypeVar("T")
 Shared = dict[str, tuple[Any, Any]]        # of the seed: what → (of which weights and texts, what was found)
@@ -57,7 +57,7 @@ class Lab:
         self.train_template = get_template(config.eval.train_template or task.train_template)
         self.suites = [*task.suites, *first(instruction_suite(), config.eval.instruction_items)]
         self.general = first(general_suite(), config.eval.general_items)[0]
-        self.probes = config.eval.probes
+        self.probes, self.spectra = config.eval.probes, config.eval.spectra
         self.answers: dict[str, dict[str, list[dict[str, Any]]]] = {}      # arm → suite → lines
 
     def check(self) -> None:
@@ -179,9 +179,16 @@ class Lab:
 
     @cached_property
     def fisher(self) -> dict[str, Tensor]:
-        """The seed's diagonal Fisher of the adapted layers, on its first general answers."""
-        texts, layers = self.seed_answers[:self.probes], match_targets(self.seed, self.settings.targets)
+        """The seed's diagonal Fisher of the trained matrices, on its first general answers."""
+        texts, layers = self.seed_answers[:self.probes], self.matrices
         return self.of_seed("fisher", texts, lambda: fisher(self.seed, texts, layers), layers)
+
+    @cached_property
+    def matrices(self) -> list[str]:
+        """The names of the linear layers that are trained, embedding and head aside."""
+        if self.settings.method == "full":
+            return linear_layers(self.seed)
+        return match_targets(self.seed, self.settings.targets)
 
     def shown(self, distilled: Iterable[Distilled]) -> list[str]:
         """The ids of the first few records whose rewrite was taken, which the report shows token by token."""

@@ -1,38 +1,44 @@
 """What predicts forgetting: measures ranked by how much they explain, over all arms of all cells of several studies.
 
     [predict]
-    measures = ["kl", "shift", "target_nll"]       columns of cells.json
+    measures = ["kl", "shift", "target_nll"]       columns of cells.json; what the task taught (`gained`) is always one
     outcomes = ["instructions", "top1"]            columns whose drop from the seed of the same cell is to be predicted
 
-R² of a straight line and of the ranks (Spearman's ρ²); intervals by bootstrap over whole studies, since the cells of
-one study have the task, the seeds and most settings in common (arXiv 2509.04259 ranks in this way, without intervals).
+The ranking is by R² *within* a study and task: measure and drop are set against their means over the arms that start
+from the same seed score, on the same items. Studies differ in records, items and length, so pooled over them a measure
+explains what only the studies differ in, and can change its sign (Simpson 1951); the pooled R² stands beside.
+Intervals are by bootstrap over whole studies, whose cells have the task, the training seeds and most settings in common
+(arXiv 2509.04259 ranks pooled, without intervals). Cells whose seed scores nothing can lose nothing: they are left out,
+and counted in `starts`.
 
     sdft sweep benchmarks/studies/6-predictors.toml
 """
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from sdft.errors import SdftError
 from sdft.experiment.study import Study
-from sdft.experiment.study_statistics import r_squared, value
+from sdft.experiment.study_statistics import SCORE, correlation, interval, ranks, value
 from sdft.files import read_json
-from sdft.measure.statistics import LEVEL
 
-RESAMPLES = 2_000
+GAINED = "gained"           # the score on the cell's task above its seed's, a share: what was acquired
 Row = dict[str, Any]
 
 
 def predict(study: Study) -> dict[str, Any]:
-    """The content of cells.json of a study that reads others: study, points, ranking, and what no cell has.
+    """The content of cells.json of a study that reads others: study, starts, points, ranking; missing: what no cell
+    has; constant: what differs in no study, and so explains nothing.
 
     A study whose cells.json is not beside the file yet is told on stderr; SdftError where none is there.
     """
     points: list[Row] = []
+    begun: list[Row] = []
     found = []
     for name in study.reads:
         path = study.path.parent / name / "cells.json"
@@ -45,20 +51,23 @@ def predict(study: Study) -> dict[str, Any]:
             raise SdftError(f"{path}: expected the cells of a study that runs some, found none; leave {name!r} out of "
                             "`reads`")
         points += points_of(name, content["cells"], study.predict)
+        begun += starts(name, content["cells"], study.predict["outcomes"])
     if not found:
         raise SdftError(f"{study.path}: expected cells.json of {', '.join(study.reads)} in folders beside it, found "
                         "none; run those studies first")
     ranking = rank(points, study.predict)
-    measures = {row["measure"] for row in ranking}
+    known = {measure for point in points for measure in point["measures"]}
+    told = {row["measure"] for row in ranking}
     return {"study": {"name": study.name, "question": study.question, "reads": found, **study.predict},
-            "points": points, "ranking": ranking,
-            "missing": [name for name in study.predict["measures"] if name not in measures]}
+            "starts": begun, "points": points, "ranking": ranking,
+            "missing": [name for name in study.predict["measures"] if name not in known],
+            "constant": [name for name in study.predict["measures"] if name in known - told]}
 
 
 def points_of(name: str, cells: Sequence[Row], asked: Mapping[str, Sequence[str]]) -> list[Row]:
     """A point for every trained arm of a study: its measures, and its drops from the seed. What cells share is one.
 
-    A column of the cell alone is a measure of its arm sdft, whose data it describes.
+    A column of the cell alone is a measure of its arm sdft, whose data it describes. No drop where the seed has 0.
     """
     points: dict[str, Row] = {}
     for cell in cells:
@@ -67,48 +76,92 @@ def points_of(name: str, cells: Sequence[Row], asked: Mapping[str, Sequence[str]
             if arm == "seed":
                 continue
             measures = {column: value(cell, arm, column, fall_back=arm == "sdft") for column in asked["measures"]}
+            scores = value(cell, arm, SCORE, False), value(cell, "seed", SCORE, False)
+            measures[GAINED] = None if None in scores else scores[0] - scores[1]
             drops = {column: seed[column] - row[column] for column in asked["outcomes"]
-                     if seed.get(column) is not None and row.get(column) is not None}
-            point = {"study": name, "arm": arm, "drops": drops,
+                     if (seed.get(column) or 0) > 0 and row.get(column) is not None}
+            point = {"study": name, "task": cell["suite"], "arm": arm, "drops": drops,
                      "measures": {column: found for column, found in measures.items() if found is not None}}
             points.setdefault(repr(point), point)
     return list(points.values())
 
 
-def rank(points: Sequence[Row], asked: Mapping[str, Sequence[str]]) -> list[Row]:
-    """For every outcome the measures, the most explaining first: n, studies, linear and ranks, each with low and high.
+def starts(name: str, cells: Sequence[Row], outcomes: Sequence[str]) -> list[Row]:
+    """Where the seed stands in every outcome, by task: study, task, outcome, score (mean over the cells, None where not
+    measured), n: its test items or general answers; cells: how many, and left_out: how many of them at the floor."""
+    found = []
+    for outcome in outcomes:
+        for task in dict.fromkeys(cell["suite"] for cell in cells):
+            own = [cell for cell in cells if cell["suite"] == task]
+            scores = [cell["arms"]["seed"][outcome] for cell in own if outcome in cell["arms"]["seed"]]
+            n = own[0]["items"].get(outcome, own[0]["arms"]["seed"].get("general.n"))
+            found.append({"study": name, "task": task, "outcome": outcome, "n": n if scores else 0, "cells": len(own),
+                          "score": fmean(scores) if scores else None, "left_out": sum(score <= 0 for score in scores)})
+    return found
 
-    Measures are compared on different points where some lack one; n tells. None instead of intervals for one study.
-    """
+
+def rank(points: Sequence[Row], asked: Mapping[str, Sequence[str]]) -> list[Row]:
+    """For every outcome the measures, the most explaining within studies first: see `explain`; of all but the first,
+    behind: how much less it explains than the first, see `difference`. An outcome does not predict itself."""
     ranking = []
     for outcome in asked["outcomes"]:
-        rows = []
-        for measure in asked["measures"]:
-            by_study: dict[str, list[tuple[float, float]]] = {}
-            for point in points:
-                if measure in point["measures"] and outcome in point["drops"]:
-                    pair = point["measures"][measure], point["drops"][outcome]
-                    by_study.setdefault(point["study"], []).append(pair)
-            whole = r_squared([pair for pairs in by_study.values() for pair in pairs])
-            if whole["linear"] is not None:
-                rows.append({"outcome": outcome, "measure": measure, "n": sum(map(len, by_study.values())),
-                             "studies": len(by_study), **whole, **intervals(list(by_study.values()))})
-        ranking += sorted(rows, key=lambda row: -row["linear"])
+        measures = [name for name in dict.fromkeys([*asked["measures"], GAINED])
+                    if name not in (outcome, f"general.{outcome}")]
+        rows = [row for measure in measures if (row := explain(points, outcome, measure))]
+        rows.sort(key=lambda row: -row["within"])
+        ranking += [row | {"behind": difference(points, outcome, rows[0]["measure"], row["measure"]) if place else None}
+                    for place, row in enumerate(rows)]
     return ranking
 
 
-def intervals(clusters: Sequence[Sequence[tuple[float, float]]], seed: int = 0) -> dict[str, float | None]:
-    """95 % percentile intervals of both R², over draws of as many whole clusters with replacement."""
-    names = ("linear_low", "linear_high", "ranks_low", "ranks_high")
-    if len(clusters) < 2:
-        return dict.fromkeys(names)
-    generator = np.random.default_rng(seed)
-    draws = generator.integers(len(clusters), size=(RESAMPLES, len(clusters)))
-    unique, counts = np.unique(np.sort(draws), axis=0, return_counts=True)      # few clusters: most draws recur
-    found = [r_squared([pair for index in draw for pair in clusters[index]]) for draw in unique]
-    ends: list[float | None] = []
-    for name in ("linear", "ranks"):
-        values = [each[name] for each, count in zip(found, counts, strict=True) for _ in range(count)
-                  if each[name] is not None]                                    # None: a draw of too few points
-        ends += np.quantile(values, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)).tolist() if values else [None, None]
-    return dict(zip(names, ends, strict=True))
+def explain(points: Sequence[Row], outcome: str, measure: str) -> Row | None:
+    """How a measure goes with the drop of an outcome; None where nothing varies, or too few points to tell.
+
+    n, studies, groups (study × task). r: of the measure's and the drop's distances from their means in the group, with
+    low and high; within: r², with within_low and within_high; ranks: as r, of the ranks in the group (from 0 to 1).
+    pooled: r over all points as if they were of one study. with_gained: as r, of the measure and what was gained.
+    Measures are ranked on different points where some lack one; n tells.
+    """
+    whole = _groups(points, outcome, measure)
+    n = sum(map(len, whole.values()))
+    r, draws = correlation(_centred(whole))
+    if r is None or n - len(whole) < 2:
+        return None
+    own = {**dict(zip(("low", "high"), interval(draws), strict=True)),
+           **dict(zip(("within_low", "within_high"), interval(draws**2), strict=True))}
+    beside = [point for point in points if outcome in point["drops"]]
+    return {"outcome": outcome, "measure": measure, "n": n, "studies": len({study for study, _ in whole}),
+            "groups": len(whole), "within": round(r * r, 6), "r": r, **own,
+            "ranks": correlation(_centred(whole, lambda part: ranks(part) / len(part)))[0],
+            "pooled": correlation([[pair for pairs in whole.values() for pair in pairs]])[0],
+            "with_gained": None if measure == GAINED else correlation(_centred(_groups(beside, GAINED, measure)))[0]}
+
+
+def difference(points: Sequence[Row], outcome: str, first: str, other: str) -> Row:
+    """R² within studies of one measure minus that of another, on the n points that have both; low, high: its 95 %
+    interval, both being taken on the same draws of studies. None where either cannot be told there."""
+    both = [point for point in points if outcome in point["drops"] and {first, other} <= point["measures"].keys()]
+    (r, draws), (s, others) = (correlation(_centred(_groups(both, outcome, name))) for name in (first, other))
+    low, high = (None, None) if None in (r, s) else interval(draws**2 - others**2)
+    return {"difference": None if None in (r, s) else round(r * r - s * s, 6), "low": low, "high": high, "n": len(both)}
+
+
+def _groups(points: Sequence[Row], outcome: str, measure: str) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """(measure, drop of the outcome) of the points that have both, by study and task; GAINED stands for itself."""
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for point in points:
+        y = point["measures"].get(GAINED) if outcome == GAINED else point["drops"].get(outcome)
+        if y is not None and measure in point["measures"]:
+            found.setdefault((point["study"], point["task"]), []).append((point["measures"][measure], y))
+    return found
+
+
+def _centred(groups: Mapping[tuple[str, str], Sequence[tuple[float, float]]],
+             scale: Callable[[np.ndarray], np.ndarray] = np.asarray) -> list[list[tuple[float, float]]]:
+    """By study: the pairs of its groups, each column scaled and less its mean in the group (0 where it is constant)."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for (study, _), pairs in groups.items():
+        columns = [scale(column) for column in np.array(pairs, dtype=np.float64).T]                     # (n,) each
+        columns = [(column - column.mean()) * (np.ptp(column) > 0) for column in columns]
+        found.setdefault(study, []).extend(zip(*(column.tolist() for column in columns), strict=True))
+    return list(found.values())

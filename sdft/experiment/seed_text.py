@@ -1,9 +1,10 @@
 """Text that the seed wrote by itself, without any data: dialogues to replay, and to take the Fisher information on.
 
-    empty user header of the chat format ─sample─→ a user's turn ─answer, greedily─→ dialogue        (arXiv 2403.01244)
+    empty user header of the chat format ─sample─→ a user's turn ─answer, greedily─→ dialogue        (arXiv 2406.08464)
 
-What the seed would ask and say stands in for the data that it was made with and that nobody has. A turn that is also a
-general prompt is left out: drift is measured on those, so none may be trained on.
+What the seed would ask and say stands in for the data that it was made with and that nobody has. To rehearse on text of
+the model's own is arXiv 2403.01244, which asks for it with examples, and refines and selects it; here it is taken as it
+comes. A turn that is also a general prompt is left out: drift is measured on those, so none may be trained on.
 """
 from __future__ import annotations
 

@@ -27,7 +27,6 @@ A study that runs nothing names others in `reads` and has a part [predict] in pl
 """
 from __future__ import annotations
 
-import hashlib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from typing import Any
 
 from sdft.errors import SdftError, nearest
 from sdft.experiment.config import SECTION_OF, SECTIONS, Config, load_chosen, make_config, parse, with_machine, with_task
+from sdft.experiment.folder import data_hash
 from sdft.files import read_text
 
 SEED = "seed"                               # the setting that repeats a comparison and is none of its conditions
@@ -64,8 +64,8 @@ class Study:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study: its name, what tells it from the others, its settings resolved, the names of those given,
-    and a hash of its records and test items."""
+    """One run of a study: its name, what tells it from the others, its settings resolved, the names of those given, the
+    hash of its data."""
 
     name: str
     values: Values
@@ -116,9 +116,7 @@ def cells_of(study: Study, data: str | None = None) -> list[Cell]:
         if any(cell.name == name for cell in cells):
             raise SdftError(f"{study.path}: two cells are named {name!r}; let them differ in a setting, or leave one "
                             "out")
-        records = [task.train, *([(item.id, item.messages) for item in suite.items] for suite in task.suites)]
-        cells.append(Cell(name, values, with_machine(with_task(config, given, **task.decides)), given,
-                          hashlib.sha256(repr(records).encode()).hexdigest()[:16]))
+        cells.append(Cell(name, values, with_machine(with_task(config, given, **task.decides)), given, data_hash(task)))
     _check_arms(study, cells)
     return cells
 

@@ -9,8 +9,8 @@ them say themselves how they were made (model, template, sampling, settings, dat
 foreign: a key that forgot a setting would not end in a wrong result. What the measures need of the seed (its view of
 its own answers, its Fisher) stays in memory from cell to cell.
 
-A study can move from one machine to another without its run folders: a cell that cells.json holds with the same settings
-is finished, and only its numbers are carried on.
+A study can move from one machine to another without its run folders: a cell that cells.json holds with the same
+settings, data and model is finished, and only its numbers are carried on. No row of cells.json is lost: see collect.py.
 
     sdft sweep benchmarks/studies/2-mix-ratio.toml
 """
@@ -21,21 +21,24 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sdft.errors import Interrupted, SdftError, nearest
-from sdft.experiment.arms import ON_ORIGINALS
-from sdft.experiment.collect import cell_key, cell_row, collect
-from sdft.experiment.config import Config, to_values
-from sdft.experiment.folder import is_new, make_folder
+from sdft.experiment.arms import DECODING, READS, SEED_TEXT, TRAINED_AS, settings_of
+from sdft.experiment.collect import Row, cell_key, cell_row, collect, identity, rows_in, study_of
+from sdft.experiment.config import SECTION_OF, Config, to_values
+from sdft.experiment.folder import is_finished, is_new, make_folder, sources
 from sdft.experiment.lab import Shared
 from sdft.experiment.run import run
 from sdft.experiment.study import Cell, Study, read_study
 from sdft.experiment.study_statistics import value
 from sdft.files import is_temporary, read_json, read_text, write_bytes, write_json, write_text
 from sdft.model.fetch import model_hash, resolve
+
+MEASURES_ONLY = ("probes", "spectra")       # of the settings of evaluation: what no answer depends on
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -49,35 +52,44 @@ def pieces(config: Config, arms: Sequence[str]) -> dict[str, Piece]:
     """The pieces of a run that another may take over, by the name that their stage has in seconds.jsonl."""
     values = to_values(config)
     common = {name: values[name] for name in ("model", "task")}
-    items = {name: value for name, value in values["eval"].items() if name not in ("train_template", "probes")}
+    items = {name: value for name, value in values["eval"].items() if name not in ("train_template", *MEASURES_ONLY)}
     answers = {"generate": values["generate"], "eval": items}
     rewriting = {name: values["distill"][name] for name in ("template", "rewrite_tokens")}
-    distilled = {"distill": values["distill"], "generate": values["generate"]}
-    template = {"template": values["eval"]["train_template"]}
+    template = {"train_template": values["eval"]["train_template"]}
     chosen = {"seed": config.train.seed} if 0 < config.distill.ratio < 1 else {}         # see `leave_out`
     found = {"rewrite": _piece(common, {"generate": values["generate"], "distill": rewriting},
                                "rewrites.jsonl", "rewrites.settings.json"),
-             "gap": _piece(common, distilled | template | chosen, "gap.json"),
+             "gap": _piece(common, _read(config, READS["sdft"]) | template | chosen, "gap.json"),
              "eval seed": _piece(common, answers, "eval/seed")}
     for arm in arms:
-        targets = {"train": values["train"], **template}
-        if arm not in ON_ORIGINALS:
-            targets |= distilled | {"arms": {name: value for name, value in values["arms"].items() if name != "arms"}}
-        found[f"train {arm}"] = _piece(common, targets, arm)
-        found[f"eval {arm}"] = _piece(common, targets | answers, f"eval/{arm}")
-        found[f"measure {arm}"] = _piece(common, targets | {**answers, "eval": values["eval"]}, f"measured/{arm}.json")
-    return found | _seed_text(config, arms, common | template | {"generate": values["generate"], "eval": items,
-                                                                 "rewrite_tokens": rewriting["rewrite_tokens"]})
+        trained = TRAINED_AS.get(arm, arm)
+        if trained == arm or trained not in arms:
+            found[f"train {arm}"] = _piece(common, template | _training(config, trained), trained)
+        own = template | _training(config, arm)
+        found[f"eval {arm}"] = _piece(common, own | answers, f"eval/{arm}")
+        found[f"measure {arm}"] = _piece(common, own | {**answers, "eval": values["eval"]}, f"measured/{arm}.json")
+    return found | _seed_text(config, arms, common, template)
 
 
-def _seed_text(config: Config, arms: Sequence[str], key: dict[str, Any]) -> dict[str, Piece]:
+def _training(config: Config, arm: str) -> dict[str, Any]:
+    """What an arm is made with beside the data and the template of training."""
+    return {"train": asdict(settings_of(arm, config.train)), "reads": _read(config, READS.get(arm, ()))}
+
+
+def _read(config: Config, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(getattr(config, SECTION_OF[name]), name) for name in names}
+
+
+def _seed_text(config: Config, arms: Sequence[str], common: dict[str, Any],
+               template: dict[str, Any]) -> dict[str, Piece]:
     """What the seed writes for single arms, whatever they make of it; where the arm itself is taken over, it has it."""
     found = {}
     if "self-output" in arms:
-        found["answer self-output"] = _piece(key, {}, "self-output/answers.jsonl", "self-output/answers.settings.json")
+        found["answer self-output"] = _piece(common | template, _read(config, ("rewrite_tokens", *DECODING)),
+                                             "self-output/answers.jsonl", "self-output/answers.settings.json")
     if {"replay", "ewc"} & set(arms):
         count = {"ewc": "ewc" in arms, "replay": config.arms.replay if "replay" in arms else None}
-        found["seed text"] = _piece(key, count,
+        found["seed text"] = _piece(common, _read(config, SEED_TEXT) | count,
                                     *(f"seed-{what}.{kind}" for what in ("turns", "answers")
                                       for kind in ("jsonl", "settings.json")))
     return found
@@ -99,14 +111,20 @@ def sweep(study: Study, cells: Sequence[Cell], folder: Path) -> dict[str, str]:
     when the user stops it, passes through.
     """
     claim(study, folder)
-    rows = carried(cells, folder)
+    before, rows = rows_in(folder), carried(cells, folder)
+    _tell_earlier(before, cells)
     done: list[Cell] = []
     failed: dict[str, str] = {}
     shared: Shared = {}
+
+    def write() -> None:
+        found = [rows[cell.name] for cell in cells if cell.name in rows]
+        write_json(folder / "cells.json", collect(study, found, failed, before))
+
     in_turn = sorted((cell for cell in cells if cell.name not in rows),
-                     key=lambda cell: not _summary(folder, cell).exists())              # the others may take from them
+                     key=lambda cell: not is_finished(folder / cell.name))              # the others may take from them
     if not in_turn:
-        write_json(folder / "cells.json", collect(study, [rows[cell.name] for cell in cells], failed))
+        write()
     for number, cell in enumerate(in_turn, start=len(rows) + 1):
         print(f"cell {number} of {len(cells)}: {cell.name}", file=sys.stderr)
         try:
@@ -118,21 +136,34 @@ def sweep(study: Study, cells: Sequence[Cell], folder: Path) -> dict[str, str]:
         except SdftError as error:
             failed[cell.name] = str(error)
             print(f"cell {cell.name} failed: {error}", file=sys.stderr)
-        write_json(folder / "cells.json", collect(study, [rows[cell.name] for cell in cells if cell.name in rows], failed))
+        write()
         if cell.name in rows:
             _check_column(study, rows[cell.name])
     return failed
 
 
-def carried(cells: Sequence[Cell], folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of cells.json, by name, of cells of the same settings, data and model whose run folders are not here."""
-    path = folder / "cells.json"
-    rows = {row["name"]: row for row in read_json(path)["cells"]} if path.exists() else {}
-    known = [cell for cell in cells if not (folder / cell.name).exists()
-             and rows.get(cell.name, {}).get("key") == cell_key(cell)]
-    hashes = {name: model_hash(resolve(name)) for name in {cell.config.model.model for cell in known}}
-    return {cell.name: rows[cell.name] for cell in known
-            if rows[cell.name]["model_sha256"] == hashes[cell.config.model.model]}
+def carried(cells: Sequence[Cell], folder: Path) -> dict[str, Row]:
+    """The rows of cells.json, by name, of cells of the same settings, data and model that are not finished in a folder.
+
+    What a folder here has begun of such a cell is left as it is.
+    """
+    rows = {identity(row): row for row in rows_in(folder)}
+    known = {(name, key) for name, key, _ in rows}
+    open_cells = [(cell, key) for cell in cells if not is_finished(folder / cell.name)
+                  and (cell.name, key := cell_key(cell)) in known]
+    hashes = {name: model_hash(resolve(name)) for name in {cell.config.model.model for cell, _ in open_cells}}
+    wanted = {cell.name: (cell.name, key, hashes[cell.config.model.model]) for cell, key in open_cells}
+    return {name: rows[row] for name, row in wanted.items() if row in rows}
+
+
+def _tell_earlier(rows: Sequence[Row], cells: Sequence[Cell]) -> None:
+    """Say which rows are of no cell as it is now."""
+    now = {(cell.name, cell_key(cell)) for cell in cells}
+    names = [row["name"] for row in rows if identity(row)[:2] not in now]
+    if names:
+        more = f", … ({len(names)} in all)" if len(names) > 4 else ""
+        print("cells.json: kept under \"earlier\", since no cell has their settings, data and measures: "
+              f"{', '.join(names[:4])}{more}", file=sys.stderr)
 
 
 def _check_column(study: Study, row: Mapping[str, Any]) -> None:
@@ -165,16 +196,23 @@ def remaining(cells: Sequence[Cell], folder: Path) -> tuple[float, int] | None:
 
 
 def to_make(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, list[str]]]:
-    """Every cell that is not finished, with the stages whose pieces no cell before it has or will have made."""
-    keys = {(stage, piece.key) for cell in cells if _summary(folder, cell).exists()
-            for stage, piece in pieces(cell.config, arms_of(cell.config)).items()}
+    """Every cell that is not finished, with the stages whose pieces no cell before it has or will have made.
+
+    One that was finished by an older version has all but the measures.
+    """
+    known = {piece for cell in cells if is_finished(folder / cell.name) for piece in _pieces(cell).values()}
     found, elsewhere = [], carried(cells, folder)
     for cell in cells:
-        if cell.name not in elsewhere and not _summary(folder, cell).exists():
-            own = {(stage, piece.key) for stage, piece in pieces(cell.config, arms_of(cell.config)).items()}
-            found.append((cell, sorted(stage for stage, _ in own - keys)))
-            keys |= own
+        if cell.name not in elsewhere and not is_finished(folder / cell.name):
+            again = _summary(folder, cell).exists()
+            found.append((cell, sorted(stage for stage, piece in _pieces(cell).items() if piece not in known
+                                       and (not again or stage.startswith(("gap", "measure "))))))
+            known |= set(_pieces(cell).values())
     return found
+
+
+def _pieces(cell: Cell) -> dict[str, Piece]:
+    return pieces(cell.config, arms_of(cell.config))
 
 
 def _run_cell(cell: Cell, done: Sequence[Cell], folder: Path, shared: Shared) -> None:
@@ -182,8 +220,8 @@ def _run_cell(cell: Cell, done: Sequence[Cell], folder: Path, shared: Shared) ->
     own = folder / cell.name
     new = is_new(own)
     if new:
-        make_folder(own, cell.config, model_hash(resolve(cell.config.model.model)))
-    if not (own / "summary.json").exists():
+        make_folder(own, cell.config, sources(resolve(cell.config.model.model), cell.data))
+    if not is_finished(own):
         take_over(cell, done, folder)
     try:
         run(cell.config, cell.given, own, shared)
@@ -199,10 +237,9 @@ def take_over(cell: Cell, done: Sequence[Cell], folder: Path) -> list[str]:
     A piece of which the cell has any file is left as it is: the cell was at work on it, or was stopped just here.
     """
     taken = []
-    for stage, piece in pieces(cell.config, arms_of(cell.config)).items():
+    for stage, piece in _pieces(cell).items():
         target = folder / cell.name
-        source = next((folder / other.name for other in done
-                       if pieces(other.config, arms_of(other.config)).get(stage) == piece), None)
+        source = next((folder / other.name for other in done if piece in _pieces(other).values()), None)
         if source is None or any((target / path).exists() for path in piece.paths):
             continue
         files = [file for path in piece.paths for file in _files(source / path)]
@@ -232,12 +269,15 @@ def _carry(source: Path, target: Path) -> None:
 
 def claim(study: Study, folder: Path) -> None:
     """Note the study in its folder (SdftError where there is another one's, or something else)."""
-    path = folder / "study.toml"
-    if path.exists():
-        other = read_study(path).name
+    path, cells = folder / "study.toml", folder / "cells.json"
+    owners = [read_study(path).name] if path.exists() else []
+    if cells.exists():
+        owners.append(study_of(cells))
+    for other in owners:
         if other != study.name:
             raise SdftError(f"{folder} holds the study {other!r}, not {study.name!r}; name another folder with --out")
-    elif folder.exists() and any(not is_temporary(file) and file.name != "cells.json" for file in folder.iterdir()):
+    if not path.exists() and folder.exists() and any(not is_temporary(file) and file != cells
+                                                     for file in folder.iterdir()):
         raise SdftError(f"{folder}: expected the folder of a study or an empty one; name another with --out")
     write_text(path, read_text(study.path))
 

@@ -1,6 +1,7 @@
 """Drift of the activations: how far the hidden states behind every layer have moved from the seed's, on fixed text.
 
-    relative   ‖h − h₀‖ / ‖h₀‖                   mean over the tokens: how far
+    relative   ‖h − h₀‖ / ‖h₀‖                   mean over the tokens: how far (as a predictor of forgetting an L2 of
+                                                 activations had R² 0.55 on ParityMNIST: arXiv 2509.04259)
     cosine     ⟨h, h₀⟩ / (‖h‖·‖h₀‖)              mean over the tokens: whether turned or only stretched
     cka        ‖XᵀX₀‖_F² / (‖XᵀX‖_F·‖X₀ᵀX₀‖_F)   linear CKA of the centred states X, X₀ (n, D) of all n tokens: whether
                                                  the tokens still lie to each other as they did, whatever was turned

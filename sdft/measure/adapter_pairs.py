@@ -49,8 +49,8 @@ def compare_adapters(first: Adapter, second: Adapter) -> Row:
     if not common:
         raise SdftError("the two adapters change no module in common; expected two of one base model")
     modules = [_row(name, first[name], second[name]) for name in common]
-    return {**_together(modules), "modules": modules, "layers": grouped(modules, "layer", _together),
-            "kinds": grouped(modules, "kind", _together), "unmatched": sorted(first.keys() ^ second.keys())}
+    return {**pair_together(modules), "modules": modules, "layers": grouped(modules, "layer", pair_together),
+            "kinds": grouped(modules, "kind", pair_together), "unmatched": sorted(first.keys() ^ second.keys())}
 
 
 def _row(name: str, first: Factors, second: Factors) -> Row:
@@ -62,21 +62,23 @@ def _row(name: str, first: Factors, second: Factors) -> Row:
         raise SdftError(f"{name}: expected finite factors, but the adapters' changes have the norms {norms}")
     (U, V), (U_2, V_2) = factor_spaces(first), factor_spaces(second)                # (O, k), (D, k)
     left, right = (_cosines(*spaces) for spaces in ((U, U_2), (V, V_2)))
-    return {**place(name), "cosine": factor_cosine(first, second), "left_cosine": _mean(left),
-            "right_cosine": _mean(right), "norms": norms, "left": left, "right": right}
+    return {**place(name), "cosine": factor_cosine(first, second), "left_cosine": mean_or_none(left),
+            "right_cosine": mean_or_none(right), "norms": norms, "left": left, "right": right}
 
 
 def _cosines(first: Tensor, second: Tensor) -> list[float]:
     return principal_cosines(first, second).tolist() if first.shape[1] and second.shape[1] else []
 
 
-def _together(modules: Sequence[Row]) -> Row:
+def pair_together(modules: Sequence[Row]) -> Row:
+    """The cosine of several modules' changes as of one vector, and the means of their principal cosines."""
     norms = [root_of_squares(module["norms"][arm] for module in modules) for arm in (0, 1)]
     inner = math.fsum(module["cosine"] * math.prod(module["norms"]) for module in modules)
-    means = {key: _mean([module[key] for module in modules if module[key] is not None])
+    means = {key: mean_or_none([module[key] for module in modules if module[key] is not None])
              for key in ("left_cosine", "right_cosine")}
     return {"cosine": max(-1.0, min(1.0, inner / math.prod(norms))) if all(norms) else 0.0, **means, "norms": norms}
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean_or_none(values: Sequence[float]) -> float | None:
+    """Their mean; None of none."""
     return fmean(values) if values else None

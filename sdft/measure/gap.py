@@ -2,8 +2,8 @@
 
     nll   −log p(y_t | c, x, y_<t)                  nats; of a record the mean over its |y| target tokens
     rank  how many tokens of the vocabulary have p > p(y_t | …)         0: the target is the most probable token
-    low   share of the target tokens with p(y_t | …) < 0.4, an NLL above 0.92 nats: training on such tokens is what makes
-          a model forget, and rewriting spares it them (arXiv 2501.14315)
+    low   share of the target tokens with p(y_t | …) < 0.4, an NLL above 0.92 nats: training on such tokens is what
+          makes a model forget, and rewriting spares it them (arXiv 2501.14315)
 
 p is the model's as it is: the seed's before training. Originals are set against rewrites record by record, and also
 over equally many tokens: rewriting is to close the gap.
@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,10 @@ class Targets:
     tokens: list[int]           # (n,)
     nll: np.ndarray             # (n,) nats, fp64
     rank: np.ndarray            # (n,) whole numbers
+
+    def first(self, count: int) -> Targets:
+        """The first `count` of them."""
+        return Targets(self.id, self.tokens[:count], self.nll[:count], self.rank[:count])
 
 
 def gap(model: Llama, examples: Sequence[Example], desc: str = "gap") -> dict[str, Any]:
@@ -80,9 +85,11 @@ def gaps(model: Llama, sets: Mapping[str, Sequence[Example]], desc: str = "gap")
 def paired(own: Sequence[Targets], other: Sequence[Targets]) -> dict[str, Any]:
     """The NLL of the records' own targets less that of their other ones, record by record ({} where none differ).
 
-    Over the n records that have both and where the tokens differ: nll and nll_with, the mean over records of the mean
-    over a record's tokens, own and other; difference = nll − nll_with in nats per token, with the 95 % bootstrap
-    interval over records (low, high); tokens and tokens_with, how many there are of each.
+    Over the n records that have both and where the tokens differ: nll, rank_mean, rank0 and low_share, the mean over
+    records of what the tokens of one have on average (nats, rank, share at rank 0, share with p < 0.4: every record
+    weighs alike); perplexity, exp(nll); tokens, how many; and the same of the other targets under these names with
+    _with behind. difference = nll − nll_with in nats per token, with the 95 % bootstrap interval over records (low,
+    high).
 
     length_matched is the same over the first min(|own|, |other|) target tokens of each pair. Both sides then have
     equally many tokens at the same places, so the difference cannot come from the one being longer (late tokens have
@@ -91,25 +98,31 @@ def paired(own: Sequence[Targets], other: Sequence[Targets]) -> dict[str, Any]:
     """
     others = {record.id: record for record in other}
     both = [(record, others[record.id]) for record in own if record.id in others]
-    pairs = [(a.nll, b.nll) for a, b in both if a.tokens != b.tokens]
+    pairs = [(a, b) for a, b in both if a.tokens != b.tokens]
     if not pairs:
         return {}
-    shortest = [min(len(a), len(b)) for a, b in pairs]
-    matched = [(a[:count], b[:count]) for (a, b), count in zip(pairs, shortest, strict=True)]
-    return {"n": len(pairs), **_difference(pairs), "length_matched": {"n": len(pairs), **_difference(matched)}}
+    shortest = [min(len(a.tokens), len(b.tokens)) for a, b in pairs]
+    matched = [(a.first(count), b.first(count)) for (a, b), count in zip(pairs, shortest, strict=True)]
+    return {**_set_against(pairs), "length_matched": _set_against(matched)}
 
 
-def _difference(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
-    own, other = ([float(side.mean()) for side in sides] for sides in zip(*pairs, strict=True))
-    difference, low, high = paired_difference(own, other)
-    return {"nll": math.fsum(own) / len(own), "nll_with": math.fsum(other) / len(other), "difference": difference,
-            "low": low, "high": high, "tokens": sum(len(a) for a, _ in pairs),
-            "tokens_with": sum(len(b) for _, b in pairs)}
+def _set_against(pairs: Sequence[tuple[Targets, Targets]]) -> dict[str, float]:
+    own, other = ([_row(record) for record in side] for side in zip(*pairs, strict=True))
+    found = paired_difference([row["nll"] for row in own], [row["nll"] for row in other])
+    return {"n": len(pairs), **_means(own), **{f"{name}_with": value for name, value in _means(other).items()},
+            **dict(zip(("difference", "low", "high"), found, strict=True))}
+
+
+def _means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of the rows of records: `low` is called low_share, since beside it low is the end of an interval."""
+    nll, rank, rank0, low = (fmean(row[name] for row in rows) for name in ("nll", "rank", "rank0", "low"))
+    return {"nll": nll, "perplexity": math.exp(nll), "rank_mean": rank, "rank0": rank0, "low_share": low,
+            "tokens": sum(row["tokens"] for row in rows)}
 
 
 def target_nll(model: Llama, examples: Sequence[Example], desc: str = "gap") -> list[dict[str, Any]]:
     """Every example's target tokens in one row: id, nll (their mean, nats per token), low (the share with p < 0.4),
-    rank (their mean), tokens (how many).
+    rank (their mean), rank0 (the share at rank 0), tokens (how many).
 
     An example that does not fit the context, or has no target, is told on stderr and has no row.
     """
@@ -144,7 +157,7 @@ def _summary(records: Sequence[Targets]) -> dict[str, Any]:
 
 def _row(record: Targets) -> dict[str, Any]:
     return {"id": record.id, "nll": float(record.nll.mean()), "low": _low(record.nll),
-            "rank": float(record.rank.mean()), "tokens": len(record.nll)}
+            "rank": float(record.rank.mean()), "rank0": float((record.rank == 0).mean()), "tokens": len(record.nll)}
 
 
 def _low(nll: np.ndarray) -> float:

@@ -25,6 +25,7 @@ from sdft.measure.weights import (
     factor_norm,
     module_shift,
     norms_together,
+    place,
     seed_weight,
     summed_up,
     weights_of_both,
@@ -54,6 +55,14 @@ def module_measures(model: Llama, seed: Llama | None = None, spectra: Sequence[s
     chosen = named_by(spectra, layers)
     return summed_up([adapter_row(name, layer, name in chosen)
                       for name, layer in progress(layers.items(), desc="weights", unit="module")], together)
+
+
+def spread_out(names: Sequence[str], count: int) -> list[str]:
+    """The names that stand in `count` layers, evenly spread from the first to the last layer that has any."""
+    layers = sorted({layer for name in names if (layer := place(name)["layer"]) is not None})
+    steps = max(1, min(count, len(layers)) - 1)
+    chosen = {layers[round(i * (len(layers) - 1) / steps)] for i in range(min(count, len(layers)))}
+    return [name for name in names if place(name)["layer"] in chosen]
 
 
 def adapter_row(name: str, layer: LoRALinear, spectra: bool = False) -> Row:

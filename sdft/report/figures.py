@@ -11,7 +11,7 @@ import numpy as np
 
 from sdft.report.draw import Figure, band_name, colour_of, how_many, marker_of, require_matplotlib, svg_of
 from sdft.report.gap_figures import gap_by_place, gap_distribution, target_nll
-from sdft.report.model_figures import activations_by_layer, loss_along, shift_by_layer
+from sdft.report.model_figures import activations_by_layer, fisher_by_layer, loss_along, shift_by_layer, spectrum
 from sdft.report.run import Run
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def draw_figures(run: Run) -> list[Figure]:
     require_matplotlib()
     drawn = (draw(run) for draw in (
         trade_off, drift_by_place, response_lengths, gap_distribution, gap_by_place, target_nll, training_curves,
-        shift_by_layer, activations_by_layer, loss_along))
+        shift_by_layer, spectrum, fisher_by_layer, activations_by_layer, loss_along))
     return [figure for figure in drawn if figure is not None]
 
 

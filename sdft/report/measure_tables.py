@@ -1,4 +1,4 @@
-"""The tables of the single measures: the gap of the targets, the drift of the outputs, the likeness of the texts."""
+"""The tables of the single measures: the gap of the targets, the drift of the outputs, the texts, the weights."""
 from __future__ import annotations
 
 from typing import Any
@@ -26,9 +26,13 @@ def paired_table(run: Run) -> Table:
         if paired := part.get("paired"):
             for label, row in (("whole", paired), ("equally many tokens", paired["length_matched"])):
                 rows.append([f"{name} − {paired['with']}, {label}", f"{row['nll_with']:.2f}", f"{row['nll']:.2f}",
-                             f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})", str(row["n"]),
-                             f"{row['tokens_with']:,} → {row['tokens']:,}"])
-    return Table(["pairs", "NLL before, nats/token", "after", "difference (95 % interval)", "records", "tokens"], rows,
+                             f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})",
+                             *(f"{number(row.get(f'{key}_with'), digits, scale)} → {number(row.get(key), digits, scale)}"
+                               for key, digits, scale in (("perplexity", 1, 1), ("rank_mean", 0, 1),
+                                                          ("low_share", 1, 100))),
+                             str(row["n"]), f"{row['tokens_with']:,} → {row['tokens']:,}"])
+    return Table(["pairs", "NLL before, nats/token", "after", "difference (95 % interval)", "perplexity", "rank, mean",
+                  "p < 0.4, %", "records", "tokens"], rows,
                  "Only records whose target changed; every record weighs alike. Equally many tokens: both texts are "
                  "read up to the length of the shorter, so the difference cannot come from the other being longer.")
 
@@ -63,6 +67,40 @@ def likeness_table(run: Run) -> Table:
     return Table(["texts", "ROUGE-L", "BLEU", "cosine", "n"], rows,
                  "1: the same text. ROUGE-L: words in common in the same order. BLEU: runs of 1 to 4 words in common. "
                  "Cosine of all-MiniLM-L6-v2 embeddings: meaning in common.")
+
+
+def weights_table(run: Run) -> Table:
+    """Every trained arm: how far its weights moved, in how many directions, and whether these are the seed's own."""
+    arms, rows, decomposed = run.measures["arms"], [], 0
+    for arm in run.trained:
+        shift, fisher = arms[arm].get("shift") or {}, arms[arm].get("fisher") or {}
+        if "changed_bf16" not in shift:
+            continue
+        decomposed = sum("spectral_shift" in module for module in shift["modules"])
+        rows.append([arm, str(len(shift["modules"])), number(shift["total"], 2), number(shift["relative"], 2, 100),
+                     number(shift["changed_bf16"], 1, 100), number(fisher.get("total"), 3), *(number(
+                         shift.get(key), digits, scale) for key, digits, scale in (
+                             ("stable_rank", 1, 1), ("effective_rank", 1, 1), ("spectral_shift", 3, 100),
+                             ("left_cosine", 4, 1), ("right_cosine", 4, 1), ("intruders", 2, 1)))])
+    return Table(["arm", "weights", "‖ΔW‖", "‖ΔW‖/‖W‖, %", "changed in bf16, %", "Fisher-weighted shift, nats²", "stable rank",
+                  "effective rank", "spectral shift, %", "principal cosine, left", "right", "intruders of 10"], rows,
+                 "Weights: matrices and vectors that were trained. Changed in bf16: the share of single weights whose "
+                 "bf16 value is another one after merging. Fisher-weighted: Σ F·ΔW², which counts a change by how much the "
+                 "seed's answers depend on that weight. Ranks: how many directions ΔW takes, in the mean over matrices. "
+                 f"The rest: the mean over {decomposed} matrices that were decomposed before and after: how far the "
+                 "singular values moved, whether the 10 leading directions are still the seed's (1: yes), and how many "
+                 "of them are like none of the seed's.")
+
+
+def between_table(run: Run) -> Table:
+    """Every two arms: did they change the same weights in the same directions?"""
+    rows = [[pair, *(number(part.get(key), 2) for key in ("cosine", "left_cosine", "right_cosine")),
+             " / ".join(number(norm, 2) for norm in part["norms"])]
+            for pair, part in (run.measures.get("between") or {}).items()]
+    return Table(["two arms", "cosine of ΔW", "principal cosine, left", "right", "‖ΔW‖ of each"], rows,
+                 "Cosine: of the two changes as vectors; 1: the same change but for its size, 0: unrelated. Principal "
+                 "cosines: of the directions that the changes write (left) and read (right), in the mean over matrices. "
+                 "Adapters of one run begin with the same A, so much of what they read is common from the start.")
 
 
 def _interval(part: dict[str, Any], name: str) -> str:

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sdft.report.draw import Figure, colour_of, marker_of, svg_of
+import numpy as np
+
+from sdft.report.draw import Figure, colour_of, how_many, marker_of, svg_of
 from sdft.report.run import Run
 
 if TYPE_CHECKING:
@@ -38,6 +40,50 @@ def shift_by_layer(run: Run) -> Figure | None:
     n = len(next(iter(modules.values())))
     return Figure("shift", svg_of(draw, height=1.6 + 2.0 * lines), f"How far each of the {n} adapted matrices moved, "
                   "relative to its own norm, by layer (0 is nearest to the input) and kind of projection.")
+
+
+def spectrum(run: Run) -> Figure | None:
+    """The singular values of the adapters' changes, in the mean over the matrices."""
+    values = {arm: [module["spectrum"] for module in part["modules"] if module.get("spectrum")]
+              for arm, part in _of_arms(run, "shift").items()}
+    values = {arm: rows for arm, rows in values.items() if rows}
+    if not values:
+        return None
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for arm, rows in values.items():
+            rank = min(map(len, rows))
+            means = np.mean([row[:rank] for row in rows], axis=0)
+            axes.plot(range(1, rank + 1), means, color=colour_of(run, arm), marker=marker_of(run, arm), label=arm)
+        axes.set(xlabel="singular value of ΔW, by size", ylabel="σ", ylim=(0, None),
+                 title=f"In how many directions the weights moved (n = {how_many(values.values())} matrices)")
+        axes.locator_params(axis="x", integer=True)
+        axes.legend()
+
+    return Figure("spectrum", svg_of(draw), "The singular values of each matrix's change, in the mean over the matrices. "
+                  "A steep fall: few directions carry it; flat: all that the adapter's rank allows.")
+
+
+def fisher_by_layer(run: Run) -> Figure | None:
+    """The Fisher-weighted shift of every layer."""
+    found = _of_arms(run, "fisher")
+    if not found:
+        return None
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for arm, part in found.items():
+            axes.plot(*zip(*((row["layer"], row["shift"]) for row in part["layers"] if row["layer"] is not None),
+                           strict=True), color=colour_of(run, arm), marker=marker_of(run, arm), markersize=3,
+                      linewidth=1, label=arm)
+        axes.set(xlabel="layer (0 is nearest to the input)", ylabel="Σ F·ΔW², nats²", ylim=(0, None),
+                 title=f"The shift as the seed feels it (F of n = {next(iter(found.values()))['n']} answers)")
+        axes.legend()
+
+    return Figure("fisher", svg_of(draw), "Each change squared and weighted by the Fisher information of its weight: how "
+                  "much the seed's answers to the general prompts depend on it. To be compared between arms: as an "
+                  "estimate of the KL it is far too low, for it leaves out what weights do together.")
 
 
 def activations_by_layer(run: Run) -> Figure | None:

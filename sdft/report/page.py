@@ -13,7 +13,7 @@ from sdft.report.draw import Figure
 from sdft.report.figures import draw_figures
 from sdft.report.findings import findings
 from sdft.report.heat import heat_map
-from sdft.report.measure_tables import drift_table, gap_table, likeness_table, paired_table
+from sdft.report.measure_tables import between_table, drift_table, gap_table, likeness_table, paired_table, weights_table
 from sdft.report.run import Row, Run, read_run
 from sdft.report.style import STYLE
 from sdft.report.tables import Table, difference_table, kinds_table, reasons_table, result_table, training_table
@@ -51,7 +51,8 @@ def html_page(run: Run, figures: dict[str, Figure]) -> str:
         ("The gap: how surprising the targets are to the seed", _table(gap_table(run)) + _table(paired_table(run))
          + _figures(figures, "gap_distribution", "gap_by_place", "target_nll") + heat_map(run)),
         ("What training did to weights, activations and loss",
-         _figures(figures, "training", "shift", "activations", "interpolation")),
+         _table(weights_table(run)) + _table(between_table(run))
+         + _figures(figures, "training", "shift", "spectrum", "fisher", "activations", "interpolation")),
         ("The same prompts, answered by each arm", _answers(run)),
         ("Settings and environment", _settings(run)),
     ]
@@ -71,7 +72,8 @@ def markdown_page(run: Run) -> str:
              "\n".join(f"- {line}" for line in findings(run)),
              "## Against the seed", as_markdown(difference_table(run)), "## What was trained on",
              as_markdown(training_table(run)), as_markdown(reasons_table(run)),
-             *(as_markdown(table(run)) for table in (gap_table, paired_table, drift_table, likeness_table))]
+             *(as_markdown(table(run)) for table in (gap_table, paired_table, drift_table, likeness_table, weights_table,
+                                               between_table))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

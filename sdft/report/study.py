@@ -13,13 +13,14 @@ from sdft.errors import SdftError
 from sdft.files import read_json, write_text
 from sdft.report.draw import Figure, require_matplotlib
 from sdft.report.page import as_markdown
-from sdft.report.study_figures import axis, by_condition, condition_of, shown, study_figures
+from sdft.report.study_figures import axis, by_condition, condition_of, measured_on, shown, study_figures, suites_of
 from sdft.report.study_ranking import ranking_figures, ranking_page
 from sdft.report.tables import Table, nats, number
 
 Row = Mapping[str, Any]
 NAME = "cells.json"
-COLUMNS = ("kl", "top1", "rouge_l", "length", "shift", "target_nll")
+ONE = "one seed, so nothing can be told from it"
+COLUMNS = ("kl", "top1", "rouge_l", "general.bleu", "length", "shift", "target_nll", "texts.rouge_l", "texts.bleu")
 
 
 def write_study(folder: Path) -> Path:
@@ -42,12 +43,16 @@ def read_study_cells(folder: Path) -> dict[str, Any]:
     """The content of cells.json (SdftError when it is not what `sdft sweep` writes, or holds no cell)."""
     path = Path(folder) / NAME
     content = read_json(path)
-    if isinstance(content, dict) and {"study", "points", "ranking", "missing"} <= content.keys():
+    if isinstance(content, dict) and {"study", "starts", "points", "ranking", "missing"} <= content.keys():
         return content
     if not isinstance(content, dict) or not {"study", "cells", "failed", "statistics"} <= content.keys():
         raise SdftError(f"{path}: expected a study's cells and statistics; make them with `sdft sweep STUDY.toml`")
     if not content["cells"]:
         raise SdftError(f"{path}: expected at least one finished cell, found none; run the same `sdft sweep` again")
+    statistics = content["statistics"]
+    if not all("items" in row for row in statistics["comparisons"] + statistics.get("matched", [])) or not all(
+            "r" in row for row in statistics["correlations"]):
+        raise SdftError(f"{path}: its statistics are those of an earlier version; run the same `sdft sweep` again")
     return content
 
 
@@ -58,7 +63,8 @@ def page(content: Row, figures: Mapping[str, Figure]) -> str:
              "## The end point, and what was learned beside it", _list(map(sentence, statistics["comparisons"])),
              _image(figures, "end_point"), _image(figures, "trade_off")]
     if statistics.get("matched"):
-        parts += ["## Where arms are equal in something else", _list(map(matched, statistics["matched"]))]
+        parts += ["## Where arms are equal in something else", _list(map(matched, statistics["matched"])),
+                  "Between two learning rates an arm is taken to go straight, in its score on the task too."]
     pairs = [name for name in figures if name not in ("end_point", "trade_off")]
     if pairs:
         parts += ["## What goes with what", *(_image(figures, name) for name in pairs)]
@@ -71,39 +77,61 @@ def page(content: Row, figures: Mapping[str, Figure]) -> str:
 def _about(content: Row) -> str:
     study, primary = content["study"], content["study"]["primary"]
     settings = ", ".join(f"{name} = {shown(value)}" for name, value in study["settings"].items())
-    return (f"Named before the first run: {primary['column']} ({axis(primary['column'])}) of {primary['arm']} against "
-            f"{_other(primary)}, paired by training seed. {len(content['cells'])} of {study['cells']} cells are "
-            f"finished. In every cell: {settings or 'the defaults'}. A difference is told as detected where all seeds "
-            "agree in its sign and Student's t test of the paired differences gives p < 0.05, by Holm over the "
-            "conditions of a column. Within a seed the interval is over test items, or for kl over answers.")
+    name, over = axis(primary["column"], suites_of(content["cells"])), measured_on(content["cells"], primary["column"])
+    return (f"Named before the first run: {primary['column']} ({name}{over and ', ' + over}) of {primary['arm']} "
+            f"against {_other(primary)}, paired by training seed. {len(content['cells'])} of {study['cells']} cells "
+            f"are finished. In every cell: {settings or 'the defaults'}. A difference is told as detected where all "
+            "seeds agree in its sign and Student's t test of the paired differences gives p < 0.05 by Holm: over the "
+            "conditions of this end point, and over all other comparisons of this page together. Within a seed the "
+            "interval is over test items, or for kl over answers.")
 
 
 def sentence(row: Row) -> str:
     """A comparison in words: a direction only where it is detected."""
-    scale, unit = (1, "") if row["column"] in COLUMNS or "." in row["column"] else (100, " points")
     where = f"{condition_of(row['condition'])}: " if row["condition"] else ""
-    mean = f"{scale * row['mean']:+.3g}{unit}"
-    direction = "higher" if row["mean"] > 0 else "lower"
+    column, other = row["column"] + (f" (n = {row['items']} items)" if row["items"] else ""), _other(row)
     if row["n"] < 2:
-        return (f"{where}{row['column']} of {row['arm']} against {_other(row)}: {mean}; one seed, so nothing can be "
-                "told from it.")
-    about = (f"{mean} (95 % interval {scale * row['low']:+.3g} to {scale * row['high']:+.3g}; {direction} in "
-             f"{row['agree']} of {row['n']} seeds, p = {row['p_holm']:.2g}"
-             + (f"; item by item within a seed, zero is left out in {row['within']}" if row.get("within") is not None
-                else "") + ")")
+        return f"{where}{column} of {row['arm']} against {other}: {_mean_of(row)}; {ONE}."
+    about = _seeds(row)
     if row["detected"]:
-        return f"{where}{row['column']} is {direction} under {row['arm']} than under {_other(row)}: {about}."
-    return f"{where}no difference detected in {row['column']} between {row['arm']} and {_other(row)}: {about}."
+        return f"{where}{column} is {_direction(row)} under {row['arm']} than under {other}: {about}."
+    return f"{where}no difference detected in {column} between {row['arm']} and {other}: {about}."
 
 
 def matched(row: Row) -> str:
-    """A comparison at an equal value of another column, in words."""
+    """A comparison at an equal value of another column in words, with what was learned there."""
     other = row["against"] + (f" ({condition_of(row['condition'])})" if row["condition"] else "")
     if not row["n"]:
         return f"At equal {row['equal']}, {row['arm']} and {other} have no point in common."
-    return (f"At equal {row['equal']}, {row['column']} of {row['arm']} minus that of {other}: {row['mean']:+.3g} "
-            f"(mean of n = {row['n']} of {row['of']} cells, {min(row['differences']):+.3g} to "
-            f"{max(row['differences']):+.3g}).")
+    about = (f"there its score on the task is {100 * row['score']:+.3g} points against that of {other} "
+             f"({row['points']} of {row['of']} cells compared)")
+    if row["n"] < 2:
+        return (f"At equal {row['equal']}, {row['column']} of {row['arm']} minus that of {other}: {_mean_of(row)}; "
+                f"{about}; {ONE}.")
+    told = (f"{row['column']} is {_direction(row)} under {row['arm']} than under {other}" if row["detected"] else
+            f"no difference detected in {row['column']} between {row['arm']} and {other}")
+    return f"At equal {row['equal']}, {told}: {_seeds(row)}; {about}."
+
+
+def _mean_of(row: Row) -> str:
+    return f"{_scaled(row, row['mean'])}{' points' if row['items'] else ''}"
+
+
+def _scaled(row: Row, value: float) -> str:
+    """A difference: of scores in points of a hundred, of everything else in its own unit."""
+    return f"{value * (100 if row['items'] else 1):+.3g}"
+
+
+def _direction(row: Row) -> str:
+    return "higher" if row["mean"] > 0 else "lower"
+
+
+def _seeds(row: Row) -> str:
+    """The mean over the seeds, its interval, and how many seeds agree."""
+    within = row.get("within")
+    return (f"{_mean_of(row)} (95 % interval {_scaled(row, row['low'])} to {_scaled(row, row['high'])}; "
+            f"{_direction(row)} in {row['agree']} of {row['n']} seeds, p = {row['p_holm']:.2g}"
+            + ("" if within is None else f"; item by item within a seed, zero is left out in {within}") + ")")
 
 
 def cells_table(content: Row) -> Table:
@@ -112,9 +140,10 @@ def cells_table(content: Row) -> Table:
     An arm that is the same in all conditions has one row.
     """
     cells = content["cells"]
-    suites = list(dict.fromkeys(suite for cell in cells for suite in cell["items"]))
+    suites = suites_of(cells)
     plotted = [column for found in content["statistics"]["correlations"] for column in (found["x"], found["y"])]
-    columns = list(dict.fromkeys([*COLUMNS, *(column for column in plotted if column not in suites)]))
+    columns = [column for column in dict.fromkeys([*COLUMNS, *plotted]) if column not in suites
+               and any(_mean([cell], arm, column) is not None for cell in cells for arm in cell["arms"])]
     conditions, rows = by_condition(cells), {}
     for condition, group in conditions:
         for arm in dict.fromkeys(arm for cell in group for arm in cell["arms"]):
@@ -124,11 +153,13 @@ def cells_table(content: Row) -> Table:
     first = {arm: rows.get((conditions[0][0], arm)) for _, arm in rows}
     same = [arm for arm in first if len(conditions) > 1
             and all(rows.get((condition, arm)) == first[arm] for condition, _ in conditions)]
-    counts = {suite: next(cell["items"][suite] for cell in cells if suite in cell["items"]) for suite in suites}
-    return Table(["condition", "arm", "seeds", *(f"{suite}, % (n = {counts[suite]})" for suite in suites), *columns],
+    over = {column: measured_on(cells, column) for column in [*suites, *columns]}
+    return Table(["condition", "arm", "seeds", *(f"{suite}, % ({_n(over[suite])})" for suite in suites),
+                  *(f"{column} ({_n(over[column])})" if over[column] else column for column in columns)],
                  [*(["all", arm, *first[arm]] for arm in same),
                   *([condition, arm, *row] for (condition, arm), row in rows.items() if arm not in same)],
-                 "Means over the training seeds. " + "; ".join(f"{column}: {axis(column)}" for column in columns) + ".")
+                 "Means over the training seeds. " + "; ".join(
+                     f"{column}: {axis(column)}{over[column] and f' ({over[column]})'}" for column in columns) + ".")
 
 
 def _mean(cells: list[Row], arm: str, column: str) -> float | None:
@@ -136,6 +167,11 @@ def _mean(cells: list[Row], arm: str, column: str) -> float | None:
     found = [cell["arms"][arm].get(column, cell["measures"].get(column) if arm == "sdft" else None) for cell in cells]
     known = [value for value in found if value is not None]
     return fmean(known) if known else None
+
+
+def _n(over: str) -> str:
+    """"n = 16" of "n = 16 general answers"."""
+    return " ".join(over.split()[:3])
 
 
 def _figure(column: str, value: float | None) -> str:

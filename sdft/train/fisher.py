@@ -42,7 +42,7 @@ def fisher(model: Llama, examples: Sequence[Example], layers: Sequence[str] | No
     None: the adapted ones, or every one of the decoder where there is no adapter. Raises SdftError when no example can be
     used.
     """
-    names = list(layers or lora_layers(model) or _linear(model))
+    names = list(layers or lora_layers(model) or linear_layers(model))
     weights = {name: model.get_submodule(name).weight for name in names}
     totals = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     kept, _ = trainable(examples, model.config.context_length)
@@ -80,7 +80,8 @@ def saved_fisher(path: Path, model: Llama, examples: Sequence[Example]) -> dict[
     return {name: tensor.to(model.device) for name, tensor in found.items()}
 
 
-def _linear(model: Llama) -> list[str]:
+def linear_layers(model: Llama) -> list[str]:
+    """The names of the decoder's linear layers."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
 
 

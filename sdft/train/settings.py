@@ -30,7 +30,7 @@ class TrainSettings:
     method: str = option("lora", "lora: low-rank adapters on a frozen base; full: every weight, with fp32 masters")
     objective: str = option("cross_entropy", "what is minimised: cross_entropy; the rivals' are dft, stm, flow, kl, "
                                              "l2-sp, and in a run ewc, onpolicy, onpolicy-reverse")
-    strength: float | None = option(None, "λ of kl, l2-sp and ewc (default: 0.5, 0.01, 0.01)")
+    strength: float | None = option(None, "λ of kl, l2-sp and ewc (default: 0.5, 1, 10)")
     floor: float = option(0.4, "stm: targets less probable than this under the seed are not learned")
     ema: float = option(0.0, "onpolicy: the teacher follows the student by this decay, such as 0.99; 0: it is the seed")
     lr: float = option(5e-4, "peak learning rate")

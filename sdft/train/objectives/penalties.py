@@ -44,7 +44,9 @@ class KL:
 class L2SP:
     """−Σ log p(target), and to its mean λ·Σ_layers ‖s·B·A‖_F²: L²-SP (Li et al. 2018, arXiv 1802.01483).
 
-    The squared distance from the seed's weights, by Gram matrices. λ = 0.01 by default: 0.16 nats where ‖ΔW‖ is 4.
+    The squared distance from the seed's weights, by Gram matrices. λ = 1 by default: 1 nat where ‖ΔW‖ is 1. On twelve
+    passages (SmolLM2-135M, six steps of four records, lr 2e-3) λ = 0, 0.1, 1, 10 left ‖ΔW‖ at 2.41, 1.78, 0.86, 0.35 and
+    the KL on general answers at 0.0133, 0.0126, 0.0078, 0.0013.
     """
 
     strength: float
@@ -54,15 +56,17 @@ class L2SP:
 
     @classmethod
     def prepare(cls, start: Start) -> L2SP:
-        return cls(start.strength(0.01))
+        return cls(start.strength(1.0))
 
 
 @dataclass(frozen=True)
 class EWC:
     """−Σ log p(target), and to its mean (λ/2)·Σ_i F_i·Δ_i² with Δ = s·B·A (Kirkpatrick et al. 2017, arXiv 1612.00796).
 
-    F is the diagonal Fisher of the adapted weights on texts that the seed wrote (`sdft.train.fisher`): half the sum
-    estimates the KL in nats of such a text, so λ = 0.01, the default, is much like `kl` at 1 on texts of 100 tokens.
+    F is the diagonal Fisher of the adapted weights on texts that the seed wrote (`sdft.train.fisher`). Half the sum is 10
+    to 30 times below the KL of such a text (`sdft.measure.fisher_shift`), so λ must be large: 10 by default. On the
+    passages of L2SP λ = 0, 1, 10, 100 left the KL on general answers at 0.0133, 0.0129, 0.0098, 0.0024, and ‖ΔW‖ at 2.41,
+    2.41, 2.35, 2.10.
     """
 
     strength: float
@@ -81,7 +85,7 @@ class EWC:
             raise SdftError("objective ewc needs texts that the seed wrote: have them made by an arm, as in "
                             "`sdft run --arms=sft,ewc`")
         path = start.folder / "fisher.safetensors"
-        return cls(start.strength(0.01), saved_fisher(path, start.model, start.material.seed_text))
+        return cls(start.strength(10.0), saved_fisher(path, start.model, start.material.seed_text))
 
 
 def _weighted_square(A: Tensor, B: Tensor, scale: float, weights: Tensor) -> Tensor:

@@ -1,0 +1,157 @@
+"""What the cells of a study share, arm by arm: a setting that an arm does not read never makes it train anew."""
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from small_run import save_tiny_model
+from test_sweep import HEAD, SMALL
+
+from sdft.cli import main
+from sdft.commands.sweep import _planned
+from sdft.distill import Distilled
+from sdft.experiment.arms import ARMS, arms_of
+from sdft.experiment.config import load_chosen
+from sdft.experiment.lab import Lab
+from sdft.experiment.study import cells_of, read_study
+from sdft.experiment.sweep import pieces, take_over, to_make
+from sdft.model import load
+from sdft.train.batches import fingerprint
+
+FEW = SMALL.replace("test_records = 3", "test_records = 1").replace("instruction_items = 2", "instruction_items = 0")
+ON_POLICY = {name for name in ARMS if name.startswith("sdft-onpolicy")}
+REWRITTEN = {"sdft", "token-matched-sft"}
+ANSWERED = {*REWRITTEN, "self-output"}
+CHANGES = [                     # a setting, the arms whose training depends on it
+    ("strength = 0.3", {"kl", "l2-sp", "ewc"}), ("floor = 0.3", {"stm"}), ("ema = 0.5", set()),
+    ("replay = 0.6", {"replay"}), ("wise = 0.3", set()), ("ratio = 0.5", ANSWERED), ("times = 6", ANSWERED),
+    ('template = "refer"', {*REWRITTEN, *ON_POLICY}),
+    ("rewrite_tokens = 9", {*ANSWERED, *ON_POLICY, "replay", "ewc"}), ("temperature = 0.7", ANSWERED),
+    ("sampling_seed = 1", {*ANSWERED, "replay", "ewc"}), ("general_items = 1", {"replay", "ewc"}),
+    ("probes = 3", set()), ("lr = 0.1", set(ARMS) - {"wise-ft"}),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def cells(model, tmp_path):
+    """The cells of a study on the tiny model, from its grid and more settings."""
+    def _cells(grid="", more="", small=FEW):
+        name = more.partition(" ")[0]
+        kept = "\n".join(line for line in small.splitlines() if not name or not line.startswith(f"{name} "))
+        path = tmp_path / "study.toml"
+        head = HEAD.replace('against = "sft"', 'against = "seed"')
+        path.write_text(f'{head}[settings]\nmodel = "{model}"\n{kept}\n{more}\n{grid}')
+        return cells_of(read_study(path))
+    return _cells
+
+
+def _own(cell, arms=tuple(ARMS)):
+    return pieces(cell.config, arms)
+
+
+@pytest.mark.parametrize(("change", "anew"), CHANGES)
+def test_an_arm_is_trained_anew_where_it_reads_what_differs(cells, change, anew):
+    (ours,), (theirs,) = map(_own, cells(small=SMALL)), map(_own, cells(more=change, small=SMALL))
+    train = {stage for stage in ours if stage.startswith("train ")}
+    assert train == {f"train {arm}" for arm in ARMS if arm != "wise-ft"}         # which goes on from sft
+    assert {stage.removeprefix("train ") for stage in train if ours[stage] != theirs[stage]} == anew
+    assert (ours["eval wise-ft"] == theirs["eval wise-ft"]) == (
+        not change.startswith(("wise", "lr", "temperature", "sampling_seed", "general_items")))
+
+
+def test_what_is_trained_on_is_the_same_where_a_training_is_shared(cells, tmp_path, monkeypatch):
+    """The arms themselves are asked, with every rewrite accepted: what their keys leave out, they do not depend on."""
+    def accept(records, rewrites, check, limits):
+        return [Distilled(r.id, r.instruction, r.response, made.text or "-", "rewrite", "")
+                for r, made in zip(records, rewrites, strict=True)]
+
+    monkeypatch.setattr("sdft.experiment.arms.choose", accept)
+    monkeypatch.setattr("sdft.experiment.arms.FISHER_TEXTS", 3)
+    monkeypatch.setattr("sdft.experiment.seed_text.TURN_TOKENS", 8)
+
+    def asked(cell, folder):
+        task = load_chosen(cell.config.task)
+        lab = Lab(cell.config, folder, *load(cell.config.model.model, "float32"), task)
+        lab.arms = replace(lab.arms, arms=tuple(ARMS))
+        rewrites = rewrite(lab)
+        originals = lab.examples(task.train)
+        return {arm.name: (arm.settings, fingerprint([*arm.targets, *arm.material.seed_text, *arm.material.shown]),
+                           arm.material.sampling) for arm in arms_of(lab, originals, lab.examples(rewrites))}
+
+    def rewrite(lab):
+        from sdft.distill import leave_out, mix, rewrite_records
+        made = rewrite_records(lab.seed, lab.tokenizer, lab.task.train, lab.distill_template, lab.sampling,
+                               lab.folder / "rewrites.jsonl", lab.rows, lab.chat)
+        return mix(lab.task.train, leave_out(accept(lab.task.train, made, None, None), lab.ratio, lab.settings.seed))
+
+    (cell,) = cells(small=SMALL)
+    before = asked(cell, tmp_path / "before")
+    for number, (change, anew) in enumerate(CHANGES):
+        (other,) = cells(more=change, small=SMALL)
+        after = asked(other, tmp_path / str(number))
+        moved = {arm for arm in ARMS if before[arm] != after[arm]}
+        assert moved - {"wise-ft"} <= anew, change
+        if change.partition(" ")[0] not in ("times", "general_items", "sampling_seed"):     # which change nothing here
+            assert moved >= anew - {"token-matched-sft"}, change                        # as many tokens, as many steps
+
+
+def test_a_training_that_was_taken_over_is_gone_on_with(cells, tmp_path, monkeypatch):
+    """A whole sweep: a ratio and a strength differ, and every arm is trained as often as it has to be."""
+    monkeypatch.setattr("sdft.experiment.arms.FISHER_TEXTS", 2)
+    monkeypatch.setattr("sdft.experiment.seed_text.TURN_TOKENS", 8)
+    path, out = tmp_path / "study.toml", tmp_path / "out"
+    arms = ("sdft", "wise-ft", "kl", "ewc", "sdft-onpolicy")
+    cells('[[cells]]\nname = "a"\nratio = 0\nstrength = 0.1\n[[cells]]\nname = "b"\nratio = 1\nstrength = 0.1\n'
+          '[[cells]]\nname = "c"\nratio = 1\nstrength = 1\n', f"arms = {json.dumps(arms)}")
+    assert main(["sweep", str(path), "--out", str(out)]) == 0
+    content = json.loads((out / "cells.json").read_text())
+    assert [list(cell["arms"]) for cell in content["cells"]] == [["seed", *arms]] * 3 and not content["failed"]
+
+    def made(arm):
+        states = [out / f"cell={name}" / arm / "state.safetensors" for name in "abc"]
+        return [states[0].samefile(states[1]), states[1].samefile(states[2])]
+
+    assert {arm: made(arm) for arm in ("sdft", "sft", "kl", "ewc", "sdft-onpolicy")} == {
+        "sdft": [False, True], "sft": [True, True], "kl": [True, False], "ewc": [True, False],
+        "sdft-onpolicy": [True, True]}
+    assert not (out / "cell=a" / "wise-ft" / "log.jsonl").exists()
+
+
+def test_wise_ft_takes_over_the_training_of_a_cell_that_has_sft(cells, tmp_path):
+    first, second = cells('[[cells]]\nname = "a"\narms = ["sft", "sdft"]\n'
+                          '[[cells]]\nname = "b"\narms = ["wise-ft", "sdft"]\n')
+    assert to_make([first, second], tmp_path)[1] == (second, ["eval wise-ft", "measure wise-ft"])
+    (tmp_path / first.name / "sft").mkdir(parents=True)
+    (tmp_path / first.name / "sft" / "state.safetensors").write_text("trained")
+    assert take_over(second, [first], tmp_path) == ["train wise-ft"]
+    assert (tmp_path / second.name / "sft" / "state.safetensors").read_text() == "trained"
+
+
+def test_what_the_seed_writes_for_single_arms_is_shared_over_learning_rates(cells):
+    ours, theirs = (_own(cell, ("replay", "ewc", "self-output", "sft", "sdft"))
+                    for cell in cells("[grid]\nlr = [0.1, 0.2]\n"))
+    shared = {stage for stage in ours if ours[stage] == theirs[stage]}
+    assert shared == {"rewrite", "gap", "eval seed", "seed text", "answer self-output"}
+
+
+def test_text_of_the_seed_is_shared_where_as_much_of_it_is_needed(cells):
+    def key(cell, *arms):
+        return pieces(cell.config, arms)["seed text"].key
+
+    low, high = cells("[grid]\nreplay = [0.1, 0.5]\n")
+    assert key(low, "ewc") == key(high, "ewc") != key(low, "replay") != key(high, "replay")
+    assert key(low, "ewc", "replay") not in (key(low, "ewc"), key(low, "replay"))
+
+
+def test_the_estimate_charges_no_training_to_wise_ft_and_more_to_arms_with_more_passes(cells, tmp_path, monkeypatch):
+    plan = {"seconds": {"rewrite, at most": 10.0, "train, each arm": 100.0}, "steps": 4, "records": 4}
+    monkeypatch.setattr("sdft.commands.sweep.needs", lambda *given: plan)
+    own = cells(more='arms = ["sft", "sdft", "wise-ft", "kl", "self-output", "sdft-onpolicy"]')
+    # rewrite and self-output's answers; sft, sdft, self-output; kl; on-policy: both passes answered anew
+    assert _planned(own, tmp_path / "new", 400) == 2 * 10 + 3 * 100 + 150 + (150 + 2 * 10)
