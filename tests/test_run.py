@@ -74,6 +74,7 @@ def test_the_other_measures_of_the_arms_agree_with_each_other(finished):
         assert arm["general"]["reverse"]["kl"] > 0 and arm["on_task"]["kl"] > 0 and arm["on_task"]["reverse"]["kl"] > 0
         assert len(arm["activations"]["layers"]) == 1 and 0 < arm["activations"]["cka"] < 1
         assert arm["fisher"]["total"] > 0 and arm["shift"]["stable_rank"] >= 1
+        assert all("spectral_shift" in module for module in arm["shift"]["modules"])    # of the one layer, both matrices
         way = {at["t"]: at for at in arm["interpolation"]}
         assert way[1]["nll"] < way[0]["nll"]                    # the arm learned its targets
     # t = 0 is the seed, which reads the same answers for either arm
@@ -219,5 +220,12 @@ def test_full_fine_tuning_is_the_second_way(model, tmp_path):
     measures = json.loads((folder / "measures.json").read_text())
     assert (folder / "sdft" / "model.safetensors").is_file()
     assert {module["kind"] for module in measures["arms"]["sft"]["shift"]["modules"]} >= {"q_proj", "down_proj", "norm"}
-    assert measures["arms"]["sft"]["general"]["kl"] > 0
+    sft = measures["arms"]["sft"]
+    assert sft["general"]["kl"] > 0
+    assert {row["kind"] for row in sft["fisher"]["kinds"]} >= {"q_proj", "down_proj"} and sft["fisher"]["total"] > 0
+    decomposed = [module["name"] for module in sft["shift"]["modules"] if "spectral_shift" in module]
+    assert len(decomposed) == 7 and all(".layers.0." in name for name in decomposed)    # the matrices of its one layer
+    pair = measures["between"]["sft, sdft"]
+    assert pair["norms"] == pytest.approx([measures["arms"][arm]["shift"]["total"] for arm in ARMS[1:]], rel=1e-6)
+    assert 0 < pair["cosine"] <= 1 and pair["left_cosine"] is not None
     assert main(["generate", "Hello", f"--model={folder / 'sdft'}", "--dtype=float32", "--max_new_tokens=2"]) == 0
