@@ -53,7 +53,7 @@ def seconds(name: str, command: list[str]) -> float:
     started = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     ended = time.perf_counter() - started
-    if done.returncode != (2 if "refused" in name else 0):
+    if done.returncode != (1 if "refused" in name else 0):
         sys.exit(f"{done.stderr}\n{name}: its process ended with {done.returncode}")
     return ended
 

@@ -66,6 +66,7 @@ def test_suites_are_answered_in_one_stream_each_as_by_itself(tmp_path):
     greedy = Sampling()
     found = evaluate(tiny_chat_model(), byte_tokenizer(), [SUITE, other], tmp_path / "together", greedy, 4)
     assert found == {suite.name: run(tmp_path / "apart", suite, sampling=greedy) for suite in (SUITE, other)}
+    assert max(row["tokens"] for row in found["other"]) == 4 < max(row["tokens"] for row in found["small"])
     for suite in (SUITE, other):
         for name in (f"{suite.name}.jsonl", f"{suite.name}.settings.json"):
             mixed, alone = ((tmp_path / folder / name).read_text().splitlines() for folder in ("together", "apart"))
