@@ -139,7 +139,15 @@ def test_measures_are_told_apart_by_the_difference_on_the_same_draws():
     text = told("instructions", ranking)
     assert "kl ranks first: R² = 1.00" in text and "The next, tv, lies below it: R² = " in text
     assert "the more, the more is lost" in text and "By such an interval 1 of the other 1 measures lie" in text
-    assert "one time in 8" in text
+    assert "by chance" not in text                                  # of three studies alone it is all of them in a row
+    assert "one time in 4" in told("instructions", [ranking[0] | {"studies": 3}])
+
+
+def test_a_study_in_which_a_measure_does_not_vary_is_none_to_draw():
+    varying = [({"a": float(x)}, float(x)) for x in range(4)]
+    constant = [({"a": 1.0}, float(x)) for x in range(4)]
+    (row,) = rank(_points(varying, varying, constant), {"measures": ["a"], "outcomes": ["instructions"]})
+    assert (row["n"], row["studies"], row["low"]) == (8, 2, None)         # no interval of two studies
 
 
 def test_overlapping_intervals_do_not_hide_a_difference_nor_make_one():

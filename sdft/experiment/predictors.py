@@ -120,9 +120,9 @@ def explain(points: Sequence[Row], outcome: str, measure: str) -> Row | None:
     n, studies, groups (study × task). r: of the measure's and the drop's distances from their means in the group, with
     low and high; within: r², with within_low and within_high; ranks: as r, of the ranks in the group (from 0 to 1).
     pooled: r over all points as if they were of one study. with_gained: as r, of the measure and what was gained.
-    Measures are ranked on different points where some lack one; n tells.
+    Measures are ranked on different points where some lack one, or do not vary; n tells.
     """
-    whole = _groups(points, outcome, measure)
+    whole = _groups(_varying(points, outcome, (measure,)), outcome, measure)
     n = sum(map(len, whole.values()))
     r, draws = correlation(_centred(whole))
     if r is None or n - len(whole) < 2:
@@ -140,10 +140,22 @@ def explain(points: Sequence[Row], outcome: str, measure: str) -> Row | None:
 def difference(points: Sequence[Row], outcome: str, first: str, other: str) -> Row:
     """R² within studies of one measure minus that of another, on the n points that have both; low, high: its 95 %
     interval, both being taken on the same draws of studies. None where either cannot be told there."""
-    both = [point for point in points if outcome in point["drops"] and {first, other} <= point["measures"].keys()]
+    both = _varying(points, outcome, (first, other))
     (r, draws), (s, others) = (correlation(_centred(_groups(both, outcome, name))) for name in (first, other))
     low, high = (None, None) if None in (r, s) else interval(draws**2 - others**2)
     return {"difference": None if None in (r, s) else round(r * r - s * s, 6), "low": low, "high": high, "n": len(both)}
+
+
+def _varying(points: Sequence[Row], outcome: str, measures: Sequence[str]) -> list[Row]:
+    """The points that have the outcome and the measures, of the studies and tasks in which each measure varies: one in
+    which it is the same in every arm has nothing to say, and is no study to draw."""
+    own = [point for point in points if outcome in point["drops"] and point["measures"].keys() >= set(measures)]
+    values: dict[tuple[str, str, str], set[float]] = {}
+    for point in own:
+        for measure in measures:
+            values.setdefault((point["study"], point["task"], measure), set()).add(point["measures"][measure])
+    return [point for point in own
+            if all(len(values[point["study"], point["task"], measure]) > 1 for measure in measures)]
 
 
 def _groups(points: Sequence[Row], outcome: str, measure: str) -> dict[tuple[str, str], list[tuple[float, float]]]:

@@ -7,8 +7,8 @@ y are answers of the seed, as it decoded them (greedily, unless the settings say
 label v_t is drawn anew, once (sdft/train/fisher.py). The sum is a squared shift in which a weight counts by how much
 the seed's answers hang on it, so that moves which change no output weigh little. It is no KL: half of it would be
 KL(π₀ ‖ π) in nats per answer, to second order, were F the whole Fisher matrix and not its diagonal. Training moves
-many weights together, and what they do together stands beside the diagonal. Of 93 adapters in benchmarks/studies half
-the sum was 8 to 36 times (median 17) below the KL per general answer that was measured; halving a change (wise-ft)
+many weights together, and what they do together stands beside the diagonal. Of the adapters in benchmarks/studies half
+the sum was 8 to 37 times (median 18) below the KL per general answer that was measured; halving a change (wise-ft)
 quartered both within 4 %, so the second order holds and the diagonal misses the rest. Compare it between arms only.
 
     sdft measure fisher --adapter runs/mine/sdft

@@ -84,9 +84,9 @@ def told(outcome: str, rows: list[Row]) -> str:
         text += f" With what was learned it goes by r = {best['with_gained']:+.2f}."
     if best["low"] is None:
         text += f" Of {best['studies']} studies there is no interval, so nothing is told from anything."
-    else:
-        text += (f" (An interval over {best['studies']} studies leaves zero out about where all of them agree in sign, "
-                 f"as by chance one time in {2 ** (best['studies'] - 1)}.)")
+    elif best["studies"] == 3:
+        text += (" (An interval over 3 studies leaves zero out about where all of them agree in sign, as by chance one "
+                 "time in 4.)")
     if outcome in ALIKE:
         text += (f" {outcome} is drift of the same general answers that KL, total variation and likenesses are taken "
                  "on, not an ability: that these go together says little.")
