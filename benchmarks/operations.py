@@ -1,6 +1,6 @@
 """Every operation of kernels/ beside its plain twin: seconds and memory, forward and backward, at the 135M model's sizes.
 
-    python benchmarks/kernels.py
+    python benchmarks/operations.py
 
 1024 packed tokens in 8 documents, half of them targets; 32 rows of 256 slots for attention over the cache. The two take
 turns; times are medians, the ratio is the plain form's over the fast one's. Memory is what autograd keeps from the
