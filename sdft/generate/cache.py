@@ -16,11 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdft.kernels.cached_attention import cache_bias, cached_attention, empty_keys, prompt_attention
+from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_attention
 
-BLOCK = 32             # attention reads whole blocks of so many slots: products of few sizes, which oneDNN plans once each
-GROUP = 32             # rows that lie and are read together, as far as the longest of them reaches
-DRAFTED = 8            # … and where drafts are read, as many tokens of each as of the longest draft among them
+BLOCK = 32             # slots are there, and read, in whole blocks: a GPU's kernels want aligned rows
+GROUP = 16             # rows that lie and are read together, as far as the longest of them reaches
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class Rows:
     """A group of neighbouring rows whose arrays are as long as its longest response may become."""
 
     first: int                     # the group's first row
-    keys: list[Tensor]             # of every layer: (rows, K, C, slots)
-    values: list[Tensor]           # (rows, K, slots, C)
+    keys: list[Tensor]             # of every layer: (rows, K, slots, C)
+    values: list[Tensor]           # the same
 
     def __len__(self) -> int:
         return len(self.keys[0])
@@ -49,27 +48,26 @@ class KVCache:
         for first in range(0, len(capacities), GROUP):
             n, slots = len(capacities[first : first + GROUP]), blocks(capacities[first])
             # Zeros: a masked slot's weight is 0, and 0 times an uninitialised NaN would be NaN.
-            keys = [empty_keys(n, K, C, slots, dtype, device) for _ in range(L)]
-            values = [torch.zeros(n, K, slots, C, dtype=dtype, device=device) for _ in range(L)]
+            keys, values = ([torch.zeros(n, K, slots, C, dtype=dtype, device=device) for _ in range(L)] for _ in range(2))
             self.groups.append(Rows(first, keys, values))
 
     def row(self, place: int, layer: int) -> tuple[Tensor, Tensor]:
-        """One row's keys (K, C, slots) and values (K, slots, C)."""
+        """One row's keys and values (K, slots, C)."""
         group = self.groups[place // GROUP]
         return group.keys[layer][place - group.first], group.values[layer][place - group.first]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` slots of row `source` to row `target`."""
         for layer in range(len(self.groups[0].keys)):
-            for old, new, dim in zip(self.row(source, layer), self.row(target, layer), (2, 1), strict=True):
-                new.narrow(dim, 0, length).copy_(old.narrow(dim, 0, length))
+            for old, new in zip(self.row(source, layer), self.row(target, layer), strict=True):
+                new[:, :length] = old[:, :length]
 
     def spread(self, length: int) -> None:
         """Copy the first `length` slots of row 0 to every row."""
         for layer in range(len(self.groups[0].keys)):
             keys, values = self.row(0, layer)
             for group in self.groups:
-                group.keys[layer][..., :length] = keys[..., :length]
+                group.keys[layer][:, :, :length] = keys[:, :length]
                 group.values[layer][:, :, :length] = values[:, :length]
 
 
@@ -84,9 +82,9 @@ class PrefillAttention:
         for row, length in zip(self.rows, self.lengths, strict=True):
             keys, values = self.cache.row(row, layer)
             document, end = slice(start, start + length), self.prefix + length
-            keys[:, :, self.prefix : end] = k[document].permute(1, 2, 0)                        # (T, K, C) → (K, C, T)
-            values[:, self.prefix : end] = v[document].transpose(0, 1)                          # (T, K, C) → (K, T, C)
-            o[document] = prompt_attention(q[document], keys[..., :end], values[:, :end])
+            keys[:, self.prefix : end] = k[document].transpose(0, 1)                            # (T, K, C) → (K, T, C)
+            values[:, self.prefix : end] = v[document].transpose(0, 1)
+            o[document] = prompt_attention(q[document], keys[:, :end], values[:, :end])
             start += length
         return o
 
@@ -95,8 +93,8 @@ class DecodeAttention:
     """An `attend` for the newest tokens of rows 0…n-1: counts[b] tokens of row b, packed, the last of them at ends[b] - 1.
 
     With `counts` None every row has one token, and `ends` only bounds what is read. What all layers share, the masks above
-    all, is made here, once a step. With drafts, DRAFTED rows at a time are spread out to (rows, t) with t their
-    largest count, and gathered again:
+    all, is made here, once a step. With drafts, the tokens of a group are spread out to (rows, t), t its largest count, and
+    gathered again:
 
         row 0: a b c      →  a b c
         row 1: d             d · ·
@@ -106,49 +104,42 @@ class DecodeAttention:
     def __init__(self, cache: KVCache, positions: Tensor, ends: Sequence[int], counts: Sequence[int] | None = None):
         self.parts, start = [], 0
         for group in cache.groups[: (len(ends) + GROUP - 1) // GROUP]:
-            n = min(len(ends) - group.first, len(group))
-            drafted = counts is not None and max(counts[group.first : group.first + n]) > 1
-            together = DRAFTED if drafted else GROUP
-            for first in range(group.first, group.first + n, together):
-                own = slice(first, min(first + together, group.first + n))
-                end = start + (sum(counts[own]) if drafted else own.stop - own.start)
-                self.parts.append(RowsStep(group, own, slice(start, end), positions[start:end], max(ends[own]),
-                                           counts[own] if drafted else None, cache.query_group))
-                start = end
+            own = slice(group.first, min(group.first + len(group), len(ends)))
+            taken = [1] * (own.stop - own.start) if counts is None else counts[own]
+            tokens = slice(start, start + sum(taken))
+            self.parts.append(GroupStep(group, tokens, positions[tokens], taken, blocks(max(ends[own])), cache.query_group))
+            start = tokens.stop
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         o = [part(layer, q[part.tokens], k[part.tokens], v[part.tokens]) for part in self.parts]
         return o[0] if len(o) == 1 else torch.cat(o)                                            # (N, H, C)
 
 
-class RowsStep:
-    """What n neighbouring rows `own` of one group do in a step: their packed tokens, their positions, what is read."""
+class GroupStep:
+    """What the first rows of a group do in a step: counts[b] tokens of row b, packed, at `positions` (N,)."""
 
-    def __init__(self, group: Rows, own: slice, tokens: slice, positions: Tensor, end: int,
-                 counts: Sequence[int] | None, query_group: int):
-        device, heads, n = positions.device, group.keys[0].shape[1], own.stop - own.start
-        self.group, self.own = group, slice(own.start - group.first, own.stop - group.first)
-        self.tokens, self.positions, self.slots, self.n = tokens, positions, blocks(end), n
-        self.rows = torch.arange(n, device=device)                                              # of each token: (N,)
-        self.t, self.cells, at = 1, None, positions
-        if counts is not None and max(counts) > 1:
-            self.t = max(counts)
+    def __init__(self, group: Rows, tokens: slice, positions: Tensor, counts: Sequence[int], slots: int, query_group: int):
+        device, self.n, self.t = positions.device, len(counts), max(counts)
+        self.group, self.tokens, self.positions, self.slots = group, tokens, positions, slots
+        self.rows, self.cells, at = torch.arange(self.n, device=device), None, positions        # of each token: (N,)
+        if self.t > 1:
             self.rows = self.rows.repeat_interleave(torch.tensor(counts, device=device))
             offsets = torch.cat([torch.arange(count) for count in counts]).to(device)
             self.cells = self.rows * self.t + offsets                                           # (N,) among n·t
-            at = positions.new_zeros(n * self.t).index_copy_(0, self.cells, positions)
-        self.bias = cache_bias(at.view(n, self.t), self.slots, heads, query_group, group.keys[0].dtype)
+            at = self._spread(positions)
+        self.bias = cache_bias(at.view(self.n, self.t), slots, query_group, group.keys[0].dtype)
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """x (N, …) → (n·t, …), zeros where no token stands."""
+        return x.new_zeros(self.n * self.t, *x.shape[1:]).index_copy_(0, self.cells, x)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.group.keys[layer][self.own], self.group.values[layer][self.own]
-        keys[self.rows, :, :, self.positions] = k                                               # (N, K, C)
+        keys, values = self.group.keys[layer][: self.n], self.group.values[layer][: self.n]
+        keys[self.rows, :, self.positions] = k                                                  # (N, K, C)
         values[self.rows, :, self.positions] = v
-        if self.cells is not None:
-            q = q.new_zeros(self.n * self.t, *q.shape[1:]).index_copy_(0, self.cells, q)        # (N, H, C) → (n·t, H, C)
-        q = q.reshape(self.n, self.t, *q.shape[1:])                                             # (n, t, H, C)
-        o = cached_attention(q, keys[..., : self.slots], values[:, :, : self.slots], self.bias)
-        o = o.flatten(0, 1)                                                                     # (n·t, H, C)
-        return o if self.cells is None else o[self.cells]
+        q = (q if self.cells is None else self._spread(q)).reshape(self.n, self.t, *q.shape[1:])        # (n, t, H, C)
+        o = cached_attention(q, keys[:, :, : self.slots], values[:, :, : self.slots], self.bias).flatten(0, 1)
+        return o if self.cells is None else o[self.cells]                                       # (N, H, C)
 
 
 def blocks(length: int) -> int:

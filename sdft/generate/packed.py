@@ -112,20 +112,38 @@ class PackedLlama:
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
         """The last hidden states (N, D), after the final norm, of tokens (N,) at positions (N,); of `rows`, (n, D)."""
-        x = self.model.model.embed_tokens(tokens)                               # (N,) → (N, D)
-        cos, sin = self.model.rotation(positions)                               # (N, C) each
+        N, n = len(tokens), len(tokens if rows is None else rows)
+        x = self.model.model.embed_tokens(filled(tokens))                       # (N,) → (N', D), N' ≥ N
+        cos, sin = self.model.rotation(filled(positions))                       # (N', C) each
+
+        def attend_first(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return filled(attend(layer, q[:N], k[:N], v[:N]))
+
         for layer in self.layers:
-            x = layer(x, cos, sin, attend, rows if layer is self.layers[-1] else None)
-        return norm(self.model.model.norm, x)
+            x = layer(x, cos, sin, attend_first, filled(rows) if layer is self.layers[-1] and rows is not None else None)
+        return norm(self.model.model.norm, x[:n])
 
     def head(self, x: Tensor) -> Tensor:
         """Logits (n, V) of hidden states (n, D)."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._head, None, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(filled(x), self._head, None, "none", [], "")[: len(x)]
+
+
+def filled(x: Tensor) -> Tensor:
+    """x (N, …) with rows of zeros behind it up to one of few lengths.
+
+    oneDNN compiles a product anew for every shape that it has not seen, which takes as long as some twenty products.
+    """
+    n = len(x)
+    unit = 1 if n <= 4 else 8 if n <= 64 else 16 if n <= 256 else 64
+    more = -n % unit
+    return torch.cat((x, x.new_zeros(more, *x.shape[1:]))) if more else x
 
 
 def norm(module: RMSNorm, x: Tensor) -> Tensor:
-    """RMSNorm in one operation; in bf16 it rounds once where the model rounds twice."""
-    return F.rms_norm(x, (x.shape[-1],), module.weight, module.eps)
+    """RMSNorm as the model computes it, with fewer arrays; F.rms_norm takes twice as long on many rows."""
+    wide = x.to(torch.float32, copy=True)
+    rms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().mul_(1 / x.shape[-1]).add_(module.eps)
+    return wide.mul_(rms.rsqrt_()).to(x.dtype).mul_(module.weight)
 
 
 def packed(model: Llama) -> Llama | PackedLlama:
