@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sdft.errors import SdftError
 from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
+from sdft.generate.graph import StepGraphs
 from sdft.generate.packed import packed
 from sdft.generate.sampling import Sampling, choose, record_uniforms
 from sdft.generate.speculation import NgramIndex, accepted
@@ -100,6 +101,7 @@ class Engine:
         # Where drafts pay was measured on the CPU alone. The penalty is there to prevent what drafts live on.
         self.speculation = speculation and model.device.type == "cpu" and sampling.repetition_penalty == 1
         self.compute = packed(model)                                        # the same function, laid out for decoding
+        self.graphs = StepGraphs() if model.device.type == "cuda" else None
         self.stop_ids = set(tokenizer.stop_ids)
         # Longest first: rows of like length lie together, whatever follows fits where one has finished, and no long one is
         # left to run alone at the end.
@@ -211,7 +213,9 @@ class Engine:
         if any(drafts):
             self.verify(drafts)
         else:
-            self._note(range(n), [[token] for token in self.step([row.length for row in self.rows]).tolist()])
+            ends = [row.length for row in self.rows]
+            chosen = self.graphs.step(self, ends) if self.graphs else self.step(ends)
+            self._note(range(n), [[token] for token in chosen.tolist()])
 
     def _to_stop(self, draft: list[int]) -> list[int]:
         """A draft up to its first stop token: what stood behind that in the prompt is another turn."""

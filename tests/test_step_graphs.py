@@ -1,0 +1,114 @@
+"""Steps of rounded shapes against the engine's own, without a GPU; and, where there is one, replayed against uncaptured."""
+from __future__ import annotations
+
+import pytest
+import torch
+from test_cuda_training import cuda_without_gpu, move_to_cuda  # noqa: F401
+from test_generate import NumberTokenizer, models, prompts
+from tiny import tiny_llama
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sdft.generate import Request, Sampling
+from sdft.generate.engine import Engine
+from sdft.generate.graph import StepGraphs, rounded_rows, rounded_slots
+
+SETTINGS = [{}, {"temperature": 0.9, "top_k": 10, "top_p": 0.8, "seed": 3},
+            {"temperature": 1.0, "repetition_penalty": 1.2}, {"temperature": 1.0, "top_p": 0.9}]
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph can be captured on a GPU alone")
+
+
+class Repeated:
+    """In a graph's place: what was recorded is done again, on the same buffers."""
+
+    def __init__(self, work):
+        self.replay = work
+
+
+class WithoutGPU(StepGraphs):
+    def __init__(self):
+        super().__init__()
+        self.captured = 0
+
+    def aside(self, work):
+        work()
+
+    def capture(self, work):
+        self.captured += 1
+        return Repeated(work)
+
+
+def requests(count: int = 20, longest: int = 30) -> list[Request]:
+    """Ragged prompts with limits of their own, so that rows finish one by one."""
+    return [Request(str(index), prompt, 1 + index * 7 % longest)
+            for index, prompt in enumerate(prompts(count, shared=6))]
+
+
+def answers(model, settings: dict, batch_size: int, graphs: StepGraphs | None) -> dict[str, list[int]]:
+    engine = Engine(model, NumberTokenizer(), requests(), Sampling(max_new_tokens=30, **settings), batch_size,
+                    speculation=False)
+    engine.graphs = graphs
+    return {output.id: output.tokens for output in engine.run()}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("batch_size", [1, 7, 20])
+def test_rounded_steps_write_what_the_engine_writes(settings: dict, batch_size: int) -> None:
+    model, graphs = models()[1], WithoutGPU()
+    assert answers(model, settings, batch_size, graphs) == answers(model, settings, batch_size, None)
+    assert 0 < graphs.captured < 12
+
+
+def test_shapes_are_few_and_hold_what_they_stand_for() -> None:
+    rows = [rounded_rows(n, 300) for n in range(1, 301)]
+    assert all(n <= found <= 300 for n, found in enumerate(rows, 1))
+    assert sorted(set(rows)) == [1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256, 288, 300]
+    assert rounded_rows(5, 6) == 6
+    for end in range(1, 10000):
+        assert end <= rounded_slots(end) <= max(end + 127, 1.25 * end)
+    assert len({rounded_slots(end) for end in range(1, 8193)}) == 8 + 3 * 4
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_rounded_step_needs_no_host_sync(cuda_without_gpu, settings) -> None:  # noqa: F811
+    model, asked = tiny_llama().to(torch.bfloat16).requires_grad_(False), requests(4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        move_to_cuda(model)
+        engine = Engine(model, NumberTokenizer(), asked, Sampling(max_new_tokens=8, **settings), batch_size=4)
+        assert isinstance(engine.graphs, StepGraphs)
+        engine.share()
+        graphs = WithoutGPU()
+        for _ in range(3):
+            tokens = graphs.step(engine, [row.capacity for row in engine.waiting][:3])
+            assert tokens.shape == (3,) and tokens.device.type == "cuda"
+        assert graphs.captured == 1
+
+
+@on_a_gpu
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("batch_size", [1, 7, 20])
+def test_replayed_steps_write_what_uncaptured_ones_write(settings: dict, batch_size: int) -> None:
+    model, graphs = tiny_llama().requires_grad_(False).to("cuda"), StepGraphs()
+    expected = answers(model, settings, batch_size, None)
+    assert answers(model, settings, batch_size, graphs) == expected
+    assert any(graphs.graphs.values())
+
+
+@on_a_gpu
+def test_a_replayed_step_is_bit_for_bit_the_uncaptured_one_and_never_waits() -> None:
+    logits = []
+    for graphs in (None, StepGraphs()):
+        model = tiny_llama().to(torch.bfloat16).requires_grad_(False).to("cuda")
+        engine = Engine(model, NumberTokenizer(), requests(8), Sampling(max_new_tokens=8), batch_size=8)
+        with torch.inference_mode():
+            engine.share()
+            engine.admit()
+            ends = [row.capacity for row in engine.rows]
+            for _ in range(3):
+                tokens = graphs.step(engine, ends) if graphs else engine.step(ends)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                tokens = graphs.step(engine, ends) if graphs else engine.step(ends)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        logits.append((tokens.clone(), [keys.clone() for group in engine.cache.groups for keys in group.keys]))
+    torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0)
