@@ -26,10 +26,11 @@ is PyTorch's `varlen_attn`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+from sdft.kernels.varlen import bounds_of, fits, varlen_attention
 
 BLOCK = 128          # queries at a time
 
@@ -74,19 +75,15 @@ class DocumentAttention:
         self._bounds: Tensor | None = None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and max(self.parents) < 0:
+        if fits(q.dtype, q.device, q.shape[-1]) and max(self.parents) < 0:
             return self._varlen(q, k, v)
         return _CausalAttention.apply(q, k, v, self.blocks)
 
     def _varlen(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
         if self._bounds is None:
-            bounds = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
-            self._bounds = bounds.to(q.device, non_blocking=True)
+            self._bounds = bounds_of(self.lengths, q.device)
         longest = max(self.lengths)
-        return varlen_attn(q, k, v, self._bounds, self._bounds, longest, longest, window_size=(-1, 0),
-                           enable_gqa=q.shape[1] != k.shape[1])
+        return varlen_attention(q, k, v, self._bounds, self._bounds, longest, longest)
 
 
 Ranges = list[tuple[int, int]]                                                  # of packed tokens: [begin, end) each
