@@ -19,7 +19,8 @@ from torch import Tensor
 from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_attention
 
 BLOCK = 32             # slots are there, and read, in whole blocks: a GPU's kernels want aligned rows
-GROUP = 16             # rows that lie and are read together, as far as the longest of them reaches
+GROUP = 16             # rows that lie and are read together, as far as the longest of them reaches,
+GPU_GROUP = 128        # and on a GPU, where fewer operations are worth more than fewer slots
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,16 @@ class KVCache:
     def __init__(self, config, capacities: Sequence[int], dtype: torch.dtype, device: torch.device):
         K, C, L = config.num_key_value_heads, config.head_dim, config.num_hidden_layers
         self.query_group = config.num_attention_heads // K
-        self.groups = []
-        for first in range(0, len(capacities), GROUP):
-            n, slots = len(capacities[first : first + GROUP]), blocks(capacities[first])
+        self.groups, self.together = [], GPU_GROUP if device.type == "cuda" else GROUP
+        for first in range(0, len(capacities), self.together):
+            n, slots = len(capacities[first : first + self.together]), blocks(capacities[first])
             # Zeros: a masked slot's weight is 0, and 0 times an uninitialised NaN would be NaN.
             keys, values = ([torch.zeros(n, K, slots, C, dtype=dtype, device=device) for _ in range(L)] for _ in range(2))
             self.groups.append(Rows(first, keys, values))
 
     def row(self, place: int, layer: int) -> tuple[Tensor, Tensor]:
         """One row's keys and values (K, slots, C)."""
-        group = self.groups[place // GROUP]
+        group = self.groups[place // self.together]
         return group.keys[layer][place - group.first], group.values[layer][place - group.first]
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -103,7 +104,7 @@ class DecodeAttention:
 
     def __init__(self, cache: KVCache, positions: Tensor, ends: Sequence[int], counts: Sequence[int] | None = None):
         self.parts, start = [], 0
-        for group in cache.groups[: (len(ends) + GROUP - 1) // GROUP]:
+        for group in cache.groups[: (len(ends) + cache.together - 1) // cache.together]:
             own = slice(group.first, min(group.first + len(group), len(ends)))
             taken = [1] * (own.stop - own.start) if counts is None else counts[own]
             tokens = slice(start, start + sum(taken))
@@ -128,6 +129,8 @@ class GroupStep:
             self.cells = self.rows * self.t + offsets                                           # (N,) among n·t
             at = self._spread(positions)
         self.bias = cache_bias(at.view(self.n, self.t), slots, query_group, group.keys[0].dtype)
+        if device.type == "cuda":                                                               # a GPU's kernels read it as it lies
+            self.bias = self.bias.repeat(1, group.keys[0].shape[1], 1, 1)                       # (n, K, G·t, slots)
 
     def _spread(self, x: Tensor) -> Tensor:
         """x (N, …) → (n·t, …), zeros where no token stands."""

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from sdft.errors import SdftError
-from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
+from sdft.generate.cache import DecodeAttention, KVCache
+from sdft.generate.gpu import PROMPT_TOKENS, fused, prefill_attention
 from sdft.generate.graph import StepGraphs
 from sdft.generate.packed import packed
 from sdft.generate.sampling import Sampling, choose, record_uniforms
@@ -100,8 +101,10 @@ class Engine:
         self.report = Report() if report is None else report
         # Where drafts pay was measured on the CPU alone. The penalty is there to prevent what drafts live on.
         self.speculation = speculation and model.device.type == "cpu" and sampling.repetition_penalty == 1
-        self.compute = packed(model)                                        # the same function, laid out for decoding
-        self.graphs = StepGraphs() if model.device.type == "cuda" else None
+        on_gpu = model.device.type == "cuda"
+        self.compute = fused(model) if on_gpu else packed(model)            # the same function, laid out for decoding
+        self.graphs = StepGraphs() if on_gpu else None
+        self.prefill_tokens = PROMPT_TOKENS if on_gpu else PREFILL_TOKENS
         self.stop_ids = set(tokenizer.stop_ids)
         # Longest first: rows of like length lie together, whatever follows fits where one has finished, and no long one is
         # left to run alone at the end.
@@ -165,7 +168,7 @@ class Engine:
         free = [place for place, row in enumerate(self.rows) if row is None]
         while self.waiting and free:
             places, total = [], 0
-            while self.waiting and free and (not places or total + self.waiting[0].length <= PREFILL_TOKENS):
+            while self.waiting and free and (not places or total + self.waiting[0].length <= self.prefill_tokens):
                 row = self.waiting.popleft()
                 places.append(free.pop(0))
                 self.rows[places[-1]] = row
@@ -194,7 +197,7 @@ class Engine:
         """The last hidden states (n, D) at the ends of n packed documents that begin behind `prefix` slots of theirs."""
         device = self.model.device
         positions = torch.cat([torch.arange(prefix, prefix + length) for length in lengths]).to(device)     # (N,)
-        attend = PrefillAttention(self.cache, places, lengths, prefix)
+        attend = prefill_attention(self.model)(self.cache, places, lengths, prefix)
         ends = torch.tensor(lengths, device=device).cumsum(0) - 1                                           # (n,)
         return self.compute.hidden(torch.tensor(tokens, device=device), positions, attend, ends)
 
@@ -261,7 +264,7 @@ class Engine:
         seen = None if self.seen is None else self.seen[index]                                              # (n, V)
         tokens = choose(self.compute.head(x), self.sampling, uniforms, seen)                                # (n,)
         if self.seen is not None:
-            self.seen[index, tokens] = True
+            self.seen.index_put_((index, tokens), self.seen.new_ones(()))  # `= True` would copy it from the host
         self.tokens[index] = tokens
         self.positions[index] += 1
         self.counts[index] += 1
