@@ -30,7 +30,7 @@ from sdft.tasks import load_task
 from sdft.text.chat import Example, encode_example
 from sdft.text.templates import get_template
 from sdft.train import TrainSettings
-from sdft.train.batches import pack, pack_within
+from sdft.train.batches import may_share, pack, pack_within
 from sdft.train.loop import gradient
 from sdft.train.objectives import Objective, cross_entropy
 from sdft.train.optimiser import adamw
@@ -53,7 +53,7 @@ class Ours:
 
     def step(self, examples: Sequence[Example]) -> float:
         """One optimiser step on `examples`; returns the loss per target token."""
-        batches = pack_within(examples, self.settings.micro_tokens, share=True)
+        batches = pack_within(examples, self.settings.micro_tokens, may_share(self.model.device))
         loss = gradient(self.model, batches, self.objective, self.settings.checkpoint)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
         self.optimiser.step()
@@ -64,11 +64,12 @@ class Ours:
 class Peer:
     """transformers' model with peft's LoRA: a padded batch, the model's own loss, torch's AdamW."""
 
-    def __init__(self, settings: TrainSettings, attention: str = "sdpa"):
+    def __init__(self, settings: TrainSettings, attention: str = "sdpa", device: str = "cpu"):
         from peft import LoraConfig, get_peft_model
         from transformers import AutoModelForCausalLM
 
-        base = AutoModelForCausalLM.from_pretrained(resolve(MODEL), dtype=as_dtype("auto"), attn_implementation=attention)
+        base = AutoModelForCausalLM.from_pretrained(resolve(MODEL), dtype=as_dtype("auto", device),
+                                                    attn_implementation=attention).to(device)
         self.model = get_peft_model(base, LoraConfig(r=settings.rank, lora_alpha=settings.alpha, task_type="CAUSAL_LM",
                                                      target_modules=list(settings.targets)))
         self.model.train()
@@ -84,6 +85,7 @@ class Peer:
             tokens[row, :length] = torch.tensor(example.tokens)
             attention[row, :length] = 1
             labels[row, :length] = torch.where(torch.tensor(example.mask), tokens[row, :length], -100)
+        tokens, attention, labels = (x.to(self.model.device) for x in (tokens, attention, labels))
         loss = self.model(input_ids=tokens, attention_mask=attention, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
