@@ -42,9 +42,9 @@ def cases() -> dict[str, tuple[Callable, Callable, tuple]]:
     angles = given(N, C, learned=False)
     labels = torch.arange(N // 2) * 7
     attention = (given(N, H, C), given(N, K, C), given(N, K, C), DOCUMENTS)
-    cached = (given(ROWS, 1, H, C, learned=False), given(ROWS, K, C, SLOTS, learned=False),
+    cached = (given(ROWS, 1, H, C, learned=False), given(ROWS, K, SLOTS, C, learned=False),
               given(ROWS, K, SLOTS, C, learned=False), torch.full((ROWS, 1), SLOTS - 1))
-    bias = cache_bias(cached[3], SLOTS, K, H // K, DTYPE)
+    bias = cache_bias(cached[3], SLOTS, H // K, DTYPE)
     return {
         "rms_norm": (rms_norm, rms_norm_plain, (given(N, D), given(D, learned=False), 1e-5)),
         "rope": (rope, rope_plain, (given(N, H, C), angles.cos(), angles.sin())),
