@@ -43,6 +43,8 @@ CASES = {
 def small_blocks(monkeypatch):
     """Blocks so small that the test's documents and rows cross their borders, with a ragged last one."""
     monkeypatch.setattr(attention, "BLOCK", 4)
+    monkeypatch.setattr(attention, "STEP", 2)
+    monkeypatch.setattr(attention, "CELLS", 100)
     monkeypatch.setattr("sdft.kernels.linear_cross_entropy.ROWS", 8)
 
 

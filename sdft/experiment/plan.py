@@ -21,7 +21,7 @@ import torch
 from sdft.generate.cache import GROUP, blocks
 from sdft.generate.engine import PREFILL_TOKENS
 from sdft.generate.packed import LARGEST
-from sdft.kernels.attention import BLOCK
+from sdft.kernels.attention import BLOCK, CELLS
 from sdft.kernels.linear_cross_entropy import ROWS
 from sdft.model.config import LlamaConfig
 from sdft.model.llama import Llama
@@ -88,7 +88,8 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
                    else tokens * attended * before + (tokens * (layers - 1) + targets) * behind)
     layer = tokens * size * (before + behind if settings.checkpoint else 0)      # the layer that is computed again
     backward = tokens * size * (4 * F + 2 * D)                                   # of the gate: dy, dy·up, dgate, dup
-    scores = 4 * c.num_attention_heads * min(longest, BLOCK) * longest * size    # of one block: P, dP, dS, a product
+    block = c.num_attention_heads * min(longest, BLOCK) * longest                # scores of one
+    scores = 2 * size * (block * max(1, CELLS // block) if tokens > longest else block)     # P and dP
     rows = min(ROWS, targets)
     trained = shape.weights if full else shape.adapter
     masters = trained * FP32 * 4 if size != FP32 or not full else trained * FP32 * 3
