@@ -45,7 +45,8 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 4)
     monkeypatch.setattr(attention, "STEP", 2)
     monkeypatch.setattr(attention, "CELLS", 100)
-    monkeypatch.setattr("sdft.kernels.linear_cross_entropy.ROWS", 8)
+    for name, value in (("ROWS", 8), ("CACHED", 3), ("STEP", 4)):
+        monkeypatch.setattr(f"sdft.kernels.linear_cross_entropy.{name}", value)
 
 
 def inputs(shapes, dtype, seed=0) -> list[Tensor]:
