@@ -8,7 +8,9 @@ a processor that does not multiply in bf16. Each step is run by both, one
 right after the other, the order alternating, so that what else the machine does hits both; the ratio is the median over
 the steps. Tokens are those of the records, without padding, however often a side computes them: sdft computes what the
 records of a step begin with once. The share of the matrix-product peak counts the products that a step cannot do without:
-every frozen matrix forward and once backward, the head on the target rows, causal attention.
+every frozen matrix forward and once backward, the head on the target rows, causal attention. A machine's peak may swing
+threefold within minutes, so it is measured before and behind every side's step, and a step is held against the mean of
+the two; told are the medians over the steps.
 """
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -39,7 +42,7 @@ from sdft.train.weights import Adapter
 MODEL = "smollm2-135m"
 BATCH = 8
 CLIP = 1.0
-PEAK_SIZE = 3072       # sides of the matrices whose product is the peak
+PEAK_SIZE = 2048       # sides of the matrices whose product is the peak
 
 
 class Ours:
@@ -119,7 +122,8 @@ def needed_flops(model: Llama, examples: Sequence[Example], share: bool) -> floa
     batch = pack(examples, share)
     pairs = sum(position + 1 for position in batch.positions.tolist())              # a query and a key it sees
     attention = 6 * 2 * pairs * width * config.num_hidden_layers                    # 2 products forward, 4 backward
-    return 4 * (frozen * len(batch.tokens) - behind * (len(batch.tokens) - batch.targets)) + 4 * config.vocab_size * config.hidden_size * batch.targets + attention
+    N, n = len(batch.tokens), batch.targets
+    return 4 * (frozen * N - behind * (N - n) + config.vocab_size * config.hidden_size * n) + attention
 
 
 def main() -> None:
@@ -143,25 +147,30 @@ def main() -> None:
         side.step(steps[0])                                                         # warm up
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     losses: dict[str, list[float]] = {name: [] for name in sides}
-    peak = matmul_peak(as_dtype("auto"), size=PEAK_SIZE, clock=clock)
+    peaks: dict[str, list[float]] = {name: [] for name in sides}                    # while each of its steps ran
+    before = matmul_peak(as_dtype("auto"), size=PEAK_SIZE, clock=clock)
     for number, examples in enumerate(steps):
         for name in list(sides)[:: 1 if number % 2 else -1]:
             started = clock()
             losses[name].append(sides[name].step(examples))
             seconds[name].append(clock() - started)
-    peak = max(peak, matmul_peak(as_dtype("auto"), size=PEAK_SIZE, clock=clock))
+            behind = matmul_peak(as_dtype("auto"), size=PEAK_SIZE, clock=clock)
+            peaks[name].append((before + behind) / 2)
+            before = behind
 
     tokens = [sum(len(example.tokens) for example in examples) for examples in steps]
+    peak = statistics.median(chain(*peaks.values()))
     flops = {name: [needed_flops(model, examples, share=name == "sdft") for examples in steps] for name in sides}
     result = {"benchmark": "training", "task": args.task, "records": sum(map(len, steps)), "tokens": sum(tokens),
               "threads": torch.get_num_threads(), "micro_tokens": args.micro_tokens, "checkpoint": args.checkpoint,
-              "clock": clock.__name__, "dtype": str(model.dtype), "attention": args.attention, "peak_gflops": round(peak / 1e9)}
+              "clock": clock.__name__, "dtype": str(model.dtype), "attention": args.attention,
+              "peak_gflops": round(peak / 1e9)}
     print(f"{args.task}: {result['records']} records, {sum(tokens)} tokens, {len(steps)} steps of {BATCH}; "
           f"products in {model.dtype} reach {peak / 1e9:.0f} GFLOP/s\n")
     print(f"{'':24}{'tokens/s':>10}{'share of peak':>15}{'mean loss':>11}")
     for name in sides:
         speed = statistics.median(n / s for n, s in zip(tokens, seconds[name]))
-        share = statistics.median(f / s for f, s in zip(flops[name], seconds[name])) / peak
+        share = statistics.median(f / s / p for f, s, p in zip(flops[name], seconds[name], peaks[name]))
         print(f"{name:24}{speed:>10.0f}{share:>14.0%}{statistics.mean(losses[name]):>11.3f}")
         result[name] = {"tokens_per_second": round(speed, 1), "share_of_peak": round(share, 3)}
     ratio = statistics.median(theirs / ours for ours, theirs in zip(*(seconds[name] for name in sides)))

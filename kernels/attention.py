@@ -4,8 +4,8 @@
     q   a    ■ · · · ·
     u   a    ■ ■ · · ·      Only the blocks on the diagonal are ever computed: no (N, N) mask, no score between
     e   a    ■ ■ ■ · ·      documents. A long document goes in blocks of `BLOCK` queries against the keys up to
-    r   b    · · · ■ ·      the block's end, so that memory grows with T, not T², and most of the future is
-    y   b    · · · ■ ■      skipped rather than masked.
+    r   b    · · · ■ ·      the block's end, so that most of the future is skipped rather than masked.
+    y   b    · · · ■ ■
 
     keys →   p p a a b      What documents begin with alike may stand once: lengths = [2, 2, 1], parents = [-1, 0, 0].
         p    ■ · · · ·      Segments a and b both continue p and see all of it; the documents are pa and pb. Parents
@@ -20,19 +20,37 @@ With S = s·Q·Kᵀ (s = 1/√C) over the visible keys, P = softmax(S) by rows, 
 
 P is computed again rather than saved (Dao et al. 2022, arXiv 2205.14135): q, k and v are all that is stored. Grouped
 queries (Ainslie et al. 2023, arXiv 2305.13245): the G = H/K query heads that share a key/value head are laid behind one
-another as rows of one product, so K and V are never repeated. On a GPU, in half precision and without parents, the same
-is PyTorch's `varlen_attn`.
+another as rows of one product, so K and V are never repeated.
+
+Blocks of equal size are one batched product. So that many are, queries and keys are filled up to multiples of `STEP`:
+
+             left   what the block sees       own      fill       A key that only fills is masked; a query that only
+    query    · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ · · · │ · · · ·      fills brings no gradient and is not read. Both are
+    query    · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ ■ · · │ · · · ·      the document's first token. The mask is what the
+    …                                                             product is added to, so it costs a copy.
+    fill     · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ ■ ■ ■ │ ■ · · ·
+
+The rows of all blocks are gathered at once, and what comes out of them is gathered back: of a query one row, of a key
+the sum over the blocks that saw it, by `embedding_bag`, eight times as fast as `index_add_` and summed in fp32. Sizes
+that recur matter in themselves: oneDNN compiles a product for every size that it has not met, 2 to 3 ms each.
+On a GPU, in half precision and without parents, the same is PyTorch's `varlen_attn`.
 """
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sdft.kernels.varlen import bounds_of, fits, varlen_attention
 
-BLOCK = 128          # queries at a time
+BLOCK = 128             # queries at a time
+STEP = 32               # their number and that of their keys is a multiple of this
+CELLS = 2_400_000       # scores at a time, of all heads
 
 
 def causal_attention_plain(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int],
@@ -61,7 +79,7 @@ def causal_attention_plain(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[in
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int],
                      parents: Sequence[int] | None = None) -> Tensor:
-    """`causal_attention_plain` by blocks, without repeating K and V, and saving no attention weights."""
+    """`causal_attention_plain` by blocks, many at once, without repeating K and V, and saving no attention weights."""
     return DocumentAttention(lengths, parents)(0, q, k, v)
 
 
@@ -71,13 +89,16 @@ class DocumentAttention:
     def __init__(self, lengths: Sequence[int], parents: Sequence[int] | None = None):
         self.lengths = list(lengths)
         self.parents = [-1] * len(self.lengths) if parents is None else list(parents)
-        self.blocks = list(_blocks(self.lengths, self.parents))
         self._bounds: Tensor | None = None
+        self._layouts: dict[tuple, _Layout] = {}                                # by the heads of a call: one for a model
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if fits(q.dtype, q.device, q.shape[-1]) and max(self.parents) < 0:
             return self._varlen(q, k, v)
-        return _CausalAttention.apply(q, k, v, self.blocks)
+        key = k.shape[1], q.shape[1] // k.shape[1], q.dtype, q.device
+        if key not in self._layouts:
+            self._layouts[key] = _layout(list(_blocks(self.lengths, self.parents)), sum(self.lengths), *key)
+        return _CausalAttention.apply(q, k, v, self._layouts[key])
 
     def _varlen(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if self._bounds is None:
@@ -86,95 +107,140 @@ class DocumentAttention:
         return varlen_attention(q, k, v, self._bounds, self._bounds, longest, longest)
 
 
-Ranges = list[tuple[int, int]]                                                  # of packed tokens: [begin, end) each
+class _Block(NamedTuple):
+    """Places of packed tokens; how many queries are real, how many places of keys fill up on the left."""
+
+    queries: np.ndarray     # (b,)
+    keys: np.ndarray        # (m,)
+    size: int
+    left: int
 
 
-def _blocks(lengths: Sequence[int], parents: Sequence[int]) -> Iterator[tuple[Ranges, int, int]]:
-    """Yield (keys that it sees, block start, block end) in packed positions; the block is the end of what it sees."""
-    seen: list[Ranges] = []                                                     # of each whole segment
+class _Layout(NamedTuple):
+    """Where the rows of all blocks come from and go to; q is read as (N·K, G·C), k and v as (N·K, C)."""
+
+    parts: list[tuple[int, int, int, Tensor]]   # blocks times K, queries b, keys m, mask (b·G, m)
+    queries: Tensor         # of each row that is laid out, the row of q,
+    fill: Tensor            # which of them only fill,
+    back: Tensor            # and of each row of q where it lies
+    keys: Tensor            # of each row that is laid out, the row of k and v
+    bags: Tensor            # of all rows of k the real ones that were made of it, behind one another,
+    starts: Tensor          # and where each one's begin
+
+
+def _blocks(lengths: Sequence[int], parents: Sequence[int]) -> Iterator[_Block]:
+    seen: list[np.ndarray] = []                                                 # the places of each whole segment
     begin = 0
     for length, parent in zip(lengths, parents, strict=True):
-        before = seen[parent] if parent >= 0 else []
-        for start in range(begin, begin + length, BLOCK):
-            end = min(start + BLOCK, begin + length)
-            yield _joined(before, begin, end), start, end
-        seen.append(_joined(before, begin, begin + length))
+        own = np.arange(begin, begin + length)
+        whole = own if parent < 0 else np.concatenate((seen[parent], own))
+        for start in range(len(whole) - length, len(whole), BLOCK):
+            queries = whole[start : start + BLOCK]
+            left, fill = -start % STEP, -len(queries) % STEP
+            filled = np.concatenate((queries, np.full(fill, begin)))
+            yield _Block(filled, np.concatenate((np.full(left, begin), whole[:start], filled)), len(queries), left)
+        seen.append(whole)
         begin += length
 
 
-def _joined(ranges: Ranges, begin: int, end: int) -> Ranges:
-    """The ranges and one more behind them, as one with the last where they touch."""
-    if ranges and ranges[-1][1] == begin:
-        return [*ranges[:-1], (ranges[-1][0], end)]
-    return [*ranges, (begin, end)]
+def _layout(blocks: list[_Block], N: int, K: int, G: int, dtype: torch.dtype, device: torch.device) -> _Layout:
+    """Lay the blocks out for G query heads to each of K key/value heads."""
+    alike: dict[tuple[int, int, int], list[_Block]] = defaultdict(list)
+    for block in blocks:
+        alike[len(block.queries), len(block.keys), block.left].append(block)
+    parts = []
+    for (b, m, left), group in sorted(alike.items()):
+        mask = _mask(b, G, m, left, dtype, device)
+        most = max(1, CELLS // (K * G * b * m))                                 # blocks at a time
+        parts += [(K * len(group[start : start + most]), b, m, mask) for start in range(0, len(group), most)]
+    blocks = [block for _, group in sorted(alike.items()) for block in group]
+    queries, real = _rows([(x.queries, 0, x.size) for x in blocks], K)
+    back = np.empty(N * K, dtype=np.int64)
+    back[queries[real]] = np.flatnonzero(real)
+    keys, seen = _rows([(x.keys, x.left, len(x.keys) - len(x.queries) + x.size) for x in blocks], K)
+    bags = np.flatnonzero(seen)[np.argsort(keys[seen], kind="stable")]
+    starts = np.searchsorted(np.sort(keys[seen]), np.arange(N * K))
+    return _Layout(parts, *(torch.from_numpy(x).to(device, non_blocking=True)
+                            for x in (queries, np.flatnonzero(~real), back, keys, bags, starts)))
 
 
-def _take(x: Tensor, ranges: Ranges) -> Tensor:
-    """The rows of x (K, N, C) in `ranges`: (K, e, C), without a copy where that is one range."""
-    parts = [x[:, begin:end] for begin, end in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+def _rows(blocks: list[tuple[np.ndarray, int, int]], K: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places, and the bounds of the real ones, by block → rows place·K + head, head by head, and which are real."""
+    heads = np.arange(K)[:, None]
+    rows = [(places * K + heads).ravel() for places, *_ in blocks]
+    real = [np.tile((begin <= np.arange(len(places))) & (np.arange(len(places)) < end), K)
+            for places, begin, end in blocks]
+    return np.concatenate(rows), np.concatenate(real)
 
 
-def _add(x: Tensor, ranges: Ranges, part: Tensor) -> None:
-    """Add part (K, e, C) to the rows of x (K, N, C) in `ranges`."""
-    for (begin, end), own in zip(ranges, part.split([end - begin for begin, end in ranges], 1), strict=True):
-        x[:, begin:end] += own
-
-
-def _group(x: Tensor, heads: int) -> Tensor:
-    """Queries (b, H, C) as rows of their key/value head: (K, G·b, C)."""
-    b, H, C = x.shape
-    return x.view(b, heads, H // heads, C).permute(1, 2, 0, 3).reshape(heads, -1, C)
-
-
-def _ungroup(x: Tensor, b: int) -> Tensor:
-    """The inverse of `_group`: (K, G·b, C) → (b, K, G, C)."""
-    return x.view(x.shape[0], -1, b, x.shape[-1]).permute(2, 0, 1, 3)
-
-
-def _future(size: int, like: Tensor) -> Tensor:
-    """0 where query row i of a block may see key column j ≤ i of it, −∞ where it may not: (size, size)."""
-    return like.new_full((size, size), float("-inf")).triu_(1)
-
-
-def _weights(q: Tensor, k: Tensor, future: Tensor) -> Tensor:
-    """Softmax of the masked scores: scaled q (K, G·b, C), k (K, e, C), future (b, b) → (K, G·b, e)."""
-    scores = q @ k.transpose(1, 2)                                              # (K, G·b, e)
-    b, e = len(future), k.shape[1]
-    scores.view(-1, b, e)[..., e - b :].add_(future)                            # only the block's own square hides any
-    return scores.softmax(-1)
+def _mask(b: int, G: int, m: int, left: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 where a row i·G + g, query i of head g, sees a key, −∞ where it does not: (b·G, m)."""
+    mask = torch.full((b, m), float("-inf"), dtype=dtype, device=device).triu_(m - b + 1)
+    mask[:, :left] = float("-inf")
+    return mask.repeat_interleave(G, 0)
 
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, blocks: list[tuple[Ranges, int, int]]) -> Tensor:
-        q = q * q.shape[-1] ** -0.5
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, layout: _Layout) -> Tensor:
         ctx.save_for_backward(q, k, v)
-        ctx.blocks = blocks
-        heads = k.shape[1]
-        k, v = (x.transpose(0, 1).contiguous() for x in (k, v))                 # (N, K, C) → (K, N, C)
-        o = torch.empty_like(q)
-        for seen, start, end in blocks:
-            p = _weights(_group(q[start:end], heads), _take(k, seen), _future(end - start, q))
-            o_rows = p @ _take(v, seen)                                         # (K, G·b, e)·(K, e, C)
-            o[start:end].view(end - start, heads, -1, o.shape[-1]).copy_(_ungroup(o_rows, end - start))
-        return o
+        ctx.layout = layout
+        q_rows, k_rows, v_rows = _laid_out(layout, q, k, v)
+        o_rows = torch.empty_like(q_rows)
+        p_space = _space(layout, q)
+        for mask, (q_part, o_part), (k_part, v_part) in _parts(layout, (q_rows, o_rows), (k_rows, v_rows)):
+            torch.bmm(_weights(q_part, k_part, mask, p_space), v_part, out=o_part)      # (n·K, b·G, m)·(n·K, m, C)
+        return o_rows.index_select(0, layout.back).view_as(q)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, do: Tensor):
         q, k, v = ctx.saved_tensors
-        heads, width = k.shape[1:]
-        k, v = (x.transpose(0, 1).contiguous() for x in (k, v))                 # (N, K, C) → (K, N, C)
-        dq = torch.empty_like(q)
-        dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-        for seen, start, end in ctx.blocks:
-            q_rows, do_rows = _group(q[start:end], heads), _group(do[start:end], heads)     # (K, G·b, C)
-            keys, values = _take(k, seen), _take(v, seen)                       # (K, e, C)
-            p = _weights(q_rows, keys, _future(end - start, q))
-            _add(dv, seen, p.transpose(1, 2) @ do_rows)
-            dp = do_rows @ values.transpose(1, 2)                               # (K, G·b, e)
-            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
-            _add(dk, seen, ds.transpose(1, 2) @ q_rows)                         # q_rows carries s already
-            dq_rows = ds @ keys                                                 # (K, G·b, e)·(K, e, C)
-            dq[start:end].view(end - start, heads, -1, width).copy_(_ungroup(dq_rows, end - start))
-        return dq.mul_(width**-0.5), dk.transpose(0, 1), dv.transpose(0, 1), None
+        layout, scale = ctx.layout, q.shape[-1] ** -0.5
+        q_rows, k_rows, v_rows = _laid_out(layout, q, k, v)
+        do_rows = do.reshape(k.shape[0] * k.shape[1], -1).index_select(0, layout.queries).index_fill_(0, layout.fill, 0)
+        dq_rows, dk_rows, dv_rows = (torch.empty_like(x) for x in (q_rows, k_rows, v_rows))
+        p_space, dp_space = _space(layout, q), _space(layout, q)
+        of_queries, of_keys = (q_rows, do_rows, dq_rows), (k_rows, v_rows, dk_rows, dv_rows)
+        for mask, (q_part, do_part, dq), (k_part, v_part, dk, dv) in _parts(layout, of_queries, of_keys):
+            p = _weights(q_part, k_part, mask, p_space)                         # (n·K, b·G, m)
+            torch.bmm(p.transpose(1, 2), do_part, out=dv)
+            dp = torch.bmm(do_part, v_part.transpose(1, 2), out=dp_space[: p.numel()].view_as(p))
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype, grad_input=dp)
+            torch.bmm(ds.transpose(1, 2), q_part, out=dk)
+            torch.bmm(ds, k_part, out=dq)
+        dq = dq_rows.index_select(0, layout.back).view_as(q)
+        dk, dv = (torch.embedding_bag(x, layout.bags, layout.starts)[0].view_as(k) for x in (dk_rows, dv_rows))
+        return dq.mul_(scale), dk.mul_(scale), dv, None
+
+
+def _laid_out(layout: _Layout, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of all blocks: of q (N, H, C) by groups of heads (…, G·C), of k and v (N, K, C) by heads (…, C)."""
+    N, K, C = k.shape
+    return (q.reshape(N * K, -1).index_select(0, layout.queries),
+            *(x.reshape(N * K, C).index_select(0, layout.keys) for x in (k, v)))
+
+
+def _parts(layout: _Layout, of_queries: tuple[Tensor, ...],
+           of_keys: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
+    """Part by part the mask and, of every array, its rows as (n·K, b·G, C) or (n·K, m, C)."""
+    width = of_keys[0].shape[-1]
+    q_end = k_end = 0
+    for count, b, m, mask in layout.parts:
+        q_start, q_end = q_end, q_end + count * b
+        k_start, k_end = k_end, k_end + count * m
+        yield (mask, [x[q_start:q_end].view(count, -1, width) for x in of_queries],
+               [x[k_start:k_end].view(count, -1, width) for x in of_keys])
+
+
+def _space(layout: _Layout, q: Tensor) -> Tensor:
+    """Room for the scores of the largest part, used again for all: fresh memory costs more than what is done in it."""
+    return q.new_empty(max(count * mask.numel() for count, *_, mask in layout.parts))
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor, space: Tensor) -> Tensor:
+    """Softmax of the masked scores in `space`: q (n·K, b·G, C), k (n·K, m, C), mask (b·G, m) → (n·K, b·G, m)."""
+    mask = mask.expand(len(q), -1, -1)
+    scores = space[: mask.numel()].view(mask.shape)
+    torch.baddbmm(mask, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5, out=scores)
+    return torch.softmax(scores, -1, out=scores)

@@ -4,7 +4,7 @@
 
 Backward. With m = dy · w the gradient that reaches x̂, D the width, and ∂r/∂x_i = −r³·x_i / D,
 
-    dx_i = r·m_i + (Σ_j m_j·x_j) · ∂r/∂x_i,     that is     dx = r · (m − x̂ · mean(m · x̂)),     dw = Σ_rows dy · x̂.
+    dx_i = r·m_i + (Σ_j m_j·x_j) · ∂r/∂x_i,     that is     dx = r · (m − x · r²·mean(m · x)),     dw = Σ_rows dy · x̂.
 
 Only x, which the residual stream keeps alive anyway, and r, one number a row, are saved. The statistics are taken
 in fp32 and x̂ is rounded to x's dtype *before* it is scaled by w, as transformers' Llama does: in bf16 the order of the
@@ -42,22 +42,22 @@ def _widen(x: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = _widen(x)
-        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1])
         r = mean_square.add_(eps).rsqrt_()                                      # (…, 1)
         ctx.save_for_backward(x, weight, r)
-        return (wide * r).to(x.dtype) * weight
+        return x.to(wide, copy=True).mul_(r).to(x.dtype) * weight
 
     @staticmethod
     def backward(ctx, dy: Tensor):
         x, weight, r = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
-        normed = _widen(x) * r                                                  # x̂ (…, D)
+        wide = _widen(x)                                                        # (…, D)
         dx = dw = None
         if need_weight:
-            dw = (_widen(dy) * normed).flatten(0, -2).sum(0).to(weight.dtype)   # (…, D) → (D,)
+            dw = (_widen(dy) * wide * r).flatten(0, -2).sum(0).to(weight.dtype)         # (…, D) → (D,)
         if need_x:
             m = _widen(dy * weight)
-            dot = (m * normed).mean(-1, keepdim=True)                           # (…, 1)
-            dx = m.sub_(normed.mul_(dot)).mul_(r).to(x.dtype)
+            pull = (m * wide).mean(-1, keepdim=True).mul_(r).mul_(r)            # r²·mean(m · x) (…, 1)
+            dx = m.addcmul_(wide, pull, value=-1).mul_(r).to(x.dtype)
         return dx, dw, None

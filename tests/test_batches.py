@@ -90,6 +90,18 @@ def test_beginnings_are_shared_on_the_cpu_without_dropout_alone():
     assert not may_share("cpu", dropout=0.1) and not may_share("cuda:1")
 
 
+def test_a_filled_batch_reads_as_before_and_nobody_reads_what_fills_it():
+    batch = pack([A, B])
+    filled = batch.filled()
+    assert len(filled.tokens) == len(filled.positions) == len(filled.labels) == len(filled.rows) == 64
+    assert filled.tokens[:8].equal(batch.tokens) and filled.positions.tolist() == [*range(5), *range(3), *range(56)]
+    assert filled.labels[8:].eq(-100).all() and filled.rows[:5].equal(batch.rows) and filled.rows[5:].eq(63).all()
+    assert filled.segments == [5, 3, 56] and filled.parents == [-1, -1, -1]
+    assert (filled.lengths, filled.counts, filled.ids) == (batch.lengths, batch.counts, batch.ids)
+    exact = pack([Example("c", list(range(64)), [False] * 62 + [True] * 2)])
+    assert exact.filled().segments == [64] and len(exact.filled().rows) == 64
+
+
 def test_packs_hold_whole_examples_in_order_within_the_limit():
     assert [batch.ids for batch in pack_within([A, B, A, B, B], 8)] == [["a", "b"], ["a", "b"], ["b"]]
     assert [batch.ids for batch in pack_within([B, A, B], 4)] == [["b"], ["a"], ["b"]]       # a is longer: alone

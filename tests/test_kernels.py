@@ -43,7 +43,10 @@ CASES = {
 def small_blocks(monkeypatch):
     """Blocks so small that the test's documents and rows cross their borders, with a ragged last one."""
     monkeypatch.setattr(attention, "BLOCK", 4)
-    monkeypatch.setattr("sdft.kernels.linear_cross_entropy.ROWS", 8)
+    monkeypatch.setattr(attention, "STEP", 2)
+    monkeypatch.setattr(attention, "CELLS", 100)
+    for name, value in (("ROWS", 8), ("CACHED", 3), ("STEP", 4)):
+        monkeypatch.setattr(f"sdft.kernels.linear_cross_entropy.{name}", value)
 
 
 def inputs(shapes, dtype, seed=0) -> list[Tensor]:

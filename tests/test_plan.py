@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-import os
+import platform
 import subprocess
 import sys
 
@@ -52,9 +52,9 @@ def kept(settings: TrainSettings, batch) -> int:
     {}, {"targets": ("o_proj",)}, {"targets": ("down_proj", "up_proj")}, {"targets": ALL},
     {"targets": ("model.layers.1.self_attn.q_proj",)}, {"method": "full"}])
 def test_the_activations_are_those_that_autograd_keeps(change):
-    settings, batch = TrainSettings(rank=1, **change), pack(examples(12, longest=40))
+    settings, batch = TrainSettings(rank=1, **change), pack(examples(12, longest=40)).filled()
     config = tiny_model().config
-    planned = training_memory(shape_of(config, settings), settings, 2, len(batch.tokens), batch.targets, 40)
+    planned = training_memory(shape_of(config, settings), settings, 2, len(batch.tokens), len(batch.rows), 40)
     # 15 %: the plan leaves out each norm's number a row, LoRA's (N, R), the rotation, and what the first layer lacks, which
     # weigh much in two layers of width 32 (in the 135M model: 1 %)
     assert planned["activations"] == pytest.approx(kept(settings, batch), rel=0.15)
@@ -139,24 +139,27 @@ def status(key):
 
 torch.mm(torch.ones(64, 64), torch.ones(64, 64))            # what the first product loads belongs to the imports
 imports = status("VmRSS")
-model, _ = sdft.load(sys.argv[1], "float32")
+model, _ = sdft.load(sys.argv[1], sys.argv[2])
 settings = TrainSettings()
 trained = Adapter(model, settings)
 batch = pack([Example(str(row), list(range(1000 * row, 1000 * row + 128)), [False] * 64 + [True] * 64)
               for row in range(8)])
 optimiser = adamw(trained.parameters, settings)
-gradient(model, [batch], cross_entropy)
-optimiser.step()
-planned = training_memory(shape_of(model.config, settings), settings, 4, len(batch.tokens), batch.targets, 128)
+for _ in range(3):                                          # the allocator's holes grow for a step or two
+    gradient(model, [batch], cross_entropy)
+    optimiser.step()
+    optimiser.zero_grad()
+size = model.head_weight.itemsize
+planned = training_memory(shape_of(model.config, settings), settings, size, len(batch.tokens), batch.targets, 128)
 print((status("VmHWM") - imports) / sum(planned.values()))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
-def test_a_plan_is_within_15_per_cent_of_the_peak_of_a_process(smollm2):
-    """Above the imports, with an allocator that gives large blocks back at once: what it keeps is nobody's tensor."""
-    done = subprocess.run([sys.executable, "-c", PEAK, str(smollm2)], capture_output=True, text=True, check=True,
-                          env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"})
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="reads /proc/self/status; what is kept is glibc's")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plan_is_within_15_per_cent_of_the_peak_of_a_process(smollm2, dtype):
+    """Above the imports, with the allocator as it comes."""
+    done = subprocess.run([sys.executable, "-c", PEAK, str(smollm2), dtype], capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(1, abs=0.15)
 
 

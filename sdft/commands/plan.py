@@ -95,7 +95,7 @@ def needs(config: Config, task: Any, gflops: float | None, memory: float | None)
 
     def training(n: int) -> dict[str, int]:
         return p.training_memory(shape, train, size, n, max(1, n * largest.targets // len(largest.tokens)),
-                                 min(n, longest))
+                                 min(n, longest), config.model.device == "cpu")
 
     def generation(rows: int) -> dict[str, int]:
         return p.generation_memory(model_config, shape.weights, size, lengths, rows, config.model.device == "cpu")
@@ -150,6 +150,6 @@ def as_text(plan: dict[str, Any]) -> str:
         lines += [f"  {name:<28}{plan['fits'][name]:>14,}" for name in ("rows at a time", "tokens in a pack")]
         if plan["fits"]["tokens in a pack"] < plan["fits"]["tokens of the longest record"]:
             lines.append("  less than the longest record needs: try --checkpoint, --max_length, or a smaller model")
-    lines += ["", "A process needs more than its tensors: about 0.3 GB for its imports, and up to 1.4 times the sum of",
-              "the tensors for what the allocator does not give back."]
+    lines += ["", "A process needs more than its tensors: about 0.3 GB for its imports, and while it rewrites what the",
+              "allocator does not give back."]
     return "\n".join(lines)

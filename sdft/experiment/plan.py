@@ -2,11 +2,11 @@
 
 Everything follows from the model's configuration and the settings: no weight is read. Bytes are counted tensor by
 tensor as the code makes them; operations are those of the matrix products, which are nearly all. Python, torch and the
-tokenizer are not in it, nor what the allocator keeps of freed tensors. Training the 135M model in fp32 on two CPU cores,
-8 records of 128, 256 or 512 tokens at once, the peak above the imports was 1.13, 1.07 and 1.01 times the planned sum
-with an allocator that returns large blocks at once (MALLOC_MMAP_THRESHOLD_=1048576; steps took 7 to 10 % longer). With
-glibc 2.36 as it comes it was 1.42 and 1.47 times (128, 256 tokens), for its aligned blocks seldom fit the holes that
-others of their size left; in bf16 1.36 times.
+tokenizer are not in it. What a CPU's allocator keeps of freed tensors is, as `KEPT` of the activations: aligned blocks of
+glibc 2.36 seldom fit the holes that others of their size left. Training the 135M model on two cores it was 0.91 of them
+over six steps of gsm8k in bf16, 0.79 and 0.64 with 8 records of 128 and 256 tokens at once, 0.84 with 128 in fp32; with
+it the plan's sum is within 7 % of the peak above the imports. To have large blocks returned at once
+(MALLOC_MMAP_THRESHOLD_=1048576) saves a fifth of the peak and costs half of the speed or more, in page faults.
 
     sdft plan --task gsm8k --data FOLDER
 """
@@ -21,15 +21,17 @@ import torch
 from sdft.generate.cache import GROUP, blocks
 from sdft.generate.engine import PREFILL_TOKENS
 from sdft.generate.packed import LARGEST
-from sdft.kernels.attention import BLOCK
-from sdft.kernels.linear_cross_entropy import ROWS
+from sdft.kernels.attention import BLOCK, CELLS
+from sdft.kernels.linear_cross_entropy import CACHED, ROWS
 from sdft.model.config import LlamaConfig
 from sdft.model.llama import Llama
 from sdft.model.loading import as_device
 from sdft.model.lora import match_targets
+from sdft.train.batches import STEP
 from sdft.train.settings import TrainSettings
 
 FP32 = 4                                # bytes of the masters, AdamW's moments, the softmax
+KEPT = 0.8                              # of the activations' bytes: holes between them that the CPU's allocator cannot fill
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,16 @@ def shape_of(config: LlamaConfig, settings: TrainSettings) -> Shape:
     return Shape(config, in_layers, rest, adapter, behind, saves, min(int(name.split(".")[2]) for name in names))
 
 
-def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: int, targets: int,
-                    longest: int) -> dict[str, int]:
+def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: int, targets: int, longest: int,
+                    on_cpu: bool = True) -> dict[str, int]:
     """Bytes of training on packs of `tokens` tokens, `targets` of them learned, `longest` in one record.
 
-    size: bytes of a weight. The activations are what each layer keeps for the backward (kernels/): both norms their
-    input, attention q, k and v, the gate its two factors, an adapter the input of its product.
+    size: bytes of a weight. On the CPU tokens and targets are filled up (`Batch.filled`). The activations are what each
+    layer keeps for the backward (kernels/): both norms their input, attention q, k and v, the gate its two factors, an
+    adapter the input of its product.
     """
     c, full = shape.config, settings.method == "full"
+    tokens, targets = (n + -n % STEP if on_cpu else n for n in (tokens, targets))
     D, F, V = c.hidden_size, c.intermediate_size, c.vocab_size
     HC, KC = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     saves = shape.saves
@@ -88,15 +92,17 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
                    else tokens * attended * before + (tokens * (layers - 1) + targets) * behind)
     layer = tokens * size * (before + behind if settings.checkpoint else 0)      # the layer that is computed again
     backward = tokens * size * (4 * F + 2 * D)                                   # of the gate: dy, dy·up, dgate, dup
-    scores = 4 * c.num_attention_heads * min(longest, BLOCK) * longest * size    # of one block: P, dP, dS, a product
-    rows = min(ROWS, targets)
+    block = c.num_attention_heads * min(longest, BLOCK) * longest                # scores of one block
+    scores = 2 * size * (block * max(1, CELLS // block) if tokens > longest else block)                 # P and dP
+    laid_out = tokens * size * (4 * HC + 4 * KC * (1 + longest // (2 * BLOCK)))  # q, dq, do and its sum; k, v, dk, dv
     trained = shape.weights if full else shape.adapter
     masters = trained * FP32 * 4 if size != FP32 or not full else trained * FP32 * 3
     return {"weights": shape.weights * size * (2 if full else 1),                # full: the seed's too, for ‖ΔW‖
             "trained, gradients, AdamW": masters,
             "activations": kept + layer,
-            "head and loss": rows * V * (size + FP32) + 2 * targets * D * size,
-            "working space": max(backward, scores)}
+            "head and loss": V * (min(ROWS, targets) * size + CACHED * FP32) + 2 * targets * D * size,
+            "working space": max(backward, scores + laid_out),
+            "kept by the allocator": round(KEPT * (kept + layer)) if on_cpu else 0}
 
 
 def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Sequence[int], rows: int,

@@ -35,8 +35,9 @@ class Views:
     @cached_property
     def trained(self) -> Tensor:
         """Of the model as it is, with a gradient."""
-        batch = self.batch
-        return self.model.hidden(batch.tokens, batch.positions, batch.attention(), batch.rows, self.checkpoint)
+        batch = self.batch.filled()
+        x = self.model.hidden(batch.tokens, batch.positions, batch.attention(), batch.rows, self.checkpoint)
+        return x[: self.batch.targets]
 
     @cached_property
     def seed(self) -> Tensor:
