@@ -67,7 +67,7 @@ class DistillConfig:
 class GenerateConfig:
     """Decoding, for rewriting and evaluation alike."""
 
-    rows: int = option(64, "responses written at a time")
+    rows: int = option(128, "responses written at a time")
     temperature: float = option(0.0, "0: greedy")
     top_k: int = option(0, "sample among the k most probable tokens; 0: all")
     top_p: float = option(1.0, "sample among the most probable tokens that make up this share")

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sdft.generate.cache import GROUP, blocks
+from sdft.generate.cache import GPU_GROUP, GROUP, blocks
 from sdft.generate.engine import PREFILL_TOKENS
+from sdft.generate.gpu import PROMPT_TOKENS
 from sdft.generate.packed import LARGEST
 from sdft.kernels.attention import BLOCK, CELLS
 from sdft.kernels.linear_cross_entropy import CACHED, ROWS
@@ -111,12 +112,14 @@ def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Seq
     c = config
     K, C, L, D, F = c.num_key_value_heads, c.head_dim, c.num_hidden_layers, c.hidden_size, c.intermediate_size
     longest = sorted(lengths, reverse=True)[:rows]
-    slots = sum(blocks(longest[first]) * len(longest[first : first + GROUP]) for first in range(0, len(longest), GROUP))
-    copied = on_cpu and weights * size <= LARGEST                                # sdft/generate/packed.py
-    return {"weights": weights * size * (2 if copied else 1),
+    group, together = (GROUP, PREFILL_TOKENS) if on_cpu else (GPU_GROUP, PROMPT_TOKENS)
+    slots = sum(blocks(longest[first]) * len(longest[first : first + group]) for first in range(0, len(longest), group))
+    # On a CPU all weights once more, reordered (sdft/generate/packed.py); on a GPU those of joined products (gpu.py).
+    copied = weights if on_cpu else L * D * ((c.num_attention_heads + 2 * K) * C + 2 * F)
+    return {"weights": (weights + copied * (weights * size <= LARGEST)) * size,
             "cache": slots * 2 * L * K * C * size,
             "head": len(longest) * c.vocab_size * (size + FP32),
-            "working space": max(PREFILL_TOKENS, max(longest, default=0)) * size * (3 * F + 4 * D)}
+            "working space": max(together, max(longest, default=0)) * size * (3 * F + 4 * D)}
 
 
 def training_flops(shape: Shape, tokens: int, targets: int, pairs: int, full: bool = False) -> float:
