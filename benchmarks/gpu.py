@@ -49,25 +49,17 @@ LLAMA2_7B = {"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "i
              "max_position_embeddings": 4096, "tie_word_embeddings": False}
 
 
-def wait() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-
-
 def seconds(work: Callable) -> float:
     """How long `work` takes, from an idle device to an idle device."""
-    wait()
+    torch.cuda.synchronize()
     started = time.perf_counter()
     work()
-    wait()
+    torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
 def peak(work: Callable, before: int) -> int:
     """The most bytes allocated during `work`, less `before`."""
-    if DEVICE != "cuda":
-        work()
-        return 0
     torch.cuda.reset_peak_memory_stats()
     work()
     return torch.cuda.max_memory_allocated() - before
@@ -75,7 +67,7 @@ def peak(work: Callable, before: int) -> int:
 
 def allocated() -> int:
     gc.collect()
-    return torch.cuda.memory_allocated() if DEVICE == "cuda" else 0
+    return torch.cuda.memory_allocated()
 
 
 def engine_for(model, tokenizer, prompts: list[list[int]], new: int, rows: int, graphs: bool) -> Engine:
@@ -210,7 +202,7 @@ def plan(values: dict, length: int) -> dict:
         side = Ours(model, settings)
         side.step([example])
         measured = peak(lambda: side.step([example]), before)
-        parts = training_memory(shape_of(config, settings), settings, 2, length, length - length // 2, length)
+        parts = training_memory(shape_of(config, settings), settings, 2, length, length - length // 2, length, on_cpu=False)
         took = statistics.median(seconds(lambda: side.step([example])) for _ in range(3))
         found["checkpoint" if checkpoint else "plain"] = {"peak_bytes": measured, "planned_bytes": sum(parts.values()),
                                                           "parts": parts, "step_ms": round(1000 * took, 1)}
@@ -233,10 +225,10 @@ def main() -> None:
     parser.add_argument("--train-batches", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--train-steps", type=int, default=20)
     args = parser.parse_args()
-    if DEVICE == "cuda" and not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         sys.exit("this benchmark needs a GPU: torch sees no CUDA device here")
 
-    name = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
+    name = torch.cuda.get_device_name()
     print(f"{name}, torch {torch.__version__}, bf16", flush=True)
     result = {"benchmark": "gpu", "device": name, "torch": torch.__version__}
     model, tokenizer = sdft.load(MODEL, "bfloat16", DEVICE)

@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     repeats = parser.parse_args().repeats
-    result = {"benchmark": "kernels", "dtype": str(DTYPE), "threads": torch.get_num_threads(), "kernels": {}}
+    result = {"benchmark": "operations", "dtype": str(DTYPE), "threads": torch.get_num_threads(), "kernels": {}}
     print(f"{DTYPE}\n{'':24}{'fast, ms':>10}{'plain, ms':>11}{'ratio':>7}{'kept, MB':>10}{'plain, MB':>11}")
     for name, (fast, plain, arguments) in cases().items():
         rounds = [(once(fast, arguments), once(plain, arguments)) for _ in range(repeats + 1)][1:]     # the first warms up

@@ -6,11 +6,11 @@
 The prompts are those of `sdft distill`: the task's template around the instruction and the reference answer of its
 first records, as token ids. Every side writes greedily, in bf16, or in fp32 where the processor does not multiply in bf16:
 
-    sdft            64 rows, a free row takes the next prompt, drafts from the prompt (`sdft.generate.stream`)
+    sdft            128 rows, a free row takes the next prompt, drafts from the prompt (`sdft.generate.stream`)
     no drafts       the same without them
     transformers    `generate` on batches of 32, prompts sorted by length, padded on the left
     llama.cpp       the server of xllamacpp, 32 slots, on the Q4_1 file that the embedded model was made from: --gguf
-    vLLM            64 sequences at once, as it comes, compiled; from an environment of its own: --vllm-python
+    vLLM            128 sequences at once, as it comes, compiled; from an environment of its own: --vllm-python
 
 The sides take turns, so that what else the machine does hits all of them; another one begins each round. What is
 reported are medians over the rounds; a ratio is taken inside its round. A process is timed from its start to its end,

@@ -26,7 +26,7 @@ Blocks of equal size are one batched product. So that many are, queries and keys
 
              left   what the block sees       own      fill       A key that only fills is masked; a query that only
     query    · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ · · · │ · · · ·      fills brings no gradient and is not read. Both are
-    query    · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ ■ · · │ · · · ·      the document's first token. The mask is what the
+    query    · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ ■ · · │ · · · ·      the segment's first token. The mask is what the
     …                                                             product is added to, so it costs a copy.
     fill     · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ ■ ■ ■ │ ■ · · ·
 

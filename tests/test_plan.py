@@ -165,3 +165,14 @@ def test_a_plan_is_within_15_per_cent_of_the_peak_of_a_process(smollm2, dtype):
 
 def test_the_configuration_of_the_tests_is_the_one_counted():
     assert HF_CONFIG["num_hidden_layers"] == 2 and HF_CONFIG["intermediate_size"] == 48
+
+
+def test_a_gpus_plan_has_no_holes_and_its_own_groups():
+    config, settings = tiny_model().config, TrainSettings(rank=2, targets=ALL)
+    shape = shape_of(config, settings)
+    on_cpu, on_gpu = (training_memory(shape, settings, 2, 128, 64, 32, on_cpu=cpu) for cpu in (True, False))
+    assert "kept by the allocator" in on_cpu and "kept by the allocator" not in on_gpu
+    # FlashAttention keeps what it computed: H·C = 32 numbers a token in each of the two layers, in bf16.
+    assert on_gpu["activations"] - on_cpu["activations"] == 2 * 128 * 32 * 2
+    slots = [generation_memory(config, 0, 2, [64] + [32] * 63, rows=64, on_cpu=cpu)["cache"] for cpu in (True, False)]
+    assert slots[1] / slots[0] == 64 * 64 / (16 * 64 + 48 * 32)         # one group of 64 rows, four of 16

@@ -49,8 +49,9 @@ def looping(count: int = 12) -> list[list[int]]:
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.3, "seed": 1},
                                       {"temperature": 0.6, "top_k": 4, "top_p": 0.9}])
-@pytest.mark.parametrize("batch_size", [1, 5, 11])           # 11: rows that draft are read 8 at a time
-def test_same_tokens_with_and_without_drafts(settings: dict, batch_size: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 5, 11])           # 11: rows in three groups
+def test_same_tokens_with_and_without_drafts(settings: dict, batch_size: int, monkeypatch) -> None:
+    monkeypatch.setattr("sdft.generate.cache.GROUP", 4)
     model, tokenizer, sampling = models()[1], NumberTokenizer(), Sampling(max_new_tokens=40, **settings)
     requests = [Request(str(i), prompt) for i, prompt in enumerate(looping())]
     drafted, plain = Report(), Report()

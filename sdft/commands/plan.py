@@ -142,7 +142,7 @@ def as_text(plan: dict[str, Any]) -> str:
               for name, count in plan["tflops"].items()]
     for stage, groups in plan["bytes"].items():
         about = f", packs of up to {plan['largest_pack']} tokens" if stage == "train" else ""
-        lines += ["", f"memory of the tensors, {stage}{about}"]
+        lines += ["", f"memory, {stage}{about}"]
         lines += [f"  {name:<28}{count / 1e9:>10.2f} GB"
                   for name, count in (groups | {"sum": sum(groups.values())}).items()]
     if "fits" in plan:

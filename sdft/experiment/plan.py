@@ -6,7 +6,7 @@ tokenizer are not in it. What a CPU's allocator keeps of freed tensors is, as `K
 glibc 2.36 seldom fit the holes that others of their size left. Training the 135M model on two cores it was 0.91 of them
 over six steps of gsm8k in bf16, 0.79 and 0.64 with 8 records of 128 and 256 tokens at once, 0.84 with 128 in fp32; with
 it the plan's sum is within 7 % of the peak above the imports. To have large blocks returned at once
-(MALLOC_MMAP_THRESHOLD_=1048576) saves a fifth of the peak and costs half of the speed or more, in page faults.
+(MALLOC_MMAP_THRESHOLD_=1048576) costs page faults: a fifth of the peak less, for steps that take 1.1 to 2 times as long.
 
     sdft plan --task gsm8k --data FOLDER
 """
@@ -21,7 +21,8 @@ import torch
 from sdft.generate.cache import GPU_GROUP, GROUP, blocks
 from sdft.generate.engine import PREFILL_TOKENS
 from sdft.generate.gpu import PROMPT_TOKENS
-from sdft.generate.packed import LARGEST
+from sdft.generate.joined import LARGEST
+from sdft.generate.speculation import MOST
 from sdft.kernels.attention import BLOCK, CELLS
 from sdft.kernels.linear_cross_entropy import CACHED, ROWS
 from sdft.model.config import LlamaConfig
@@ -80,13 +81,14 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
     layer keeps for the backward (kernels/): both norms their input, attention q, k and v, the gate its two factors, an
     adapter the input of its product.
     """
-    c, full = shape.config, settings.method == "full"
+    c, full, varlen = shape.config, settings.method == "full", not on_cpu and size < FP32     # kernels/varlen.py
+    batched = tokens > longest
     tokens, targets = (n + -n % STEP if on_cpu else n for n in (tokens, targets))
     D, F, V = c.hidden_size, c.intermediate_size, c.vocab_size
     HC, KC = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     saves = shape.saves
-    before = D + HC + 2 * KC + D * saves["attention"] + (HC + KC if c.qk_norm else 0)       # up to the attention
-    behind = D + 2 * F + HC * saves["o"] + D * saves["mlp"] + F * saves["down"]             # in the last layer: of targets
+    before = D + HC + 2 * KC + D * saves["attention"] + HC * varlen + (HC + KC if c.qk_norm else 0)
+    behind = D + 2 * F + HC * saves["o"] + D * saves["mlp"] + F * saves["down"]     # attention; in the last layer: of targets
     layers = c.num_hidden_layers - shape.first
     attended = layers if saves["attention"] else layers - 1              # the first layer's needs no gradient
     kept = size * (tokens * layers * D if settings.checkpoint
@@ -94,16 +96,16 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
     layer = tokens * size * (before + behind if settings.checkpoint else 0)      # the layer that is computed again
     backward = tokens * size * (4 * F + 2 * D)                                   # of the gate: dy, dy·up, dgate, dup
     block = c.num_attention_heads * min(longest, BLOCK) * longest                # scores of one block
-    scores = 2 * size * (block * max(1, CELLS // block) if tokens > longest else block)                 # P and dP
+    scores = 2 * size * (block * max(1, CELLS // block) if batched else block)                  # P and dP
     laid_out = tokens * size * (4 * HC + 4 * KC * (1 + longest // (2 * BLOCK)))  # q, dq, do and its sum; k, v, dk, dv
-    trained = shape.weights if full else shape.adapter
+    head, trained = min(ROWS, targets), shape.weights if full else shape.adapter
     masters = trained * FP32 * 4 if size != FP32 or not full else trained * FP32 * 3
     return {"weights": shape.weights * size * (2 if full else 1),                # full: the seed's too, for ‖ΔW‖
             "trained, gradients, AdamW": masters,
             "activations": kept + layer,
-            "head and loss": V * (min(ROWS, targets) * size + CACHED * FP32) + 2 * targets * D * size,
-            "working space": max(backward, scores + laid_out),
-            "kept by the allocator": round(KEPT * (kept + layer)) if on_cpu else 0}
+            "head and loss": V * (head * size + (CACHED if on_cpu else head) * FP32) + 2 * targets * D * size,
+            "working space": max(backward, 0 if varlen else scores + laid_out),
+            **({"kept by the allocator": round(KEPT * (kept + layer))} if on_cpu else {})}
 
 
 def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Sequence[int], rows: int,
@@ -118,7 +120,7 @@ def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Seq
     copied = weights if on_cpu else L * D * ((c.num_attention_heads + 2 * K) * C + 2 * F)
     return {"weights": (weights + copied * (weights * size <= LARGEST)) * size,
             "cache": slots * 2 * L * K * C * size,
-            "head": len(longest) * c.vocab_size * (size + FP32),
+            "head": len(longest) * c.vocab_size * max(size + FP32, (1 + MOST) * size * on_cpu),      # drafts are verified in it
             "working space": max(together, max(longest, default=0)) * size * (3 * F + 4 * D)}
 
 

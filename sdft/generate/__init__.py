@@ -3,7 +3,7 @@
     from sdft.generate import Request, Sampling, generate, stream
     outputs = generate(model, tokenizer, ["Why is the sky blue?"], max_new_tokens=64)
 
-Reading order: sampling.py, cache.py, engine.py, speculation.py, packed.py, gpu.py, graph.py.
+Reading order: sampling.py, cache.py, engine.py, speculation.py, joined.py, packed.py, gpu.py, graph.py.
 """
 from __future__ import annotations
 

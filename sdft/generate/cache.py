@@ -1,4 +1,4 @@
-"""The static cache of keys and values, and the two ways a model attends while it generates.
+"""The static cache of keys and values, and the two ways a model attends while it generates (a GPU's for prompts is in gpu.py).
 
 Each row of the cache is one response under way, right-padded: a token's slot is its position, so a row needs no
 knowledge of its neighbours, and a finished row's slots are simply written over by the next prompt.

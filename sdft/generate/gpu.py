@@ -14,62 +14,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdft.generate.cache import KVCache, PrefillAttention
-from sdft.generate.packed import _adapter_on, _rise, _weight
-from sdft.kernels.rope import rope
+from sdft.generate.joined import LARGEST, Joined, JoinedLayer
 from sdft.kernels.varlen import bounds_of, fits, varlen_attention
 from sdft.model.llama import Attend, Llama
 
-LARGEST = 2 * 2**30             # bytes of weights: a larger model's products are long, and its weights too much to copy
 PROMPT_TOKENS = 8192            # prompts are prefilled together up to about so many tokens
 
 
-class Product:
-    """x·Wᵀ + b of linear layers that take the same input, their outputs behind one another; adapters as they are now."""
-
-    def __init__(self, layers: Sequence[nn.Linear]):
-        dtype = layers[0].weight.dtype
-        weights = [_weight(layer) for layer in layers]
-        self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)                           # (ΣO, D)
-        self.bias = self.A = self.B = None
-        if any(layer.bias is not None for layer in layers):
-            self.bias = torch.cat([weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach()
-                                   for layer, weight in zip(layers, weights, strict=True)])             # (ΣO,)
-        adapted = [layer for layer in layers if _adapter_on(layer)]
-        if adapted:
-            self.A = torch.cat([layer.lora_A.detach().to(dtype) for layer in adapted])                  # (ΣR, D)
-            self.B = torch.block_diag(*(_rise(layer) for layer in layers)).to(dtype)                    # (ΣO, ΣR)
+class Product(Joined):
+    """`Joined`, multiplied where its result goes."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight, self.bias)                                                         # (N, ΣO)
-        return y if self.A is None else y.addmm_(x @ self.A.t(), self.B.t())
+        return self.adapt(F.linear(x, self.weight, self.bias), x)                                       # (N, D) → (N, ΣO)
 
     def added(self, x: Tensor, to: Tensor) -> Tensor:
         """`to` (N, O), which is written over, and the product."""
-        to.addmm_(x, self.weight.t())
-        if self.A is not None:
-            to.addmm_(x @ self.A.t(), self.B.t())
+        self.adapt(to.addmm_(x, self.weight.t()), x)
         return to if self.bias is None else to.add_(self.bias)
 
 
-class FusedLayer:
+class FusedLayer(JoinedLayer):
+    product = Product
+
     def __init__(self, layer: nn.Module, config):
-        attention, mlp = layer.self_attn, layer.mlp
-        self.attention, self.config = attention, config
-        self.norm1, self.norm2 = layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.o, self.down = Product([attention.o_proj]), Product([mlp.down_proj])
-        self.gate_up = Product([mlp.gate_proj, mlp.up_proj])
+        super().__init__(layer, config)
+        self.gate_up = Product([layer.mlp.gate_proj, layer.mlp.up_proj])
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
-        H, K = self.config.num_attention_heads, self.config.num_key_value_heads
-        heads = self.qkv(self.norm1(x)).view(len(x), H + 2 * K, -1)             # (N, D) → (N, (H + 2K)·C) → (N, H + 2K, C)
-        if self.attention.q_norm is None:
-            turned = rope(heads[:, : H + K], cos, sin)                          # q and k at once
-            q, k = turned[:, :H], turned[:, H:]
-        else:
-            q = rope(self.attention.q_norm(heads[:, :H]), cos, sin)
-            k = rope(self.attention.k_norm(heads[:, H : H + K]), cos, sin)
-        o = attend(self.attention.layer, q, k, heads[:, H + K :]).flatten(1)    # (N, H, C) → (N, H·C)
+        o = self.attended(x, cos, sin, attend)                                  # (N, D) → (N, H·C)
         if rows is not None:
             o, x = o[rows], x[rows]                                             # (n, …) from here on
         x = self.o.added(o, x)                                                  # (N, H·C) → (N, D)
@@ -78,7 +50,7 @@ class FusedLayer:
 
 
 class FusedLlama:
-    """The weights as they are now; later changes to the model do not reach it. `hidden` and `head` are Llama's."""
+    """The weights as they are now: make a new one when the model has changed. `hidden` and `head` are Llama's."""
 
     def __init__(self, model: Llama):
         self.model, self.head = model, model.head
