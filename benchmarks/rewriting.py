@@ -143,9 +143,10 @@ def workload(job: dict) -> dict:
     template = get_template(task.distill_template)
     prompts = [distill_prompt(tokenizer, record, template) for record in task.train]
     dtype = as_dtype("auto")
-    return job | {"folder": str(folder), "dtype": str(dtype).removeprefix("torch."), "prompts": prompts, "stop": list(tokenizer.stop_ids),
-                  "threads": torch.get_num_threads(),
-                  "token_bytes": 2 * dtype.itemsize * config.num_hidden_layers * config.num_key_value_heads * config.head_dim}
+    width = config.num_key_value_heads * config.head_dim
+    return job | {"folder": str(folder), "dtype": str(dtype).removeprefix("torch."), "prompts": prompts,
+                  "stop": list(tokenizer.stop_ids), "threads": torch.get_num_threads(),
+                  "token_bytes": 2 * dtype.itemsize * config.num_hidden_layers * width}
 
 
 def child(side: str, job: dict) -> dict:

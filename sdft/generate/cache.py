@@ -1,4 +1,4 @@
-"""The static cache of keys and values, and the two ways a model attends while it generates (a GPU's for prompts is in gpu.py).
+"""The static cache of keys and values, and the two ways a model attends while it generates; gpu.py has a GPU's for prompts.
 
 Each row of the cache is one response under way, right-padded: a token's slot is its position, so a row needs no
 knowledge of its neighbours, and a finished row's slots are simply written over by the next prompt.
@@ -129,7 +129,7 @@ class GroupStep:
             self.cells = self.rows * self.t + offsets                                           # (N,) among n·t
             at = self._spread(positions)
         self.bias = cache_bias(at.view(self.n, self.t), slots, query_group, group.keys[0].dtype)
-        if device.type == "cuda":                                                               # a GPU's kernels read it as it lies
+        if device.type == "cuda":                               # whose kernels read it as it lies
             self.bias = self.bias.repeat(1, group.keys[0].shape[1], 1, 1)                       # (n, K, G·t, slots)
 
     def _spread(self, x: Tensor) -> Tensor:
