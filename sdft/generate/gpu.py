@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdft.generate.cache import KVCache, PrefillAttention
-from sdft.generate.joined import LARGEST, Joined, JoinedLayer
+from sdft.generate.joined import Joined, JoinedLayer, worth_copying
 from sdft.kernels.varlen import bounds_of, fits, varlen_attention
 from sdft.model.llama import Attend, Llama
 
@@ -67,7 +67,7 @@ class FusedLlama:
 
 def fused(model: Llama) -> Llama | FusedLlama:
     """The model as generation computes with it on a GPU: the same function in fewer operations, where it is small."""
-    if sum(weight.numel() * weight.element_size() for weight in model.parameters()) > LARGEST:
+    if not worth_copying(model):
         return model
     with torch.no_grad():
         return FusedLlama(model)

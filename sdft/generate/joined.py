@@ -14,10 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from sdft.kernels.rope import rope
-from sdft.model.llama import Attend
+from sdft.model.llama import Attend, Llama
 from sdft.model.lora import LoRALinear
 
 LARGEST = 2 * 2**30            # bytes of weights: a larger model is not copied, its products are long enough as they are
+
+
+def worth_copying(model: Llama) -> bool:
+    """Whether the model is so small that its weights are laid out once more."""
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters()) <= LARGEST
 
 
 class Joined:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdft.generate.joined import LARGEST, Joined, JoinedLayer
+from sdft.generate.joined import Joined, JoinedLayer, worth_copying
 from sdft.model.llama import Attend, Llama
 from sdft.model.loading import multiplies_bfloat16
 
@@ -99,8 +99,7 @@ def packed(model: Llama) -> Llama | PackedLlama:
     """The model as generation computes with it: packed on a CPU whose oneDNN knows its dtype, else the model itself."""
     known = model.dtype == torch.float32 or (
         model.dtype == torch.bfloat16 and multiplies_bfloat16())
-    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    if model.device.type != "cpu" or not known or not torch.backends.mkldnn.is_available() or size > LARGEST:
+    if model.device.type != "cpu" or not known or not torch.backends.mkldnn.is_available() or not worth_copying(model):
         return model
     with torch.inference_mode():
         return PackedLlama(model)
