@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rewriting import answer_in_batches
 from training import MODEL, Ours, Peer, workload
 
 import sdft
@@ -100,21 +101,6 @@ def decode(model, tokenizer, rows: list[int], steps: int = 40, length: int = 400
     return found
 
 
-def theirs(hf, stop: list[int], prompts: list[list[int]], new: int, batch_size: int) -> int:
-    """Answer with transformers; return the tokens written, stop tokens included."""
-    ordered, written = sorted(prompts, key=len), 0
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
-        width = max(map(len, batch))
-        tokens = torch.tensor([[stop[0]] * (width - len(prompt)) + prompt for prompt in batch], device=DEVICE)
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch], device=DEVICE)
-        rows = hf.generate(tokens, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=stop,
-                           pad_token_id=stop[0])[:, width:].tolist()
-        for row in rows:
-            written += min((place + 1 for place, token in enumerate(row) if token in stop), default=len(row))
-    return written
-
-
 def generation(model, tokenizer, prompts: list[list[int]], new: int, batches: list[int], rounds: int,
                uncaptured: bool) -> dict:
     """Seconds and tokens of every side, over all prompts."""
@@ -135,9 +121,9 @@ def generation(model, tokenizer, prompts: list[list[int]], new: int, batches: li
         sides[f"sdft, {rows} rows"] = lambda rows=rows: ours(rows, True)
         if uncaptured:
             sides[f"sdft, {rows} rows, no graph"] = lambda rows=rows: ours(rows, False)
-        sides[f"transformers, batches of {rows}"] = lambda rows=rows: theirs(hf, stop, prompts, new, rows)
+        sides[f"transformers, batches of {rows}"] = lambda rows=rows: answer_in_batches(hf, prompts, stop, new, rows)
     ours(max(batches), True)                                                        # warm up
-    theirs(hf, stop, prompts[:64], 8, 32)
+    answer_in_batches(hf, prompts[:64], stop, 8, 32)
     times: dict[str, list[float]] = {name: [] for name in sides}
     tokens: dict[str, int] = {}
     for number in range(rounds):

@@ -65,21 +65,24 @@ def load_transformers(job: dict) -> Callable[[], Written]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=getattr(torch, job["dtype"]))
-    settings = {"max_new_tokens": job["max_new_tokens"], "do_sample": False, "eos_token_id": job["stop"],
-                "pad_token_id": job["stop"][0]}
+    return lambda: (answer_in_batches(model, job["prompts"], job["stop"], job["max_new_tokens"], BATCH), {})
 
-    def generate() -> Written:
-        prompts, written = sorted(job["prompts"], key=len), 0
-        for start in range(0, len(prompts), BATCH):
-            batch = prompts[start : start + BATCH]
-            width = max(map(len, batch))
-            tokens = torch.tensor([[job["stop"][0]] * (width - len(prompt)) + prompt for prompt in batch])
-            mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch])
-            for row in model.generate(tokens, attention_mask=mask, **settings)[:, width:].tolist():
-                ends = [place + 1 for place, token in enumerate(row) if token in job["stop"]]
-                written += min(ends, default=len(row))
-        return written, {}
-    return generate
+
+def answer_in_batches(model, prompts: list[list[int]], stop: list[int], new: int, batch_size: int) -> int:
+    """Answer with transformers, sorted by length and padded on the left; return the tokens written, stop tokens included."""
+    import torch
+
+    ordered, written = sorted(prompts, key=len), 0
+    for start in range(0, len(ordered), batch_size):
+        batch = ordered[start : start + batch_size]
+        width = max(map(len, batch))
+        tokens = torch.tensor([[stop[0]] * (width - len(prompt)) + prompt for prompt in batch], device=model.device)
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch], device=model.device)
+        rows = model.generate(tokens, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=stop,
+                              pad_token_id=stop[0])[:, width:].tolist()
+        for row in rows:
+            written += min((place + 1 for place, token in enumerate(row) if token in stop), default=len(row))
+    return written
 
 
 def load_llama_cpp(job: dict) -> Callable[[], Written]:
