@@ -46,24 +46,28 @@ def cache_bias(positions: Tensor, slots: int, group: int, dtype: torch.dtype) ->
 
 
 def cached_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """`cached_attention_plain` for all rows at once; `bias` comes from `cache_bias` over the same T slots."""
-    B, t, H, C = q.shape
-    K = keys.shape[1]
-    rows = q.reshape(B, t, K, H // K, C).permute(0, 2, 3, 1, 4).reshape(B, K, -1, C)                    # (B, K, G·t, C)
-    o = F.scaled_dot_product_attention(rows, keys, values, bias.expand(B, K, *bias.shape[2:]))          # (B, K, G·t, C)
-    return o.view(B, K, H // K, t, C).permute(0, 3, 1, 2, 4).reshape(B, t, H, C)
+    """`cached_attention_plain` for all rows at once, q and what is returned laid out as (B, K, G·t, C).
 
-
-def prompt_attention(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attend with a prompt's last t tokens q (t, H, C) over its keys and values (K, T, C), T ≥ t; returns q's shape.
-
-    Token i sees slots 0…T - t + i. The kernel that saves memory on a GPU wants K and V for every query head, so there, and
-    for one prompt at a time, they are repeated.
+    Query g·t + i of key/value head k is that of the row's token i and query head k·G + g. `bias` comes from `cache_bias` over
+    the same T slots.
     """
-    (t, H, _), (K, T, _) = q.shape, keys.shape
+    return F.scaled_dot_product_attention(q, keys, values, bias.expand(*q.shape[:2], -1, -1))
+
+
+def prompt_bias(t: int, T: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """What `prompt_attention` adds to its scores: (t, T), 0 where seen, else -inf; None where causality says it all."""
+    return None if t == T else torch.full((t, T), float("-inf"), dtype=dtype, device=device).triu_(1 + T - t)
+
+
+def prompt_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+    """Attend with the last t tokens q (n, t, H, C) of n prompts over their keys and values (n, K, T, C); returns q's shape.
+
+    Token i sees slots 0…T - t + i; `bias` is `prompt_bias(t, T, …)`. The kernel that saves memory on a GPU wants K and V
+    for every query head, so there they are repeated.
+    """
+    H, K = q.shape[2], keys.shape[1]
     if q.is_cuda:
-        keys, values = (x.repeat_interleave(H // K, 0) for x in (keys, values))                         # (H, T, C)
-    seen = None if t == T else torch.ones(t, T, dtype=torch.bool, device=q.device).tril_(T - t)
-    o = F.scaled_dot_product_attention(q.transpose(0, 1)[None], keys[None], values[None], seen, is_causal=seen is None,
-                                       enable_gqa=len(keys) != H)                                       # (1, H, t, C)
-    return o[0].transpose(0, 1)
+        keys, values = (x.repeat_interleave(H // K, 1) for x in (keys, values))                         # (n, H, T, C)
+    o = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, bias, is_causal=bias is None,
+                                       enable_gqa=keys.shape[1] != H)                                   # (n, H, t, C)
+    return o.transpose(1, 2)

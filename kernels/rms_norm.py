@@ -46,7 +46,7 @@ class _RMSNorm(torch.autograd.Function):
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1])
         r = mean_square.add_(eps).rsqrt_()                                      # (…, 1)
         ctx.save_for_backward(x, weight, r)
-        return x.to(wide, copy=True).mul_(r).to(x.dtype) * weight
+        return torch.mul(x, r, out=torch.empty_like(x)).mul_(weight)            # rounded before the weight, as the plain form
 
     @staticmethod
     def backward(ctx, dy: Tensor):

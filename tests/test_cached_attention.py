@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdft.kernels.cached_attention import cache_bias, cached_attention, cached_attention_plain, prompt_attention
+from sdft.kernels.cached_attention import cache_bias, cached_attention, cached_attention_plain, prompt_attention, prompt_bias
 
 
 def parts(B: int = 3, t: int = 1, H: int = 6, K: int = 2, C: int = 8, T: int = 12, dtype=torch.float64):
@@ -15,36 +15,41 @@ def parts(B: int = 3, t: int = 1, H: int = 6, K: int = 2, C: int = 8, T: int = 1
     return q, keys, values, positions
 
 
+def attended(q, keys, values, positions):
+    """`cached_attention` of q (B, t, H, C)."""
+    (B, t, H, C), K, T = q.shape, *keys.shape[1:3]
+    laid_out = q.view(B, t, K, H // K, C).permute(0, 2, 3, 1, 4).reshape(B, K, -1, C)
+    o = cached_attention(laid_out, keys, values, cache_bias(positions, T, H // K, q.dtype))
+    return o.reshape(B, K, H // K, t, C).permute(0, 3, 1, 2, 4).reshape(q.shape)
+
+
 @pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("heads", [(6, 2), (4, 4), (4, 1)])
 def test_equals_plain_form(tokens: int, heads: tuple[int, int]) -> None:
     q, keys, values, positions = parts(t=tokens, H=heads[0], K=heads[1])
-    bias = cache_bias(positions, keys.shape[2], heads[0] // heads[1], q.dtype)
-    fast = cached_attention(q, keys, values, bias)
+    fast = attended(q, keys, values, positions)
     # fp64: only the order of additions differs.
     torch.testing.assert_close(fast, cached_attention_plain(q, keys, values, positions), rtol=0, atol=1e-13)
 
 
 def test_slots_behind_a_row_change_nothing() -> None:
     q, keys, values, positions = parts()
-    bias = cache_bias(positions, keys.shape[2], 3, q.dtype)
-    before = cached_attention(q, keys, values, bias)
+    before = attended(q, keys, values, positions)
     keys[1, :, 6:], values[1, :, 6:] = 1e3, 1e3                  # row 1 stands at position 5
-    assert torch.equal(cached_attention(q, keys, values, bias), before)
+    assert torch.equal(attended(q, keys, values, positions), before)
 
 
 def test_reads_a_part_of_a_longer_cache() -> None:
     q, keys, values, positions = parts(T=20)
     positions = positions.clamp_max(9)
-    bias = cache_bias(positions, 10, 3, q.dtype)
-    part = cached_attention(q, keys[:, :, :10], values[:, :, :10], bias)
+    part = attended(q, keys[:, :, :10], values[:, :, :10], positions)
     torch.testing.assert_close(part, cached_attention_plain(q, keys, values, positions), rtol=0, atol=1e-13)
 
 
 def test_bf16_no_worse_than_plain_against_fp64() -> None:
     q, keys, values, positions = parts(t=3, T=64, C=16, dtype=torch.bfloat16)
     exact = cached_attention_plain(q.double(), keys.double(), values.double(), positions)
-    fast = cached_attention(q, keys, values, cache_bias(positions, 64, 3, q.dtype))
+    fast = attended(q, keys, values, positions)
     plain = cached_attention_plain(q, keys, values, positions)
     # Both round scores, weights and outputs to 8 bits; the factor allows for luck in single roundings.
     assert (fast.double() - exact).abs().max() <= 1.5 * (plain.double() - exact).abs().max()
@@ -52,10 +57,11 @@ def test_bf16_no_worse_than_plain_against_fp64() -> None:
 
 @pytest.mark.parametrize("prompt", [1, 7, 12])
 @pytest.mark.parametrize("heads", [(6, 2), (4, 4)])
-def test_a_prompt_sees_what_its_tokens_would_see_one_by_one(prompt: int, heads: tuple[int, int]) -> None:
+def test_prompts_see_what_their_tokens_would_see_one_by_one(prompt: int, heads: tuple[int, int]) -> None:
     _, keys, values, _ = parts(H=heads[0], K=heads[1])
-    q = torch.randn(1, prompt, heads[0], 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    positions = torch.arange(12 - prompt, 12).unsqueeze(0)                  # behind 12 - prompt slots that stand already
-    expected = cached_attention_plain(q, keys[:1], values[:1], positions)[0]
+    q = torch.randn(3, prompt, heads[0], 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    positions = torch.arange(12 - prompt, 12).expand(3, -1)                 # behind 12 - prompt slots that stand already
+    expected = cached_attention_plain(q, keys, values, positions)
+    fast = prompt_attention(q, keys, values, prompt_bias(prompt, 12, q.dtype, q.device))
     # fp64: only the order of additions differs.
-    torch.testing.assert_close(prompt_attention(q[0], keys[0], values[0]), expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(fast, expected, rtol=0, atol=1e-13)

@@ -11,7 +11,7 @@ import sdft.generate.cache as cache
 import sdft.generate.gpu as gpu
 from sdft.generate.packed import PackedLlama, filled
 from sdft.kernels.attention import DocumentAttention
-from sdft.kernels.cached_attention import prompt_attention
+from sdft.kernels.cached_attention import prompt_attention, prompt_bias
 from sdft.model.lora import add_lora, adapter_off, lora_layers, merge
 
 STATES = ["no adapter", "on", "off", "merged", "merged and off"]
@@ -57,7 +57,8 @@ def one_by_one(q, k, v, q_bounds, k_bounds, longest_q, longest_k):
     q_bounds, k_bounds = q_bounds.tolist(), k_bounds.tolist()
     assert longest_q == max(b - a for a, b in zip(q_bounds, q_bounds[1:]))
     assert longest_k == max(b - a for a, b in zip(k_bounds, k_bounds[1:]))
-    return torch.cat([prompt_attention(q[a:b], k[c:d].transpose(0, 1), v[c:d].transpose(0, 1))
+    return torch.cat([prompt_attention(q[None, a:b], k[None, c:d].transpose(1, 2), v[None, c:d].transpose(1, 2),
+                                       prompt_bias(b - a, d - c, q.dtype, q.device))[0]
                       for a, b, c, d in zip(q_bounds, q_bounds[1:], k_bounds, k_bounds[1:])])
 
 

@@ -72,7 +72,7 @@ def test_the_cache_is_the_one_that_generation_makes():
     config, lengths = tiny_model().config, [30, 64, 33, 7] * 20
     planned = generation_memory(config, 0, 4, lengths, rows=40)["cache"]
     cache = KVCache(config, sorted(lengths, reverse=True)[:40], torch.float32, torch.device("cpu"))
-    assert planned == sum(tensor.nbytes for group in cache.groups for tensor in (*group.keys, *group.values))
+    assert planned == sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
 
 
 def test_operations_of_a_case_done_by_hand():

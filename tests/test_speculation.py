@@ -29,7 +29,7 @@ def test_what_is_written_can_be_matched_and_a_draft_keeps_to_its_room() -> None:
 
 
 def test_drafts_shorten_as_steps_fill_and_lengthen_with_the_match() -> None:
-    by_rows = [draft_length(6, rows) for rows in (1, 4, 16, 64, 256)]
+    by_rows = [draft_length(2, rows) for rows in (1, 4, 16, 64, 256)]
     assert by_rows == sorted(by_rows, reverse=True) and by_rows[0] > by_rows[-1]
     by_match = [draft_length(matched, 8) for matched in range(2, 11)]
     assert by_match == sorted(by_match) and by_match[-1] > by_match[0]

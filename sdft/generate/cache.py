@@ -7,16 +7,21 @@ knowledge of its neighbours, and a finished row's slots are simply written over 
     row    1 │ p r e f i x p r o m r e s p o n s e · · │     and copied to every row before anything else.
     row    2 │ p r e f i x p r o m p t s r · · · · · · │     `PrefillAttention` writes and reads the rest of whole prompts,
                                                              `DecodeAttention` what each row adds in one step.
+
+A layer's keys are one array of lines, one for each row, key/value head and slot, and so are its values: a step writes all
+its tokens by one operation, wherever their rows lie. Neighbouring rows are read together, as a group.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_attention
+from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_attention, prompt_bias
 
 BLOCK = 32             # slots are there, and read, in whole blocks: a GPU's kernels want aligned rows
 GROUP = 16             # rows that lie and are read together, as far as the longest of them reaches,
@@ -25,124 +30,174 @@ GPU_GROUP = 128        # and on a GPU, where fewer operations are worth more tha
 
 @dataclass(frozen=True)
 class Rows:
-    """A group of neighbouring rows whose arrays are as long as its longest response may become."""
+    """A group of neighbouring rows, all as long as the longest response among them may become."""
 
     first: int                     # the group's first row
-    keys: list[Tensor]             # of every layer: (rows, K, slots, C)
-    values: list[Tensor]           # the same
-
-    def __len__(self) -> int:
-        return len(self.keys[0])
+    count: int
+    slots: int                     # of each row
+    begin: int                     # the line of its first row's first head and slot
 
 
 class KVCache:
-    """Keys and values of every layer and row, allocated once, in groups of rows.
+    """Keys and values of every layer and row, allocated once.
 
     capacities: the slots that each row needs, in descending order: rows of like length then share a group, and one very
     long prompt makes its own group long, not all of them.
     """
 
     def __init__(self, config, capacities: Sequence[int], dtype: torch.dtype, device: torch.device):
-        K, C, L = config.num_key_value_heads, config.head_dim, config.num_hidden_layers
-        self.query_group = config.num_attention_heads // K
-        self.groups, self.together = [], GPU_GROUP if device.type == "cuda" else GROUP
+        self.heads, self.width, layers = config.num_key_value_heads, config.head_dim, config.num_hidden_layers
+        self.query_group = config.num_attention_heads // self.heads
+        self.groups, self.together, lines = [], GPU_GROUP if device.type == "cuda" else GROUP, 0
         for first in range(0, len(capacities), self.together):
-            n, slots = len(capacities[first : first + self.together]), blocks(capacities[first])
-            # Zeros: a masked slot's weight is 0, and 0 times an uninitialised NaN would be NaN.
-            keys, values = ([torch.zeros(n, K, slots, C, dtype=dtype, device=device) for _ in range(L)] for _ in range(2))
-            self.groups.append(Rows(first, keys, values))
+            group = Rows(first, len(capacities[first : first + self.together]), blocks(capacities[first]), lines)
+            self.groups.append(group)
+            lines += group.count * self.heads * group.slots
+        # Zeros: a masked slot's weight is 0, and 0 times an uninitialised NaN would be NaN.
+        self.keys, self.values = ([torch.zeros(lines, self.width, dtype=dtype, device=device) for _ in range(layers)]
+                                  for _ in range(2))
+        rows = [(group.begin + row * self.heads * group.slots, group.slots)
+                for group in self.groups for row in range(group.count)]
+        self.begins, self.slots = torch.tensor(rows, device=device).view(-1, 2).unbind(1)       # of each row: (B,)
+
+    def lines(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """Where tokens at `positions` (…) of `rows` (…) stand, for each head: (…, K)."""
+        heads = torch.arange(self.heads, device=rows.device)
+        return (self.begins[rows] + positions).unsqueeze(-1) + self.slots[rows].unsqueeze(-1) * heads
+
+    def write(self, layer: int, lines: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put keys and values (N, K, C) at `lines` (N, K)."""
+        for array, x in ((self.keys[layer], k), (self.values[layer], v)):
+            array.index_copy_(0, lines.flatten(), x.reshape(-1, self.width))
+
+    def read(self, layer: int, group: Rows) -> tuple[Tensor, Tensor]:
+        """A group's keys and values (rows, K, slots, C), as they lie."""
+        shape, end = (group.count, self.heads, group.slots, self.width), group.begin + group.count * self.heads * group.slots
+        return self.keys[layer][group.begin : end].view(shape), self.values[layer][group.begin : end].view(shape)
 
     def row(self, place: int, layer: int) -> tuple[Tensor, Tensor]:
         """One row's keys and values (K, slots, C)."""
         group = self.groups[place // self.together]
-        return group.keys[layer][place - group.first], group.values[layer][place - group.first]
+        keys, values = self.read(layer, group)
+        return keys[place - group.first], values[place - group.first]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` slots of row `source` to row `target`."""
-        for layer in range(len(self.groups[0].keys)):
+        for layer in range(len(self.keys)):
             for old, new in zip(self.row(source, layer), self.row(target, layer), strict=True):
                 new[:, :length] = old[:, :length]
 
     def spread(self, length: int) -> None:
         """Copy the first `length` slots of row 0 to every row."""
-        for layer in range(len(self.groups[0].keys)):
-            keys, values = self.row(0, layer)
+        for layer in range(len(self.keys)):
+            first = self.row(0, layer)
             for group in self.groups:
-                group.keys[layer][:, :, :length] = keys[:, :length]
-                group.values[layer][:, :, :length] = values[:, :length]
+                for old, new in zip(first, self.read(layer, group), strict=True):
+                    new[:, :, :length] = old[:, :length]
+
+
+def prompt_lines(cache: KVCache, rows: Sequence[int], lengths: Sequence[int], prefix: int) -> Tensor:
+    """Where packed documents stand that go to `rows`, behind `prefix` slots: (N, K), token by token."""
+    positions = np.concatenate([np.arange(prefix, prefix + length) for length in lengths])
+    return cache.lines(*(torch.from_numpy(x).to(cache.begins.device) for x in (np.repeat(rows, lengths), positions)))
 
 
 class PrefillAttention:
-    """An `attend` for prompts, packed: document i goes to row rows[i], behind the `prefix` slots that stand there already."""
+    """An `attend` for prompts, packed: document i goes to row rows[i], behind the `prefix` slots that stand there already.
+
+    Neighbours of like length attend together, each filled up to the same whole blocks of tokens.
+    """
 
     def __init__(self, cache: KVCache, rows: Sequence[int], lengths: Sequence[int], prefix: int = 0):
-        self.cache, self.rows, self.lengths, self.prefix = cache, list(rows), list(lengths), prefix
+        self.cache, device, dtype = cache, cache.begins.device, cache.keys[0].dtype
+        starts = np.array([0, *accumulate(lengths)])
+        self.lines = prompt_lines(cache, rows, lengths, prefix)                                             # (N, K)
+        self.runs = []
+        for width, run in groupby(range(len(lengths)), key=lambda index: blocks(lengths[index])):
+            run = list(run)
+            place = np.arange(width)
+            filled = (starts[run, None] + place).clip(max=starts[-1] - 1)                                   # (n, width)
+            real = np.flatnonzero(place < np.array(lengths)[run, None])
+            filled, real, of = (torch.from_numpy(x).to(device) for x in (filled, real, np.array(rows)[run, None]))
+            # A filled place may lie behind its row's slots; what it holds is masked, so any slot will do.
+            slots = torch.arange(prefix + width, device=device).minimum(cache.slots[of] - 1)                # (n, T)
+            lines = cache.lines(of.expand_as(slots), slots).transpose(1, 2)                                 # (n, K, T)
+            self.runs.append((filled, real, lines.contiguous(), prompt_bias(width, prefix + width, dtype, device)))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        o, start = torch.empty_like(q), 0
-        for row, length in zip(self.rows, self.lengths, strict=True):
-            keys, values = self.cache.row(row, layer)
-            document, end = slice(start, start + length), self.prefix + length
-            keys[:, self.prefix : end] = k[document].transpose(0, 1)                            # (T, K, C) → (K, T, C)
-            values[:, self.prefix : end] = v[document].transpose(0, 1)
-            o[document] = prompt_attention(q[document], keys[:, :end], values[:, :end])
-            start += length
-        return o
+        self.cache.write(layer, self.lines, k, v)
+        o = []
+        for filled, real, lines, bias in self.runs:
+            keys, values = (array[layer].index_select(0, lines.flatten()).view(*lines.shape, -1)            # (n, K, T, C)
+                            for array in (self.cache.keys, self.cache.values))
+            queries = q.index_select(0, filled.flatten()).view(*filled.shape, *q.shape[1:])                 # (n, width, H, C)
+            o.append(prompt_attention(queries, keys, values, bias).flatten(0, 1).index_select(0, real))
+        return o[0] if len(o) == 1 else torch.cat(o)                                                        # (N, H, C)
 
 
 class DecodeAttention:
     """An `attend` for the newest tokens of rows 0…n-1: counts[b] tokens of row b, packed, the last of them at ends[b] - 1.
 
     With `counts` None every row has one token, and `ends` only bounds what is read. What all layers share, the masks above
-    all, is made here, once a step. With drafts, the tokens of a group are spread out to (rows, t), t its largest count, and
-    gathered again:
+    all, is made here, once a step. With drafts, the tokens of a group are laid out as (rows, t), t its largest count, and
+    gathered again; what fills up is the row's last token once more:
 
         row 0: a b c      →  a b c
-        row 1: d             d · ·
-        row 2: e f           e f ·
+        row 1: d             d d d
+        row 2: e f           e f f
     """
 
     def __init__(self, cache: KVCache, positions: Tensor, ends: Sequence[int], counts: Sequence[int] | None = None):
-        self.parts, start = [], 0
-        for group in cache.groups[: (len(ends) + cache.together - 1) // cache.together]:
-            own = slice(group.first, min(group.first + len(group), len(ends)))
-            taken = [1] * (own.stop - own.start) if counts is None else counts[own]
-            tokens = slice(start, start + sum(taken))
-            self.parts.append(GroupStep(group, tokens, positions[tokens], taken, blocks(max(ends[own])), cache.query_group))
-            start = tokens.stop
+        self.cache, self.parts, device, n = cache, [], positions.device, len(ends)
+        rows, firsts, self.source = torch.arange(n, device=device), positions, None             # of each token; of each row
+        if counts is not None:
+            rows = rows.repeat_interleave(torch.tensor(counts, device=device))
+            firsts = positions[torch.tensor([0, *accumulate(counts)][:n], device=device)]
+        self.lines = cache.lines(rows, positions)                                               # (N, K)
+        for group in cache.groups[: (n + cache.together - 1) // cache.together]:
+            own = slice(group.first, min(group.first + group.count, n))
+            t, slots = 1 if counts is None else max(counts[own]), blocks(max(ends[own]))
+            at = firsts[own].unsqueeze(1) + torch.arange(t, device=device)                      # (rows, t)
+            bias = cache_bias(at, slots, cache.query_group, cache.keys[0].dtype)
+            if device.type == "cuda":                           # whose kernels read it as it lies
+                bias = bias.repeat(1, cache.heads, 1, 1)                                        # (rows, K, G·t, slots)
+            self.parts.append((group, len(at), slots, bias))
+        if counts is not None:
+            laid_out = [(n, bias.shape[-2] // cache.query_group) for _, n, _, bias in self.parts]
+            self.source, self.target = (x.to(device) for x in spread(counts, laid_out, cache.heads, cache.query_group))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        o = [part(layer, q[part.tokens], k[part.tokens], v[part.tokens]) for part in self.parts]
-        return o[0] if len(o) == 1 else torch.cat(o)                                            # (N, H, C)
+        self.cache.write(layer, self.lines, k, v)
+        K, (_, H, C) = k.shape[1], q.shape
+        lines = q.reshape(-1, C)                                                                # (N·H, C)
+        if self.source is not None:
+            lines = lines.index_select(0, self.source)                                          # (Σ rows·K·G·t, C)
+        o, start = [], 0
+        for group, n, slots, bias in self.parts:
+            keys, values = (x[:n, :, :slots] for x in self.cache.read(layer, group))
+            end = start + n * K * bias.shape[-2]
+            one = cached_attention(lines[start:end].view(n, K, -1, C), keys, values, bias)      # (rows, K, G·t, C)
+            o.append(one.reshape(-1, H, C) if self.source is None else one.transpose(1, 2).reshape(-1, C))
+            start = end
+        o = o[0] if len(o) == 1 else torch.cat(o)
+        return o if self.source is None else o.index_select(0, self.target).view_as(q)          # (N, H, C)
 
 
-class GroupStep:
-    """What the first rows of a group do in a step: counts[b] tokens of row b, packed, at `positions` (N,)."""
+def spread(counts: Sequence[int], parts: Sequence[tuple[int, int]], K: int, G: int) -> tuple[Tensor, Tensor]:
+    """How lines of q (N·H, C) are laid out for attention, and what comes out of it is taken back: two indices of lines.
 
-    def __init__(self, group: Rows, tokens: slice, positions: Tensor, counts: Sequence[int], slots: int, query_group: int):
-        device, self.n, self.t = positions.device, len(counts), max(counts)
-        self.group, self.tokens, self.positions, self.slots = group, tokens, positions, slots
-        self.rows, self.cells, at = torch.arange(self.n, device=device), None, positions        # of each token: (N,)
-        if self.t > 1:
-            self.rows = self.rows.repeat_interleave(torch.tensor(counts, device=device))
-            offsets = torch.cat([torch.arange(count) for count in counts]).to(device)
-            self.cells = self.rows * self.t + offsets                                           # (N,) among n·t
-            at = self._spread(positions)
-        self.bias = cache_bias(at.view(self.n, self.t), slots, query_group, group.keys[0].dtype)
-        if device.type == "cuda":                               # whose kernels read it as it lies
-            self.bias = self.bias.repeat(1, group.keys[0].shape[1], 1, 1)                       # (n, K, G·t, slots)
-
-    def _spread(self, x: Tensor) -> Tensor:
-        """x (N, …) → (n·t, …), zeros where no token stands."""
-        return x.new_zeros(self.n * self.t, *x.shape[1:]).index_copy_(0, self.cells, x)
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.group.keys[layer][: self.n], self.group.values[layer][: self.n]
-        keys[self.rows, :, self.positions] = k                                                  # (N, K, C)
-        values[self.rows, :, self.positions] = v
-        q = (q if self.cells is None else self._spread(q)).reshape(self.n, self.t, *q.shape[1:])        # (n, t, H, C)
-        o = cached_attention(q, keys[:, :, : self.slots], values[:, :, : self.slots], self.bias).flatten(0, 1)
-        return o if self.cells is None else o[self.cells]                                       # (N, H, C)
+    parts: of each group how many rows it has and the largest of their counts, t. Its queries lie as (rows, K, G, t); what
+    comes out of `scaled_dot_product_attention` lies as (rows, G, t, K).
+    """
+    ends, heads, row, start, sources, targets = np.cumsum(counts), np.arange(K * G).reshape(K, G, 1), 0, 0, [], []
+    for n, t in parts:
+        count, end, i = np.array(counts[row : row + n])[:, None], ends[row : row + n, None], np.arange(t)
+        token = end - count + np.minimum(i, count - 1)                                          # (rows, t)
+        sources.append((token[:, None, None] * K * G + heads).ravel())                          # (rows, K, G, t)
+        places = np.arange(start, start + n * G * t * K).reshape(n, G, t, K)
+        targets.append(places.transpose(0, 2, 3, 1)[i < count].ravel())                         # (rows, t, K, G), those that are
+        row, start = row + n, start + n * G * t * K
+    return torch.from_numpy(np.concatenate(sources)), torch.from_numpy(np.concatenate(targets))
 
 
 def blocks(length: int) -> int:

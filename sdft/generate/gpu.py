@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdft.generate.cache import KVCache, PrefillAttention
+from sdft.generate.cache import KVCache, PrefillAttention, prompt_lines
 from sdft.generate.joined import Joined, JoinedLayer, worth_copying
 from sdft.kernels.varlen import bounds_of, fits, varlen_attention
 from sdft.model.llama import Attend, Llama
@@ -77,18 +77,10 @@ class VarlenPrefill:
     """`PrefillAttention` of all documents at once, in half precision on a GPU."""
 
     def __init__(self, cache: KVCache, rows: Sequence[int], lengths: Sequence[int], prefix: int = 0):
-        keys = cache.row(rows[0], 0)[0]
-        self.cache, self.first, self.prefix, device = cache, rows[0], prefix, keys.device
+        self.cache, self.first, self.prefix, device = cache, rows[0], prefix, cache.begins.device
         self.longest = max(lengths)
         self.bounds = bounds_of(lengths, device)
-        self.slots = torch.tensor([slot for length in lengths for slot in range(prefix, prefix + length)], device=device)
-        self.parts, start = [], 0                               # (group, its tokens (n,), each one's row in the group)
-        for group in cache.groups:                              # rows ascend, so a group's documents lie together
-            at = [row - group.first for row, length in zip(rows, lengths, strict=True)
-                  if group.first <= row < group.first + len(group) for _ in range(length)]
-            if at:
-                self.parts.append((group, slice(start, start + len(at)), torch.tensor(at, device=device)))
-                start += len(at)
+        self.lines = prompt_lines(cache, rows, lengths, prefix)                                 # (N, K)
         if prefix:
             self.k_bounds = bounds_of([prefix + length for length in lengths], device)
             # Each document's keys by their places in (prefix, all tokens): the prefix, and its own.
@@ -97,9 +89,7 @@ class VarlenPrefill:
                                       for place in (*range(prefix), *range(begin, begin + length))], device=device)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        for group, tokens, at in self.parts:
-            group.keys[layer][at, :, self.slots[tokens]] = k[tokens]                            # (n, K, C)
-            group.values[layer][at, :, self.slots[tokens]] = v[tokens]
+        self.cache.write(layer, self.lines, k, v)
         if not self.prefix:
             return varlen_attention(q, k, v, self.bounds, self.bounds, self.longest, self.longest)
         keys, values = self.cache.row(self.first, layer)                                        # the prefix is in every row

@@ -97,4 +97,4 @@ def rounded_slots(end: int) -> int:
 
 def within(cache: KVCache, rows: int, slots: int) -> list[int]:
     """For each of the first `rows` rows the slots to be read: `slots`, or as many as its group has."""
-    return [min(slots, group.keys[0].shape[2]) for group in cache.groups for _ in range(len(group))][:rows]
+    return [min(slots, group.slots) for group in cache.groups for _ in range(group.count)][:rows]

@@ -16,7 +16,9 @@ draw is from p without x, normalised.
 When it pays. A drafted token costs its share of a longer step, and saves a later step's share if it is accepted. Let b be the
 time of one more token in a step, r that of one more row, f that of a step whatever its size, all in units of b. With n rows, a
 draft whose chance is p pays where p · (1 + r + f/n) > 1. Chances were counted on the 135M model's greedy rewrites by how many
-tokens matched (`CHANCES`); r and f were measured on two CPU cores in bf16 (`ROW`, `FIXED`).
+tokens matched (`CHANCES`). `ROW` and `FIXED` are where the time of such a run was least by a model of a step's time, fitted
+to measured steps (two CPU cores, bf16: 40 ms, 0.5 ms a token, 1.0 ms a row of 384 slots and 0.13 ms for each token it is
+filled up to); they are below r and f themselves, because rows beside a long draft are filled up to it.
 """
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from collections import defaultdict
 SHORTEST, LONGEST = 2, 10                   # how many of the last tokens must match, and how many are compared at most
 MOST = 3                                    # drafted tokens in a step: with the newest one, four of a row
 CHANCES = {2: 0.50, 3: 0.60, 4: 0.67, 5: 0.75, 6: 0.75, 7: 0.75, 8: 0.75, 9: 0.80, 10: 0.87}   # of each drafted token
-ROW, FIXED = 0.5, 20.0                      # in units of one more token
+ROW, FIXED = 1.5, 40.0                      # in units of one more token
 
 
 class NgramIndex:
