@@ -66,12 +66,12 @@ def one_by_one(q, k, v, q_bounds, k_bounds, longest_q, longest_k):
 def test_prompts_at_once_attend_and_are_stored_as_one_by_one(prefix: int, monkeypatch) -> None:
     monkeypatch.setattr(gpu, "varlen_attention", one_by_one)
     monkeypatch.setattr(cache, "GROUP", 4)
-    lengths, rows, generator = [5, 1, 12, 6], [1, 2, 6, 9], torch.Generator().manual_seed(0)        # in three groups
+    lengths, rows, generator = [40, 5, 12, 6], [1, 2, 6, 9], torch.Generator().manual_seed(0)       # in three groups
     start = [torch.randn(2, prefix, 8, generator=generator) for _ in range(2)]
     q, k, v = (torch.randn(sum(lengths), heads, 8, generator=generator) for heads in (4, 2, 2))
     results = []
     for form in (cache.PrefillAttention, gpu.VarlenPrefill):
-        kv = cache.KVCache(tiny_llama("llama2").config, [40] * 10, torch.float32, torch.device("cpu"))
+        kv = cache.KVCache(tiny_llama("llama2").config, [70] * 4 + [40] * 4 + [20] * 2, torch.float32, torch.device("cpu"))
         for row in range(10):
             for stored, given in zip(kv.row(row, 0), start):
                 stored[:, :prefix] = given

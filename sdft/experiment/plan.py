@@ -114,6 +114,7 @@ def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Seq
     c = config
     K, C, L, D, F = c.num_key_value_heads, c.head_dim, c.num_hidden_layers, c.hidden_size, c.intermediate_size
     longest = sorted(lengths, reverse=True)[:rows]
+    most = max(longest, default=0)
     group, together = (GROUP, PREFILL_TOKENS) if on_cpu else (GPU_GROUP, PROMPT_TOKENS)
     slots = sum(blocks(longest[first]) * len(longest[first : first + group]) for first in range(0, len(longest), group))
     # On a CPU all weights once more, reordered (sdft/generate/packed.py); on a GPU those of joined products (gpu.py).
@@ -121,7 +122,7 @@ def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Seq
     return {"weights": (weights + copied * (weights * size <= LARGEST)) * size,
             "cache": slots * 2 * L * K * C * size,
             "head": len(longest) * c.vocab_size * max(size + FP32, (1 + MOST) * size * on_cpu),      # drafts are verified in it
-            "working space": max(together, max(longest, default=0)) * size * (3 * F + 4 * D)}
+            "working space": (max(together, most) * (3 * F + 4 * D) + most**2) * size}     # most²: a prompt's mask
 
 
 def training_flops(shape: Shape, tokens: int, targets: int, pairs: int, full: bool = False) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_attention, prompt_bias
 
-BLOCK = 32             # slots are there, and read, in whole blocks: a GPU's kernels want aligned rows
+BLOCK = 32             # slots are there and read, and prompts filled up, in whole blocks: a GPU's kernels want aligned rows
 GROUP = 16             # rows that lie and are read together, as far as the longest of them reaches,
 GPU_GROUP = 128        # and on a GPU, where fewer operations are worth more than fewer slots
 
@@ -68,7 +68,10 @@ class KVCache:
     def write(self, layer: int, lines: Tensor, k: Tensor, v: Tensor) -> None:
         """Put keys and values (N, K, C) at `lines` (N, K)."""
         for array, x in ((self.keys[layer], k), (self.values[layer], v)):
-            array.index_copy_(0, lines.flatten(), x.reshape(-1, self.width))
+            if x.is_cuda:                                       # one kernel, where the other form copies x first
+                array[lines] = x
+            else:
+                array.index_copy_(0, lines.flatten(), x.reshape(-1, self.width))
 
     def read(self, layer: int, group: Rows) -> tuple[Tensor, Tensor]:
         """A group's keys and values (rows, K, slots, C), as they lie."""
@@ -90,10 +93,10 @@ class KVCache:
     def spread(self, length: int) -> None:
         """Copy the first `length` slots of row 0 to every row."""
         for layer in range(len(self.keys)):
-            first = self.row(0, layer)
+            first = [array[:, :length].clone() for array in self.row(0, layer)]
             for group in self.groups:
                 for old, new in zip(first, self.read(layer, group), strict=True):
-                    new[:, :, :length] = old[:, :length]
+                    new[:, :, :length] = old
 
 
 def prompt_lines(cache: KVCache, rows: Sequence[int], lengths: Sequence[int], prefix: int) -> Tensor:
@@ -163,40 +166,42 @@ class DecodeAttention:
                 bias = bias.repeat(1, cache.heads, 1, 1)                                        # (rows, K, G·t, slots)
             self.parts.append((group, len(at), slots, bias))
         if counts is not None:
-            laid_out = [(n, bias.shape[-2] // cache.query_group) for _, n, _, bias in self.parts]
-            self.source, self.target = (x.to(device) for x in spread(counts, laid_out, cache.heads, cache.query_group))
+            laid_out = [(count, bias.shape[-2] // cache.query_group) for _, count, _, bias in self.parts]
+            layout = query_layout(counts, laid_out, cache.heads, cache.query_group)
+            self.source, self.target = (index.to(device) for index in layout)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.lines, k, v)
         K, (_, H, C) = k.shape[1], q.shape
-        lines = q.reshape(-1, C)                                                                # (N·H, C)
-        if self.source is not None:
-            lines = lines.index_select(0, self.source)                                          # (Σ rows·K·G·t, C)
+        if self.source is None:
+            queries = q.unflatten(1, (K, -1))                                                   # (n, K, G, C)
+        else:
+            queries = q.reshape(-1, C).index_select(0, self.source)                             # (Σ rows·K·G·t, C)
         o, start = [], 0
-        for group, n, slots, bias in self.parts:
-            keys, values = (x[:n, :, :slots] for x in self.cache.read(layer, group))
-            end = start + n * K * bias.shape[-2]
-            one = cached_attention(lines[start:end].view(n, K, -1, C), keys, values, bias)      # (rows, K, G·t, C)
+        for group, rows, slots, bias in self.parts:
+            keys, values = (x[:rows, :, :slots] for x in self.cache.read(layer, group))
+            end = start + (rows if self.source is None else rows * K * bias.shape[-2])
+            one = cached_attention(queries[start:end].view(rows, K, -1, C), keys, values, bias)         # (rows, K, G·t, C)
             o.append(one.reshape(-1, H, C) if self.source is None else one.transpose(1, 2).reshape(-1, C))
             start = end
         o = o[0] if len(o) == 1 else torch.cat(o)
         return o if self.source is None else o.index_select(0, self.target).view_as(q)          # (N, H, C)
 
 
-def spread(counts: Sequence[int], parts: Sequence[tuple[int, int]], K: int, G: int) -> tuple[Tensor, Tensor]:
-    """How lines of q (N·H, C) are laid out for attention, and what comes out of it is taken back: two indices of lines.
+def query_layout(counts: Sequence[int], parts: Sequence[tuple[int, int]], K: int, G: int) -> tuple[Tensor, Tensor]:
+    """Where the queries of attention come from in q (N·H, C), and where in what comes out of it q's own then stand.
 
     parts: of each group how many rows it has and the largest of their counts, t. Its queries lie as (rows, K, G, t); what
     comes out of `scaled_dot_product_attention` lies as (rows, G, t, K).
     """
     ends, heads, row, start, sources, targets = np.cumsum(counts), np.arange(K * G).reshape(K, G, 1), 0, 0, [], []
-    for n, t in parts:
-        count, end, i = np.array(counts[row : row + n])[:, None], ends[row : row + n, None], np.arange(t)
+    for rows, t in parts:
+        count, end, i = np.array(counts[row : row + rows])[:, None], ends[row : row + rows, None], np.arange(t)
         token = end - count + np.minimum(i, count - 1)                                          # (rows, t)
         sources.append((token[:, None, None] * K * G + heads).ravel())                          # (rows, K, G, t)
-        places = np.arange(start, start + n * G * t * K).reshape(n, G, t, K)
-        targets.append(places.transpose(0, 2, 3, 1)[i < count].ravel())                         # (rows, t, K, G), those that are
-        row, start = row + n, start + n * G * t * K
+        places = np.arange(start, start + rows * G * t * K).reshape(rows, G, t, K).transpose(0, 2, 3, 1)
+        targets.append(places[i < count].ravel())                                               # token by token (K, G)
+        row, start = row + rows, start + rows * G * t * K
     return torch.from_numpy(np.concatenate(sources)), torch.from_numpy(np.concatenate(targets))
 
 

@@ -1,0 +1,68 @@
+"""The cache's rows, and a step's attention over them, against a loop over single tokens."""
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sdft.generate import cache
+from sdft.generate.cache import DecodeAttention, KVCache
+from sdft.kernels.cached_attention import cached_attention_plain
+
+
+def small(heads: tuple[int, int], capacities: list[int], monkeypatch) -> KVCache:
+    """A cache of one layer in fp64, in groups of two rows, with something in every slot."""
+    monkeypatch.setattr(cache, "GROUP", 2)
+    config = SimpleNamespace(num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=4, num_hidden_layers=1)
+    made, generator = KVCache(config, capacities, torch.float64, torch.device("cpu")), torch.Generator().manual_seed(0)
+    for array in (*made.keys, *made.values):
+        array.normal_(generator=generator)
+    return made
+
+
+@pytest.mark.parametrize("counts", [None, [1, 1, 1, 1, 1], [1, 3, 2, 1, 4]])
+@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (4, 1)])
+def test_a_step_attends_as_its_tokens_would_one_by_one(heads, counts, monkeypatch) -> None:
+    kv, each, starts = small(heads, [90, 70, 40, 40, 33, 20], monkeypatch), counts or [1] * 5, [80, 5, 31, 0, 20]
+    rows = [row for row, count in enumerate(each) for _ in range(count)]
+    positions = torch.tensor([start + i for start, count in zip(starts, each) for i in range(count)])
+    q, k, v = (torch.randn(len(rows), n, 4, dtype=torch.float64) for n in (heads[0], heads[1], heads[1]))
+    ends = [start + count for start, count in zip(starts, each)]
+    o = DecodeAttention(kv, positions, ends, counts)(0, q, k, v)
+    for token, (row, position) in enumerate(zip(rows, positions.tolist())):
+        keys, values = kv.row(row, 0)
+        assert torch.equal(keys[:, position], k[token]) and torch.equal(values[:, position], v[token])
+        alone = cached_attention_plain(q[None, None, token], keys[None], values[None], positions[None, None, token])[0, 0]
+        # fp64: only the order of additions differs.
+        torch.testing.assert_close(o[token], alone, rtol=0, atol=1e-13)
+
+
+def test_a_step_writes_nothing_else(monkeypatch) -> None:
+    kv = small((6, 2), [90, 70, 40], monkeypatch)
+    before = [kv.keys[0].clone(), kv.values[0].clone()]
+    k = v = torch.full((3, 2, 4), 9.0, dtype=torch.float64)
+    DecodeAttention(kv, torch.tensor([3, 4, 6, 0]), [5, 7, 1], [2, 1, 1])(
+        0, torch.zeros(4, 6, 4, dtype=torch.float64), torch.cat((k, k[:1])), torch.cat((v, v[:1])))
+    for old, new in zip(before, (kv.keys[0], kv.values[0])):
+        changed = (old != new).any(1)
+        assert changed.sum() == 4 * 2 and (new[changed] == 9).all()
+
+
+@pytest.mark.parametrize("capacities", [[50], [50, 40, 40, 20, 20]])
+@pytest.mark.parametrize("heads", [(4, 2), (4, 1)])
+def test_the_prefix_comes_into_every_row_and_nothing_else_changes(heads, capacities, monkeypatch) -> None:
+    kv = small(heads, capacities, monkeypatch)
+    rows = [[x.clone() for x in kv.row(row, 0)] for row in range(len(capacities))]
+    kv.spread(7)
+    for row, old in enumerate(rows):
+        for first, mine, new in zip(rows[0], old, kv.row(row, 0)):
+            assert torch.equal(new[:, :7], first[:, :7]) and torch.equal(new[:, 7:], mine[:, 7:])
+
+
+def test_a_row_is_copied_as_far_as_it_is_asked(monkeypatch) -> None:
+    kv = small((4, 2), [50, 40, 40], monkeypatch)
+    source, target = ([x.clone() for x in kv.row(row, 0)] for row in (2, 0))
+    kv.copy(2, 0, 30)
+    for old, mine, new in zip(source, target, kv.row(0, 0)):
+        assert torch.equal(new[:, :30], old[:, :30]) and torch.equal(new[:, 30:], mine[:, 30:])
