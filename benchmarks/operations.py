@@ -55,7 +55,7 @@ def cases() -> dict[str, tuple[Callable, Callable, tuple]]:
         "attention": (causal_attention, causal_attention_plain, attention),
         "linear_cross_entropy": (linear_cross_entropy, linear_cross_entropy_plain,
                                  (given(N // 2, D), given(V, D, learned=False), labels)),
-        "cached_attention": (lambda q, keys, values, _: cached_attention(q.view(ROWS, K, H // K, C), keys, values, bias),
+        "cached_attention": (lambda q, keys, values, _: cached_attention(q.view(ROWS, K, -1, C), keys, values, bias, C**-0.5),
                              cached_attention_plain, cached),
     }
 

@@ -5,8 +5,8 @@
 
     decode     tokens/s of one step over n rows that each look back on 256 tokens, and of 8 rows over a context of n;
                where a row's prompt begins does not matter, so the cache is taken as it is made
-    prefill    tokens/s of one prompt of n tokens, and the share of the machine's peak of matrix products that its
-               operations (as `sdft plan` counts them) make of it
+    prefill    tokens/s of one prompt of n tokens, and the share of the machine's peak of matrix products, measured
+               before and behind it, that its operations (as `sdft plan` counts them) make of it
     training   tokens/s of an optimiser step on records of n tokens, 4096 tokens a step, half of them learned
     memory     peak of a process that makes two steps on 8 records of n tokens, with the fused head and without
     records    seconds to rewrite n gsm8k records, at most 256 new tokens each
@@ -31,7 +31,6 @@ import sdft
 from sdft.experiment.plan import generation_flops, matmul_peak, shape_of
 from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
 from sdft.generate.packed import packed
-from sdft.model.loading import as_dtype
 from sdft.train import TrainSettings
 
 ROWS, CONTEXTS = (1, 2, 4, 8, 16, 32, 64, 128), (128, 256, 512, 1024, 2048, 4096)
@@ -60,12 +59,16 @@ def decode(model, rows: int, context: int) -> float:
 
 
 @torch.inference_mode()
-def prefill(model, tokens: int) -> float:
-    """Tokens/s of a prompt of `tokens` tokens, up to the choice of the first one behind it."""
+def prefill(model, tokens: int) -> tuple[float, float]:
+    """Tokens/s of a prompt of `tokens` tokens, up to the choice of the first one behind it, and the share of the peak."""
     compute, cache = packed(model), KVCache(model.config, [tokens], model.dtype, model.device)
     prompt, positions, last = torch.full((tokens,), 100), torch.arange(tokens), torch.tensor([tokens - 1])
-    return tokens / median_seconds(lambda: compute.head(compute.hidden(
-        prompt, positions, PrefillAttention(cache, [0], [tokens]), last)), 3)
+    before = matmul_peak(model.dtype, size=PEAK_SIZE)
+    seconds = median_seconds(lambda: compute.head(compute.hidden(
+        prompt, positions, PrefillAttention(cache, [0], [tokens]), last)), 5)
+    peak = (before + matmul_peak(model.dtype, size=PEAK_SIZE)) / 2
+    operations = generation_flops(shape_of(model.config, TrainSettings()), tokens, 1, tokens * tokens // 2)
+    return tokens / seconds, operations / seconds / peak
 
 
 def training(side: Ours, length: int) -> float:
@@ -91,11 +94,9 @@ def measure(only: list[str], data: str | None) -> dict[str, dict[str, dict[int, 
         found["decode by rows"] = {"tokens/s": {n: decode(model, n, 256) for n in ROWS}}
         found["decode by context"] = {"tokens/s": {n: decode(model, 8, n) for n in CONTEXTS}}
     if "prefill" in only:
-        speed, shape = {n: prefill(model, n) for n in CONTEXTS}, shape_of(model.config, TrainSettings())
-        peak = matmul_peak(as_dtype("auto"), size=PEAK_SIZE)
-        found["prefill by prompt"] = {"tokens/s": speed}
-        found["prefill, share of peak"] = {"share": {n: speed[n] / n * generation_flops(shape, n, 1, n * n // 2) / peak
-                                                     for n in CONTEXTS}}
+        both = {n: prefill(model, n) for n in CONTEXTS}
+        found["prefill by prompt"] = {"tokens/s": {n: speed for n, (speed, _) in both.items()}}
+        found["prefill, share of peak"] = {"share": {n: share for n, (_, share) in both.items()}}
     if "training" in only:
         side = Ours(model, TrainSettings(micro_tokens=STEP))
         found["training by record"] = {"tokens/s": {n: training(side, n) for n in LENGTHS}}

@@ -6,10 +6,17 @@
 
 Several tokens of a row at once (t > 1, when drafts are verified) stand at consecutive positions, and each sees one slot
 more than the one before. The G = H/K query heads that share a key/value head (Ainslie et al. 2023, arXiv 2305.13245)
-become G·t queries of one head against it, so K and V are read once and never repeated: a step waits for reading them, and
+become t·G queries of one head against it, so K and V are read once and never repeated: a step waits for reading them, and
 four tokens of a row take little longer than one. The sum over the slots is PyTorch's `scaled_dot_product_attention`, which
 takes a part of a longer cache as it lies; products on the CPU make a copy of it first, and compile anew for every length.
 Inference only: there is no backward.
+
+It makes two products for each row and head, so small that starting them and laying out their operands takes longer than
+they do. Few heads may therefore lie side by side as one of width K·C. A query stands in its own head's part, among zeros,
+and of what comes out of it its own head's part is kept:
+
+    line of a slot     k₀ │ k₁ │ k₂          q·k is q₁·k₁, exactly       v₀ │ v₁ │ v₂  →  o₁ is its sum over the slots
+    query of head 1    0  │ q₁ │ 0
 """
 from __future__ import annotations
 
@@ -35,23 +42,23 @@ def cached_attention_plain(q: Tensor, keys: Tensor, values: Tensor, positions: T
 
 
 def cache_bias(positions: Tensor, slots: int, group: int, dtype: torch.dtype) -> Tensor:
-    """What `cached_attention` adds to its scores, the same in every layer: (B, 1, G·t, T), 0 where seen, else -inf.
+    """What `cached_attention` adds to its scores, the same in every layer: (B, 1, t·G, T), 0 where seen, else -inf.
 
-    positions (B, t); T = slots; G = group, the query heads that share a key/value head.
+    positions (B, t); T = slots; G = group, the query heads that share a key/value head, or a wide one.
     """
     B, t = positions.shape
     hidden = torch.arange(slots, device=positions.device) > positions.unsqueeze(-1)                     # (B, t, T)
     bias = torch.zeros(B, t, slots, dtype=dtype, device=positions.device).masked_fill_(hidden, float("-inf"))
-    return bias.repeat(1, group, 1).unsqueeze(1)
+    return bias.repeat_interleave(group, 1).unsqueeze(1)
 
 
-def cached_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """`cached_attention_plain` for all rows at once, q and what is returned laid out as (B, K, G·t, C).
+def cached_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """`cached_attention_plain` for all rows at once, over J = K heads of width W = C, or J = 1 of width W = K·C.
 
-    Query g·t + i of key/value head k is that of the row's token i and query head k·G + g. `bias` comes from `cache_bias` over
-    the same T slots.
+    q and what is returned (B, J, Q, W), Q the queries of a row for one head, token by token; keys, values (B, J, T, W);
+    `bias` comes from `cache_bias` over the same T slots; scale is 1/√C.
     """
-    return F.scaled_dot_product_attention(q, keys, values, bias.expand(*q.shape[:2], -1, -1))
+    return F.scaled_dot_product_attention(q, keys, values, bias.expand(*q.shape[:2], -1, -1), scale=scale)
 
 
 def prompt_bias(t: int, T: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:

@@ -11,11 +11,11 @@ from sdft.generate.cache import DecodeAttention, KVCache
 from sdft.kernels.cached_attention import cached_attention_plain
 
 
-def small(heads: tuple[int, int], capacities: list[int], monkeypatch) -> KVCache:
-    """A cache of one layer in fp64, in groups of two rows, with something in every slot."""
+def small(heads: tuple[int, int], capacities: list[int], monkeypatch, dtype: torch.dtype = torch.float64) -> KVCache:
+    """A cache of one layer, in groups of two rows, with something in every slot."""
     monkeypatch.setattr(cache, "GROUP", 2)
     config = SimpleNamespace(num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=4, num_hidden_layers=1)
-    made, generator = KVCache(config, capacities, torch.float64, torch.device("cpu")), torch.Generator().manual_seed(0)
+    made, generator = KVCache(config, capacities, dtype, torch.device("cpu")), torch.Generator().manual_seed(0)
     for array in (*made.keys, *made.values):
         array.normal_(generator=generator)
     return made
@@ -36,6 +36,29 @@ def test_a_step_attends_as_its_tokens_would_one_by_one(heads, counts, monkeypatc
         alone = cached_attention_plain(q[None, None, token], keys[None], values[None], positions[None, None, token])[0, 0]
         # fp64: only the order of additions differs.
         torch.testing.assert_close(o[token], alone, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("counts", [None, [1, 3, 2, 1, 3]])
+@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (4, 1)])
+def test_heads_that_lie_as_one_attend_as_each_alone(heads, counts, monkeypatch) -> None:
+    each, starts, generator = counts or [1] * 5, [80, 5, 31, 0, 20], torch.Generator().manual_seed(1)
+    rows = [row for row, count in enumerate(each) for _ in range(count)]
+    positions = torch.tensor([start + i for start, count in zip(starts, each) for i in range(count)])
+    q, k, v = (torch.randn(len(rows), n, 4, generator=generator).bfloat16() for n in (heads[0], heads[1], heads[1]))
+    ends, found = [start + count for start, count in zip(starts, each)], []
+    for queries in (cache.QUERIES, 0):
+        monkeypatch.setattr(cache, "QUERIES", queries)
+        kv = small(heads, [90, 70, 40, 40, 33, 20], monkeypatch, torch.bfloat16)
+        assert kv.merged == (heads[1] if queries else 1)
+        for row in range(6):
+            for which, array in enumerate(kv.row(row, 0)):
+                array.copy_(torch.randn(array.shape, generator=torch.Generator().manual_seed(2 * row + which)))
+        found.append(DecodeAttention(kv, positions, ends, counts)(0, q, k, v))
+    exact = torch.stack([cached_attention_plain(
+        q[None, None, token].double(), *(x[None].double() for x in kv.row(row, 0)), positions[None, None, token])[0, 0]
+        for token, row in enumerate(rows)])
+    wide, alone = ((o.double() - exact).abs().max() for o in found)
+    assert wide <= 1.5 * alone + 1e-12              # both round alike; the factor allows for luck in single roundings
 
 
 def test_a_step_writes_nothing_else(monkeypatch) -> None:

@@ -18,9 +18,9 @@ def parts(B: int = 3, t: int = 1, H: int = 6, K: int = 2, C: int = 8, T: int = 1
 def attended(q, keys, values, positions):
     """`cached_attention` of q (B, t, H, C)."""
     (B, t, H, C), K, T = q.shape, *keys.shape[1:3]
-    laid_out = q.view(B, t, K, H // K, C).permute(0, 2, 3, 1, 4).reshape(B, K, -1, C)
-    o = cached_attention(laid_out, keys, values, cache_bias(positions, T, H // K, q.dtype))
-    return o.reshape(B, K, H // K, t, C).permute(0, 3, 1, 2, 4).reshape(q.shape)
+    laid_out = q.view(B, t, K, H // K, C).transpose(1, 2).reshape(B, K, -1, C)
+    o = cached_attention(laid_out, keys, values, cache_bias(positions, T, H // K, q.dtype), C**-0.5)
+    return o.reshape(B, K, t, H // K, C).transpose(1, 2).reshape(q.shape)
 
 
 @pytest.mark.parametrize("tokens", [1, 3])

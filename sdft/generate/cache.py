@@ -9,7 +9,8 @@ knowledge of its neighbours, and a finished row's slots are simply written over 
                                                              `DecodeAttention` what each row adds in one step.
 
 A layer's keys are one array of lines, one for each row, key/value head and slot, and so are its values: a step writes all
-its tokens by one operation, wherever their rows lie. Neighbouring rows are read together, as a group.
+its tokens by one operation, wherever their rows lie. Neighbouring rows are read together, as a group. Where few heads are
+attended faster as one wide one (kernels/cached_attention.py), a line holds all heads of a slot.
 """
 from __future__ import annotations
 
@@ -21,11 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdft.generate.speculation import MOST
 from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_attention, prompt_bias
 
 BLOCK = 32             # slots are there and read, and prompts filled up, in whole blocks: a GPU's kernels want aligned rows
 GROUP = 16             # rows that lie and are read together, as far as the longest of them reaches,
 GPU_GROUP = 128        # and on a GPU, where fewer operations are worth more than fewer slots
+QUERIES = 32           # so many at a time read K and V once, in the kernel of the CPU
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,14 @@ class KVCache:
     """
 
     def __init__(self, config, capacities: Sequence[int], dtype: torch.dtype, device: torch.device):
-        self.heads, self.width, layers = config.num_key_value_heads, config.head_dim, config.num_hidden_layers
-        self.query_group = config.num_attention_heads // self.heads
-        self.groups, self.together, lines = [], GPU_GROUP if device.type == "cuda" else GROUP, 0
+        K, C, layers = config.num_key_value_heads, config.head_dim, config.num_hidden_layers
+        self.query_group = config.num_attention_heads // K
+        self.together = GPU_GROUP if device.type == "cuda" else GROUP
+        # A line is of so many heads, all or one: in bf16 on the CPU of all, if a token's queries and its drafts' are few.
+        wide = device.type == "cpu" and dtype == torch.bfloat16 and config.num_attention_heads * (1 + MOST) <= QUERIES
+        self.merged, self.heads = (K, 1) if wide else (1, K)
+        self.width, self.scale = self.merged * C, C**-0.5
+        self.groups, lines = [], 0
         for first in range(0, len(capacities), self.together):
             group = Rows(first, len(capacities[first : first + self.together]), blocks(capacities[first]), lines)
             self.groups.append(group)
@@ -61,20 +69,30 @@ class KVCache:
         self.begins, self.slots = torch.tensor(rows, device=device).view(-1, 2).unbind(1)       # of each row: (B,)
 
     def lines(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """Where tokens at `positions` (…) of `rows` (…) stand, for each head: (…, K)."""
+        """Where tokens at `positions` (…) of `rows` (…) stand, for each of J heads, wide or not: (…, J)."""
         heads = torch.arange(self.heads, device=rows.device)
         return (self.begins[rows] + positions).unsqueeze(-1) + self.slots[rows].unsqueeze(-1) * heads
 
     def write(self, layer: int, lines: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put keys and values (N, K, C) at `lines` (N, K)."""
+        """Put keys and values (N, K, C) at `lines` (N, J)."""
         for array, x in ((self.keys[layer], k), (self.values[layer], v)):
             if x.is_cuda:                                       # one kernel, where the other form copies x first
-                array[lines] = x
+                array[lines] = x.reshape(*lines.shape, self.width)
             else:
                 array.index_copy_(0, lines.flatten(), x.reshape(-1, self.width))
 
+    def gather(self, layer: int, lines: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values at `lines` (n, J, T), by heads: (n, K, T, C)."""
+        keys, values = (array[layer].index_select(0, lines.flatten()).view(*lines.shape, -1)
+                        for array in (self.keys, self.values))
+        return self.by_heads(keys), self.by_heads(values)
+
+    def by_heads(self, x: Tensor) -> Tensor:
+        """Lines (…, J, T, W) as (…, K, T, C), a view."""
+        return x.unflatten(-1, (self.merged, -1)).transpose(-3, -2).flatten(-4, -3)
+
     def read(self, layer: int, group: Rows) -> tuple[Tensor, Tensor]:
-        """A group's keys and values (rows, K, slots, C), as they lie."""
+        """A group's keys and values (rows, J, slots, W), as they lie."""
         shape, end = (group.count, self.heads, group.slots, self.width), group.begin + group.count * self.heads * group.slots
         return self.keys[layer][group.begin : end].view(shape), self.values[layer][group.begin : end].view(shape)
 
@@ -82,7 +100,7 @@ class KVCache:
         """One row's keys and values (K, slots, C)."""
         group = self.groups[place // self.together]
         keys, values = self.read(layer, group)
-        return keys[place - group.first], values[place - group.first]
+        return self.by_heads(keys[place - group.first]), self.by_heads(values[place - group.first])
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` slots of row `source` to row `target`."""
@@ -93,14 +111,14 @@ class KVCache:
     def spread(self, length: int) -> None:
         """Copy the first `length` slots of row 0 to every row."""
         for layer in range(len(self.keys)):
-            first = [array[:, :length].clone() for array in self.row(0, layer)]
+            first = [array[0, :, :length].clone() for array in self.read(layer, self.groups[0])]
             for group in self.groups:
                 for old, new in zip(first, self.read(layer, group), strict=True):
                     new[:, :, :length] = old
 
 
 def prompt_lines(cache: KVCache, rows: Sequence[int], lengths: Sequence[int], prefix: int) -> Tensor:
-    """Where packed documents stand that go to `rows`, behind `prefix` slots: (N, K), token by token."""
+    """Where packed documents stand that go to `rows`, behind `prefix` slots: (N, J), token by token."""
     positions = np.concatenate([np.arange(prefix, prefix + length) for length in lengths])
     return cache.lines(*(torch.from_numpy(x).to(cache.begins.device) for x in (np.repeat(rows, lengths), positions)))
 
@@ -114,7 +132,7 @@ class PrefillAttention:
     def __init__(self, cache: KVCache, rows: Sequence[int], lengths: Sequence[int], prefix: int = 0):
         self.cache, device, dtype = cache, cache.begins.device, cache.keys[0].dtype
         starts = np.array([0, *accumulate(lengths)])
-        self.lines = prompt_lines(cache, rows, lengths, prefix)                                             # (N, K)
+        self.lines = prompt_lines(cache, rows, lengths, prefix)                                             # (N, J)
         self.runs = []
         for width, run in groupby(range(len(lengths)), key=lambda index: blocks(lengths[index])):
             run = list(run)
@@ -124,15 +142,14 @@ class PrefillAttention:
             filled, real, of = (torch.from_numpy(x).to(device) for x in (filled, real, np.array(rows)[run, None]))
             # A filled place may lie behind its row's slots; what it holds is masked, so any slot will do.
             slots = torch.arange(prefix + width, device=device).minimum(cache.slots[of] - 1)                # (n, T)
-            lines = cache.lines(of.expand_as(slots), slots).transpose(1, 2)                                 # (n, K, T)
+            lines = cache.lines(of.expand_as(slots), slots).transpose(1, 2)                                 # (n, J, T)
             self.runs.append((filled, real, lines.contiguous(), prompt_bias(width, prefix + width, dtype, device)))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.lines, k, v)
         o = []
         for filled, real, lines, bias in self.runs:
-            keys, values = (array[layer].index_select(0, lines.flatten()).view(*lines.shape, -1)            # (n, K, T, C)
-                            for array in (self.cache.keys, self.cache.values))
+            keys, values = self.cache.gather(layer, lines)                                                  # (n, K, T, C)
             queries = q.index_select(0, filled.flatten()).view(*filled.shape, *q.shape[1:])                 # (n, width, H, C)
             o.append(prompt_attention(queries, keys, values, bias).flatten(0, 1).index_select(0, real))
         return o[0] if len(o) == 1 else torch.cat(o)                                                        # (N, H, C)
@@ -143,66 +160,73 @@ class DecodeAttention:
 
     With `counts` None every row has one token, and `ends` only bounds what is read. What all layers share, the masks above
     all, is made here, once a step. With drafts, the tokens of a group are laid out as (rows, t), t its largest count, and
-    gathered again; what fills up is the row's last token once more:
+    gathered again:
 
         row 0: a b c      →  a b c
-        row 1: d             d d d
-        row 2: e f           e f f
+        row 1: d             d · ·
+        row 2: e f           e f ·
     """
 
     def __init__(self, cache: KVCache, positions: Tensor, ends: Sequence[int], counts: Sequence[int] | None = None):
         self.cache, self.parts, device, n = cache, [], positions.device, len(ends)
-        rows, firsts, self.source = torch.arange(n, device=device), positions, None             # of each token; of each row
+        rows, firsts, self.into = torch.arange(n, device=device), positions, None               # of each token; of each row
         if counts is not None:
             rows = rows.repeat_interleave(torch.tensor(counts, device=device))
             firsts = positions[torch.tensor([0, *accumulate(counts)][:n], device=device)]
-        self.lines = cache.lines(rows, positions)                                               # (N, K)
+        self.lines = cache.lines(rows, positions)                                               # (N, J)
+        each = cache.merged * cache.query_group                                                 # queries of a token and head
         for group in cache.groups[: (n + cache.together - 1) // cache.together]:
             own = slice(group.first, min(group.first + group.count, n))
             t, slots = 1 if counts is None else max(counts[own]), blocks(max(ends[own]))
             at = firsts[own].unsqueeze(1) + torch.arange(t, device=device)                      # (rows, t)
-            bias = cache_bias(at, slots, cache.query_group, cache.keys[0].dtype)
+            bias = cache_bias(at, slots, each, cache.keys[0].dtype)                             # (rows, 1, t·each, slots)
             if device.type == "cuda":                           # whose kernels read it as it lies
-                bias = bias.repeat(1, cache.heads, 1, 1)                                        # (rows, K, G·t, slots)
+                bias = bias.repeat(1, cache.heads, 1, 1)                                        # (rows, K, t·G, slots)
             self.parts.append((group, len(at), slots, bias))
-        if counts is not None:
-            laid_out = [(count, bias.shape[-2] // cache.query_group) for _, count, _, bias in self.parts]
-            layout = query_layout(counts, laid_out, cache.heads, cache.query_group)
-            self.source, self.target = (index.to(device) for index in layout)
+        if counts is not None or cache.merged > 1:
+            laid_out = [(count, bias.shape[-2]) for _, count, _, bias in self.parts]
+            self.into, self.back = (index.to(device) for index in query_layout(cache, counts or [1] * n, laid_out))
+            lines = sum(count * queries for count, queries in laid_out) * cache.heads * cache.merged
+            self.space = torch.zeros(lines, cache.width // cache.merged, dtype=cache.keys[0].dtype, device=device)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.cache.write(layer, self.lines, k, v)
-        K, (_, H, C) = k.shape[1], q.shape
-        if self.source is None:
-            queries = q.unflatten(1, (K, -1))                                                   # (n, K, G, C)
+        cache, (_, H, C) = self.cache, q.shape
+        cache.write(layer, self.lines, k, v)
+        if self.into is None:
+            queries = q.unflatten(1, (cache.heads, -1))                                         # (n, K, G, C)
         else:
-            queries = q.reshape(-1, C).index_select(0, self.source)                             # (Σ rows·K·G·t, C)
+            queries = self.space.index_copy_(0, self.into, q.reshape(-1, C))
         o, start = [], 0
         for group, rows, slots, bias in self.parts:
-            keys, values = (x[:rows, :, :slots] for x in self.cache.read(layer, group))
-            end = start + (rows if self.source is None else rows * K * bias.shape[-2])
-            one = cached_attention(queries[start:end].view(rows, K, -1, C), keys, values, bias)         # (rows, K, G·t, C)
-            o.append(one.reshape(-1, H, C) if self.source is None else one.transpose(1, 2).reshape(-1, C))
+            keys, values = (x[:rows, :, :slots] for x in cache.read(layer, group))
+            end = start + rows * (1 if self.into is None else cache.heads * bias.shape[-2] * cache.merged)
+            laid_out = queries[start:end].view(rows, cache.heads, -1, cache.width)              # (rows, J, t·each, W)
+            one = cached_attention(laid_out, keys, values, bias, cache.scale)
+            o.append(one.reshape(-1, H, C) if self.into is None else one.transpose(1, 2).reshape(-1, C))
             start = end
         o = o[0] if len(o) == 1 else torch.cat(o)
-        return o if self.source is None else o.index_select(0, self.target).view_as(q)          # (N, H, C)
+        return o if self.into is None else o.index_select(0, self.back).view_as(q)              # (N, H, C)
 
 
-def query_layout(counts: Sequence[int], parts: Sequence[tuple[int, int]], K: int, G: int) -> tuple[Tensor, Tensor]:
-    """Where the queries of attention come from in q (N·H, C), and where in what comes out of it q's own then stand.
+def query_layout(cache: KVCache, counts: Sequence[int], parts: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Where q's lines (N·H, C) go among the queries of attention, and where in what comes out of it they then stand.
 
-    parts: of each group how many rows it has and the largest of their counts, t. Its queries lie as (rows, K, G, t); what
-    comes out of `scaled_dot_product_attention` lies as (rows, G, t, K).
+    parts: of each group how many rows it has, and how many queries each of them for one of J heads, t·each. Queries lie
+    as (rows, J, t·each, merged), one head's part of a wide line being its query and the others zero; what comes out of
+    `scaled_dot_product_attention` lies as (rows, t·each, J, merged).
     """
-    ends, heads, row, start, sources, targets = np.cumsum(counts), np.arange(K * G).reshape(K, G, 1), 0, 0, [], []
-    for rows, t in parts:
-        count, end, i = np.array(counts[row : row + rows])[:, None], ends[row : row + rows, None], np.arange(t)
-        token = end - count + np.minimum(i, count - 1)                                          # (rows, t)
-        sources.append((token[:, None, None] * K * G + heads).ravel())                          # (rows, K, G, t)
-        places = np.arange(start, start + rows * G * t * K).reshape(rows, G, t, K).transpose(0, 2, 3, 1)
-        targets.append(places[i < count].ravel())                                               # token by token (K, G)
-        row, start = row + rows, start + rows * G * t * K
-    return torch.from_numpy(np.concatenate(sources)), torch.from_numpy(np.concatenate(targets))
+    J, m, each = cache.heads, cache.merged, cache.merged * cache.query_group
+    head = np.arange(J * each)
+    j, part, into, back, row, start = head // each, head // cache.query_group % m, [], [], 0, 0
+    for rows, queries in parts:
+        count = np.array(counts[row : row + rows])
+        b = np.repeat(np.arange(rows), count)[:, None]                                          # of each token its row,
+        i = np.concatenate([np.arange(n) for n in count])[:, None]                              # and its place there
+        query = i * each + head % each                                                          # (tokens, H)
+        into.append((((b * J + j) * queries + query) * m + part + start).ravel())
+        back.append((((b * queries + query) * J + j) * m + part + start).ravel())
+        row, start = row + rows, start + rows * J * queries * m
+    return torch.from_numpy(np.concatenate(into)), torch.from_numpy(np.concatenate(back))
 
 
 def blocks(length: int) -> int:

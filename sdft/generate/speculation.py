@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 SHORTEST, LONGEST = 2, 10                   # how many of the last tokens must match, and how many are compared at most
-MOST = 3                                    # drafted tokens in a step: with the newest one, four of a row
+MOST = 2                                    # drafted tokens in a step: with the newest one, three of a row
 CHANCES = {2: 0.50, 3: 0.60, 4: 0.67, 5: 0.75, 6: 0.75, 7: 0.75, 8: 0.75, 9: 0.80, 10: 0.87}   # of each drafted token
 ROW, FIXED = 1.5, 40.0                      # in units of one more token
 
