@@ -7,15 +7,15 @@
 Several tokens of a row at once (t > 1, when drafts are verified) stand at consecutive positions, and each sees one slot
 more than the one before. The G = H/K query heads that share a key/value head (Ainslie et al. 2023, arXiv 2305.13245)
 become t·G queries of one head against it, so K and V are read once and never repeated: a step waits for reading them, and
-four tokens of a row take little longer than one. The sum over the slots is PyTorch's `scaled_dot_product_attention`, which
+three tokens of a row take little longer than one. The sum over the slots is PyTorch's `scaled_dot_product_attention`, which
 takes a part of a longer cache as it lies; products on the CPU make a copy of it first, and compile anew for every length.
 Inference only: there is no backward.
 
-It makes two products for each row and head, so small that starting them and laying out their operands takes longer than
-they do. Few heads may therefore lie side by side as one of width K·C. A query stands in its own head's part, among zeros,
-and of what comes out of it its own head's part is kept:
+The kernel makes two products for each row and head, so small that starting them and laying out their operands takes
+longer than they do. Few heads may therefore lie side by side as one of width K·C. A query stands in its own head's part,
+among zeros, and of what comes out of it its own head's part is kept:
 
-    line of a slot     k₀ │ k₁ │ k₂          q·k is q₁·k₁, exactly       v₀ │ v₁ │ v₂  →  o₁ is its sum over the slots
+    line of a slot     k₀ │ k₁ │ k₂          q·k is q₁·k₁                v₀ │ v₁ │ v₂  →  o₁ is its sum over the slots
     query of head 1    0  │ q₁ │ 0
 """
 from __future__ import annotations

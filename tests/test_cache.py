@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from sdft.generate import cache
-from sdft.generate.cache import DecodeAttention, KVCache
+from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
 from sdft.kernels.cached_attention import cached_attention_plain
 
 
 def small(heads: tuple[int, int], capacities: list[int], monkeypatch, dtype: torch.dtype = torch.float64) -> KVCache:
     """A cache of one layer, in groups of two rows, with something in every slot."""
     monkeypatch.setattr(cache, "GROUP", 2)
+    monkeypatch.setattr(cache, "multiplies_bfloat16", lambda: True)         # heads lie as one in bf16, wherever this runs
     config = SimpleNamespace(num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=4, num_hidden_layers=1)
     made, generator = KVCache(config, capacities, dtype, torch.device("cpu")), torch.Generator().manual_seed(0)
     for array in (*made.keys, *made.values):
@@ -39,7 +40,7 @@ def test_a_step_attends_as_its_tokens_would_one_by_one(heads, counts, monkeypatc
 
 
 @pytest.mark.parametrize("counts", [None, [1, 3, 2, 1, 3]])
-@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (4, 1)])
+@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (6, 3)])
 def test_heads_that_lie_as_one_attend_as_each_alone(heads, counts, monkeypatch) -> None:
     each, starts, generator = counts or [1] * 5, [80, 5, 31, 0, 20], torch.Generator().manual_seed(1)
     rows = [row for row, count in enumerate(each) for _ in range(count)]
@@ -61,21 +62,38 @@ def test_heads_that_lie_as_one_attend_as_each_alone(heads, counts, monkeypatch) 
     assert wide <= 1.5 * alone + 1e-12              # both round alike; the factor allows for luck in single roundings
 
 
-def test_a_step_writes_nothing_else(monkeypatch) -> None:
-    kv = small((6, 2), [90, 70, 40], monkeypatch)
+@pytest.mark.parametrize("prefix", [0, 7])
+def test_prompts_attend_and_are_stored_alike_where_heads_lie_as_one(prefix: int, monkeypatch) -> None:
+    generator, found = torch.Generator().manual_seed(1), []
+    q, k, v = (torch.randn(63, n, 4, generator=generator).bfloat16() for n in (6, 2, 2))
+    for queries in (cache.QUERIES, 0):
+        monkeypatch.setattr(cache, "QUERIES", queries)
+        kv = small((6, 2), [70, 70, 40, 40, 20], monkeypatch, torch.bfloat16)
+        for row in range(5):
+            for which, array in enumerate(kv.row(row, 0)):
+                array.copy_(torch.randn(array.shape, generator=torch.Generator().manual_seed(2 * row + which)))
+        o = PrefillAttention(kv, [0, 2, 3, 4], [40, 5, 12, 6], prefix)(0, q, k, v)
+        found.append([o, *(x for row in range(5) for x in kv.row(row, 0))])
+    for wide, alone in zip(*found, strict=True):        # the same numbers go into the same products
+        torch.testing.assert_close(wide, alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_step_writes_nothing_else(dtype, monkeypatch) -> None:
+    kv = small((6, 2), [90, 70, 40], monkeypatch, dtype)
     before = [kv.keys[0].clone(), kv.values[0].clone()]
-    k = v = torch.full((3, 2, 4), 9.0, dtype=torch.float64)
-    DecodeAttention(kv, torch.tensor([3, 4, 6, 0]), [5, 7, 1], [2, 1, 1])(
-        0, torch.zeros(4, 6, 4, dtype=torch.float64), torch.cat((k, k[:1])), torch.cat((v, v[:1])))
-    for old, new in zip(before, (kv.keys[0], kv.values[0])):
-        changed = (old != new).any(1)
-        assert changed.sum() == 4 * 2 and (new[changed] == 9).all()
+    new = torch.full((4, 2, 4), 9.0, dtype=dtype)
+    DecodeAttention(kv, torch.tensor([3, 4, 6, 0]), [5, 7, 1], [2, 1, 1])(0, torch.zeros(4, 6, 4, dtype=dtype), new, new)
+    for old, now in zip(before, (kv.keys[0], kv.values[0])):
+        changed = (old != now).any(1)
+        assert changed.sum() == 4 * kv.heads and (now[changed] == 9).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("capacities", [[50], [50, 40, 40, 20, 20]])
 @pytest.mark.parametrize("heads", [(4, 2), (4, 1)])
-def test_the_prefix_comes_into_every_row_and_nothing_else_changes(heads, capacities, monkeypatch) -> None:
-    kv = small(heads, capacities, monkeypatch)
+def test_the_prefix_comes_into_every_row_and_nothing_else_changes(heads, capacities, dtype, monkeypatch) -> None:
+    kv = small(heads, capacities, monkeypatch, dtype)
     rows = [[x.clone() for x in kv.row(row, 0)] for row in range(len(capacities))]
     kv.spread(7)
     for row, old in enumerate(rows):
@@ -83,8 +101,9 @@ def test_the_prefix_comes_into_every_row_and_nothing_else_changes(heads, capacit
             assert torch.equal(new[:, :7], first[:, :7]) and torch.equal(new[:, 7:], mine[:, 7:])
 
 
-def test_a_row_is_copied_as_far_as_it_is_asked(monkeypatch) -> None:
-    kv = small((4, 2), [50, 40, 40], monkeypatch)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_row_is_copied_as_far_as_it_is_asked(dtype, monkeypatch) -> None:
+    kv = small((4, 2), [50, 40, 40], monkeypatch, dtype)
     source, target = ([x.clone() for x in kv.row(row, 0)] for row in (2, 0))
     kv.copy(2, 0, 30)
     for old, mine, new in zip(source, target, kv.row(0, 0)):

@@ -32,6 +32,17 @@ def test_equals_plain_form(tokens: int, heads: tuple[int, int]) -> None:
     torch.testing.assert_close(fast, cached_attention_plain(q, keys, values, positions), rtol=0, atol=1e-13)
 
 
+def test_heads_side_by_side_are_one_wide_head() -> None:
+    q, keys, values, positions = parts(t=3)
+    (B, t, H, C), (_, K, T, _) = q.shape, keys.shape
+    own = torch.nn.functional.one_hot(torch.arange(H) // (H // K), K).to(q.dtype).unsqueeze(-1)     # (H, K, 1)
+    among_zeros = (q.unsqueeze(3) * own).view(B, 1, t * H, K * C)
+    wide = (x.transpose(1, 2).reshape(B, 1, T, K * C) for x in (keys, values))
+    o = cached_attention(among_zeros, *wide, cache_bias(positions, T, H, q.dtype), C**-0.5)
+    kept = (o.view(B, t, H, K, C) * own).sum(3)
+    torch.testing.assert_close(kept, cached_attention_plain(q, keys, values, positions), rtol=0, atol=1e-13)
+
+
 def test_slots_behind_a_row_change_nothing() -> None:
     q, keys, values, positions = parts()
     before = attended(q, keys, values, positions)

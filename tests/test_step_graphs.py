@@ -110,5 +110,5 @@ def test_a_replayed_step_is_bit_for_bit_the_uncaptured_one_and_never_waits() -> 
                 tokens = graphs.step(engine, ends) if graphs else engine.step(ends)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        logits.append((tokens.clone(), [keys.clone() for keys in engine.cache.keys]))
+        logits.append((tokens.clone(), [x.clone() for x in (*engine.cache.keys, *engine.cache.values)]))
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0)

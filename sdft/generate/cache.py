@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
+from math import prod
 
 import numpy as np
 import torch
@@ -24,11 +25,19 @@ from torch import Tensor
 
 from sdft.generate.speculation import MOST
 from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_attention, prompt_bias
+from sdft.model.loading import multiplies_bfloat16
 
 BLOCK = 32             # slots are there and read, and prompts filled up, in whole blocks: a GPU's kernels want aligned rows
 GROUP = 16             # rows that lie and are read together, as far as the longest of them reaches,
 GPU_GROUP = 128        # and on a GPU, where fewer operations are worth more than fewer slots
-QUERIES = 32           # so many at a time read K and V once, in the kernel of the CPU
+QUERIES = 32           # the CPU's kernel reads K and V once for so many queries
+FEW = 4                # key/value heads at most that lie as one: so many times the arithmetic is done
+
+
+def attends_as_one(config, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether all key/value heads of a slot lie as one: where arithmetic is cheap, and all queries of a row fit one reading."""
+    cheap = device.type == "cpu" and dtype == torch.bfloat16 and multiplies_bfloat16()
+    return cheap and config.num_key_value_heads <= FEW and config.num_attention_heads * (1 + MOST) <= QUERIES
 
 
 @dataclass(frozen=True)
@@ -46,16 +55,17 @@ class KVCache:
 
     capacities: the slots that each row needs, in descending order: rows of like length then share a group, and one very
     long prompt makes its own group long, not all of them.
+
+    `merged` is how many key/value heads lie as one, K or 1; `heads` is J = K / merged, the heads that attention then sees,
+    and `width` is W = merged·C, that of each.
     """
 
     def __init__(self, config, capacities: Sequence[int], dtype: torch.dtype, device: torch.device):
         K, C, layers = config.num_key_value_heads, config.head_dim, config.num_hidden_layers
         self.query_group = config.num_attention_heads // K
         self.together = GPU_GROUP if device.type == "cuda" else GROUP
-        # A line is of so many heads, all or one: in bf16 on the CPU of all, if a token's queries and its drafts' are few.
-        wide = device.type == "cpu" and dtype == torch.bfloat16 and config.num_attention_heads * (1 + MOST) <= QUERIES
-        self.merged, self.heads = (K, 1) if wide else (1, K)
-        self.width, self.scale = self.merged * C, C**-0.5
+        self.merged, self.heads = (K, 1) if attends_as_one(config, dtype, device) else (1, K)
+        self.head_dim, self.width = C, self.merged * C
         self.groups, lines = [], 0
         for first in range(0, len(capacities), self.together):
             group = Rows(first, len(capacities[first : first + self.together]), blocks(capacities[first]), lines)
@@ -159,17 +169,12 @@ class DecodeAttention:
     """An `attend` for the newest tokens of rows 0…n-1: counts[b] tokens of row b, packed, the last of them at ends[b] - 1.
 
     With `counts` None every row has one token, and `ends` only bounds what is read. What all layers share, the masks above
-    all, is made here, once a step. With drafts, the tokens of a group are laid out as (rows, t), t its largest count, and
-    gathered again:
-
-        row 0: a b c      →  a b c
-        row 1: d             d · ·
-        row 2: e f           e f ·
+    all, is made here, once a step.
     """
 
     def __init__(self, cache: KVCache, positions: Tensor, ends: Sequence[int], counts: Sequence[int] | None = None):
         self.cache, self.parts, device, n = cache, [], positions.device, len(ends)
-        rows, firsts, self.into = torch.arange(n, device=device), positions, None               # of each token; of each row
+        rows, firsts = torch.arange(n, device=device), positions                                # of each token; of each row
         if counts is not None:
             rows = rows.repeat_interleave(torch.tensor(counts, device=device))
             firsts = positions[torch.tensor([0, *accumulate(counts)][:n], device=device)]
@@ -183,50 +188,67 @@ class DecodeAttention:
             if device.type == "cuda":                           # whose kernels read it as it lies
                 bias = bias.repeat(1, cache.heads, 1, 1)                                        # (rows, K, t·G, slots)
             self.parts.append((group, len(at), slots, bias))
+        self.layout = None
         if counts is not None or cache.merged > 1:
-            laid_out = [(count, bias.shape[-2]) for _, count, _, bias in self.parts]
-            self.into, self.back = (index.to(device) for index in query_layout(cache, counts or [1] * n, laid_out))
-            lines = sum(count * queries for count, queries in laid_out) * cache.heads * cache.merged
-            self.space = torch.zeros(lines, cache.width // cache.merged, dtype=cache.keys[0].dtype, device=device)
+            self.layout = QueryLayout(cache, counts or [1] * n, [(rows, bias.shape[2]) for _, rows, _, bias in self.parts])
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        cache, (_, H, C) = self.cache, q.shape
-        cache.write(layer, self.lines, k, v)
-        if self.into is None:
-            queries = q.unflatten(1, (cache.heads, -1))                                         # (n, K, G, C)
+        self.cache.write(layer, self.lines, k, v)
+        if self.layout is None:
+            queries = q.unflatten(1, (self.cache.heads, -1)).split([rows for _, rows, _, _ in self.parts])
         else:
-            queries = self.space.index_copy_(0, self.into, q.reshape(-1, C))
-        o, start = [], 0
-        for group, rows, slots, bias in self.parts:
-            keys, values = (x[:rows, :, :slots] for x in cache.read(layer, group))
-            end = start + rows * (1 if self.into is None else cache.heads * bias.shape[-2] * cache.merged)
-            laid_out = queries[start:end].view(rows, cache.heads, -1, cache.width)              # (rows, J, t·each, W)
-            one = cached_attention(laid_out, keys, values, bias, cache.scale)
-            o.append(one.reshape(-1, H, C) if self.into is None else one.transpose(1, 2).reshape(-1, C))
-            start = end
-        o = o[0] if len(o) == 1 else torch.cat(o)
-        return o if self.into is None else o.index_select(0, self.back).view_as(q)              # (N, H, C)
+            queries = self.layout.spread(q)
+        o = []                                                                                  # (rows, J, t·each, W) each
+        for own, (group, rows, slots, bias) in zip(queries, self.parts, strict=True):
+            keys, values = (x[:rows, :, :slots] for x in self.cache.read(layer, group))
+            o.append(cached_attention(own, keys, values, bias, self.cache.head_dim**-0.5))
+        if self.layout is not None:
+            return self.layout.collect(o)                                                       # (N, H, C)
+        return o[0].reshape(q.shape) if len(o) == 1 else torch.cat([one.reshape(-1, *q.shape[1:]) for one in o])
 
 
-def query_layout(cache: KVCache, counts: Sequence[int], parts: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """Where q's lines (N·H, C) go among the queries of attention, and where in what comes out of it they then stand.
+class QueryLayout:
+    """How queries q (N, H, C) lie for attention where they are not as many for every row, or heads lie as one.
 
-    parts: of each group how many rows it has, and how many queries each of them for one of J heads, t·each. Queries lie
-    as (rows, J, t·each, merged), one head's part of a wide line being its query and the others zero; what comes out of
-    `scaled_dot_product_attention` lies as (rows, t·each, J, merged).
+        q, packed    of a group, t = 3      of a wide head, merged = 3
+        a b c        a b c                  a₀ · · │ · a₁ · │ · · a₂      each query in its own head's part
+        d            d · ·                  d₀ · · │ · d₁ · │ · · d₂
+        e f          e f ·                  …
+
+    What stays empty (·) is zero, and what attention makes of a query that is none is not read.
     """
-    J, m, each = cache.heads, cache.merged, cache.merged * cache.query_group
-    head = np.arange(J * each)
-    j, part, into, back, row, start = head // each, head // cache.query_group % m, [], [], 0, 0
-    for rows, queries in parts:
-        count = np.array(counts[row : row + rows])
-        b = np.repeat(np.arange(rows), count)[:, None]                                          # of each token its row,
-        i = np.concatenate([np.arange(n) for n in count])[:, None]                              # and its place there
-        query = i * each + head % each                                                          # (tokens, H)
-        into.append((((b * J + j) * queries + query) * m + part + start).ravel())
-        back.append((((b * queries + query) * J + j) * m + part + start).ravel())
-        row, start = row + rows, start + rows * J * queries * m
-    return torch.from_numpy(np.concatenate(into)), torch.from_numpy(np.concatenate(back))
+
+    def __init__(self, cache: KVCache, counts: Sequence[int], parts: Sequence[tuple[int, int]]):
+        """parts: of each group how many rows it has, and how many queries each of them for one of J heads, t·each."""
+        J, m, each = cache.heads, cache.merged, cache.merged * cache.query_group
+        self.heads = J * each
+        self.shapes = [(rows, J, queries, cache.width) for rows, queries in parts]
+        head = np.arange(J * each)
+        j, own = head // each, head // cache.query_group % m    # of each query head its J-head, and its part there
+        into, back, row, start = [], [], 0, 0
+        for rows, queries in parts:
+            count = np.array(counts[row : row + rows])
+            b = np.repeat(np.arange(rows), count)[:, None]                                      # of each token its row,
+            i = np.concatenate([np.arange(n) for n in count])[:, None]                          # and its place there
+            query = i * each + head % each                                                      # (tokens, H)
+            into.append((((b * J + j) * queries + query) * m + own + start).ravel())            # (rows, J, t·each, m)
+            back.append((((b * queries + query) * J + j) * m + own + start).ravel())            # (rows, t·each, J, m)
+            row, start = row + rows, start + rows * J * queries * m
+        device, dtype = cache.begins.device, cache.keys[0].dtype
+        self.into, self.back = (torch.from_numpy(np.concatenate(x)).to(device) for x in (into, back))       # (N·H,) lines
+        self.space = torch.zeros(start, cache.head_dim, dtype=dtype, device=device)
+
+    def spread(self, q: Tensor) -> list[Tensor]:
+        """The queries (rows, J, t·each, W) of every group, valid until the next call."""
+        self.space.index_copy_(0, self.into, q.reshape(-1, q.shape[-1]))
+        parts = self.space.split([prod(shape) // q.shape[-1] for shape in self.shapes])
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def collect(self, o: Sequence[Tensor]) -> Tensor:
+        """(N, H, C) of what attention made of them; it lies as (rows, t·each, J, W) on the CPU."""
+        C = self.space.shape[1]
+        lines = torch.cat([one.transpose(1, 2).reshape(-1, C) for one in o]).index_select(0, self.back)
+        return lines.view(-1, self.heads, C)
 
 
 def blocks(length: int) -> int:

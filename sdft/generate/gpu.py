@@ -80,7 +80,7 @@ class VarlenPrefill:
         self.cache, self.first, self.prefix, device = cache, rows[0], prefix, cache.begins.device
         self.longest = max(lengths)
         self.bounds = bounds_of(lengths, device)
-        self.lines = prompt_lines(cache, rows, lengths, prefix)                                 # (N, K)
+        self.lines = prompt_lines(cache, rows, lengths, prefix)                                 # (N, J)
         if prefix:
             self.k_bounds = bounds_of([prefix + length for length in lengths], device)
             # Each document's keys by their places in (prefix, all tokens): the prefix, and its own.

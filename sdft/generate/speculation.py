@@ -3,9 +3,9 @@
 A rewrite repeats much of its prompt, which holds the reference answer. Where the last tokens occur earlier in the prompt or in
 the response, what followed there is a good guess (prompt lookup decoding; Saxena 2023; Yang et al. 2023, arXiv 2304.04487):
 
-    … sold 48 / 2 = 24 clips in May . …           …  she sold 48 / 2 ┊ = 24 clips in        one step computes the model's
-               ├─ match ─┤├ draft ───┤                     ├─ match ─┤┊├ draft ───┤         choice behind each of these
-    model's choices                                                   = 24 clips , │        accepted: "= 24 clips", and ","
+    … sold 48 / 2 = 24 clips in May . …           …  she sold 48 / 2 ┊ = 24            one step computes the model's
+               ├─ match ─┤├draft┤                          ├─ match ─┤┊├draft┤         choice behind each of these
+    model's choices                                                   = 24 items │     accepted: "= 24", and "items"
 
 The choice at each place is made exactly as without a draft: the most probable token, or the draw with that place's own uniform number.
 A draft only saves the wait: as far as it equals the choices, the next choice was made in the right context and stands. So
@@ -17,15 +17,17 @@ When it pays. A drafted token costs its share of a longer step, and saves a late
 time of one more token in a step, r that of one more row, f that of a step whatever its size, all in units of b. With n rows, a
 draft whose chance is p pays where p · (1 + r + f/n) > 1. Chances were counted on the 135M model's greedy rewrites by how many
 tokens matched (`CHANCES`). `ROW` and `FIXED` are where the time of such a run was least by a model of a step's time, fitted
-to measured steps (two CPU cores, bf16: 40 ms, 0.5 ms a token, 1.0 ms a row of 384 slots and 0.13 ms for each token it is
-filled up to); they are below r and f themselves, because rows beside a long draft are filled up to it.
+to measured steps (two CPU cores, bf16, heads attended each by itself: 40 ms, 0.5 ms a token, 1.0 ms a row of 384 slots and
+0.13 ms for each token it is filled up to); they are below r and f themselves, because rows beside a long draft are filled
+up to it.
 """
 from __future__ import annotations
 
 from collections import defaultdict
 
 SHORTEST, LONGEST = 2, 10                   # how many of the last tokens must match, and how many are compared at most
-MOST = 2                                    # drafted tokens in a step: with the newest one, three of a row
+MOST = 2                                    # drafted tokens of a row in a step: more fill up too many rows beside them, and
+                                            # the 135M model's 9 heads of 3 tokens are read for at once (cache.QUERIES)
 CHANCES = {2: 0.50, 3: 0.60, 4: 0.67, 5: 0.75, 6: 0.75, 7: 0.75, 8: 0.75, 9: 0.80, 10: 0.87}   # of each drafted token
 ROW, FIXED = 1.5, 40.0                      # in units of one more token
 
