@@ -117,7 +117,7 @@ AXES = {"decode by rows": "rows, each of 256 tokens", "decode by context": "cont
 
 
 def draw(found: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
-    """One panel for each measure, both axes logarithmic but for memory's and shares'."""
+    """One panel for each measure: sizes double from tick to tick, values begin at 0."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -128,10 +128,10 @@ def draw(found: dict[str, dict[str, dict[int, float]]], path: Path) -> None:
     for panel, (name, lines) in zip(panels.flat, found.items()):
         for line, points in lines.items():
             panel.plot(list(points), list(points.values()), "o-", label=line)
-        panel.set(title=name, xlabel=AXES[name], ylabel=next(iter(lines)).partition(",")[0], xscale="log",
-                  yscale="linear" if name.startswith(("memory", "prefill, share")) else "log")
+        panel.set(title=name, xlabel=AXES[name], ylabel=next(iter(lines)).partition(",")[0], xscale="log")
         panel.set_xticks(list(points), [str(n) for n in points])
         panel.minorticks_off()
+        panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
         if len(lines) > 1:
             panel.legend(fontsize=8)
