@@ -45,7 +45,7 @@ def cases() -> dict[str, tuple[Callable, Callable, tuple]]:
     cached = (given(ROWS, 1, H, C, learned=False), given(ROWS, K, SLOTS, C, learned=False),
               given(ROWS, K, SLOTS, C, learned=False), torch.full((ROWS, 1), SLOTS - 1))
     bias, wide_bias = (cache_bias(cached[3], SLOTS, group, DTYPE) for group in (H // K, H))
-    wide = given(ROWS, 1, H, K * C), *(x.transpose(1, 2).reshape(ROWS, 1, SLOTS, K * C) for x in cached[1:3])
+    wide = given(ROWS, 1, H, K * C, learned=False), *(x.transpose(1, 2).reshape(ROWS, 1, SLOTS, K * C) for x in cached[1:3])
     return {
         "rms_norm": (rms_norm, rms_norm_plain, (given(N, D), given(D, learned=False), 1e-5)),
         "rope": (rope, rope_plain, (given(N, H, C), angles.cos(), angles.sin())),
