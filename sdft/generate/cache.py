@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
-from math import prod
 
 import numpy as np
 import torch
@@ -222,7 +221,6 @@ class QueryLayout:
         """parts: of each group how many rows it has, and how many queries each of them for one of J heads, t·each."""
         J, m, each = cache.heads, cache.merged, cache.merged * cache.query_group
         self.heads = J * each
-        self.shapes = [(rows, J, queries, cache.width) for rows, queries in parts]
         head = np.arange(J * each)
         j, own = head // each, head // cache.query_group % m    # of each query head its J-head, and its part there
         into, back, row, start = [], [], 0, 0
@@ -237,12 +235,14 @@ class QueryLayout:
         device, dtype = cache.begins.device, cache.keys[0].dtype
         self.into, self.back = (torch.from_numpy(np.concatenate(x)).to(device) for x in (into, back))       # (N·H,) lines
         self.space = torch.zeros(start, cache.head_dim, dtype=dtype, device=device)
+        lines = self.space.split([rows * J * queries * m for rows, queries in parts])
+        self.queries = [part.view(rows, J, queries, cache.width)
+                        for part, (rows, queries) in zip(lines, parts, strict=True)]            # views of the space
 
     def spread(self, q: Tensor) -> list[Tensor]:
         """The queries (rows, J, t·each, W) of every group, valid until the next call."""
         self.space.index_copy_(0, self.into, q.reshape(-1, q.shape[-1]))
-        parts = self.space.split([prod(shape) // q.shape[-1] for shape in self.shapes])
-        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return self.queries
 
     def collect(self, o: Sequence[Tensor]) -> Tensor:
         """(N, H, C) of what attention made of them; it lies as (rows, t·each, J, W) on the CPU."""
