@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LONG = 512             # tokens from which on it pays to let the kernel know of causality, rather than of a mask
+
 
 def cached_attention_plain(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
     """Attend with q (B, t, H, C) at positions (B, t) over keys and values (B, K, T, C); returns q's shape.
@@ -62,8 +64,13 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scal
 
 
 def prompt_bias(t: int, T: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """What `prompt_attention` adds to its scores: (t, T), 0 where seen, else -inf; None where causality says it all."""
-    return None if t == T else torch.full((t, T), float("-inf"), dtype=dtype, device=device).triu_(1 + T - t)
+    """What `prompt_attention` adds to its scores: (t, T), 0 where seen, else -inf; None where causality says it all.
+
+    So it does for long prompts too, with queries in front that nobody reads: the kernel then leaves out half of the scores.
+    """
+    if t == T or t >= LONG:
+        return None
+    return torch.full((t, T), float("-inf"), dtype=dtype, device=device).triu_(1 + T - t)
 
 
 def prompt_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,6 +82,8 @@ def prompt_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | Non
     H, K = q.shape[2], keys.shape[1]
     if q.is_cuda:
         keys, values = (x.repeat_interleave(H // K, 1) for x in (keys, values))                         # (n, H, T, C)
+    before = 0 if bias is not None else keys.shape[2] - q.shape[1]
+    q = F.pad(q, (0, 0, 0, 0, before, 0)) if before else q                                              # (n, T or t, H, C)
     o = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, bias, is_causal=bias is None,
-                                       enable_gqa=keys.shape[1] != H)                                   # (n, H, t, C)
-    return o.transpose(1, 2)
+                                       enable_gqa=keys.shape[1] != H)                                   # (n, H, T or t, C)
+    return o.transpose(1, 2)[:, before:]

@@ -27,10 +27,13 @@ def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`rms_norm_plain` that saves x and one number a row instead of every intermediate.
 
-    On a GPU it is PyTorch's own, one operation each way, which rounds once where the plain form rounds twice.
+    On a GPU it is PyTorch's own, one operation each way, which rounds once where the plain form rounds twice. Where
+    nothing is to be saved, PyTorch's own without its weight rounds as the plain form, and starts in half the time.
     """
     if x.is_cuda:
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    if not torch.is_grad_enabled():
+        return F.rms_norm(x, (x.shape[-1],), None, eps).mul_(weight)
     return _RMSNorm.apply(x, weight, eps)
 
 

@@ -1,13 +1,14 @@
 """The cache's rows, and a step's attention over them, against a loop over single tokens."""
 from __future__ import annotations
 
+from itertools import pairwise, product
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sdft.generate import cache
-from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
+from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention, runs
 from sdft.kernels.cached_attention import cached_attention_plain
 
 
@@ -108,3 +109,22 @@ def test_a_row_is_copied_as_far_as_it_is_asked(dtype, monkeypatch) -> None:
     kv.copy(2, 0, 30)
     for old, mine, new in zip(source, target, kv.row(0, 0)):
         assert torch.equal(new[:, :30], old[:, :30]) and torch.equal(new[:, 30:], mine[:, 30:])
+
+
+@pytest.mark.parametrize("starting", [0, 30, 200, 10**9])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_rows_part_into_the_cheapest_runs(threads: int, starting: int, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+
+    def cost(parts) -> int:
+        return sum(starting + -(-len(ends[part]) // threads) * max(ends[part]) for part in parts)
+
+    for seed in range(5):
+        ends = torch.randint(1, 400, (11,), generator=torch.Generator().manual_seed(seed)).tolist()
+        found, every = runs(ends, 6, starting), []
+        for cuts in product([False, True], repeat=10):                      # every way to part them that parts 6 from 5
+            places = [0, *(place for place, cut in enumerate(cuts, 1) if cut), 11]
+            if 6 in places:
+                every.append([slice(first, behind) for first, behind in pairwise(places)])
+        assert found in every and cost(found) == min(map(cost, every))
+        assert starting < 10**9 or found == [slice(0, 6), slice(6, 11)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sdft.kernels import cached_attention as kernel
 from sdft.kernels.cached_attention import cache_bias, cached_attention, cached_attention_plain, prompt_attention, prompt_bias
 
 
@@ -66,9 +67,11 @@ def test_bf16_no_worse_than_plain_against_fp64() -> None:
     assert (fast.double() - exact).abs().max() <= 1.5 * (plain.double() - exact).abs().max()
 
 
+@pytest.mark.parametrize("long", [kernel.LONG, 5])
 @pytest.mark.parametrize("prompt", [1, 7, 12])
 @pytest.mark.parametrize("heads", [(6, 2), (4, 4)])
-def test_prompts_see_what_their_tokens_would_see_one_by_one(prompt: int, heads: tuple[int, int]) -> None:
+def test_prompts_see_what_their_tokens_would_see_one_by_one(prompt: int, heads: tuple[int, int], long: int, monkeypatch) -> None:
+    monkeypatch.setattr(kernel, "LONG", long)
     _, keys, values, _ = parts(H=heads[0], K=heads[1])
     q = torch.randn(3, prompt, heads[0], 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     positions = torch.arange(12 - prompt, 12).expand(3, -1)                 # behind 12 - prompt slots that stand already

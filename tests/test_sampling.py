@@ -64,9 +64,14 @@ def test_the_ends_of_the_unit_interval_draw_possible_tokens() -> None:
         assert (p.gather(1, drawn.unsqueeze(1)) > 0).all()
 
 
-def test_greedy_takes_the_most_probable() -> None:
-    logits = random_logits()
-    assert torch.equal(choose(logits, Sampling(), torch.rand(4)), logits.argmax(-1))
+@pytest.mark.parametrize("vocabulary", [7, 8, 96, 1536, 49152])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_greedy_takes_the_first_of_the_most_probable(dtype: torch.dtype, vocabulary: int) -> None:
+    logits = torch.randn(64, vocabulary, generator=torch.Generator().manual_seed(0)).to(dtype)
+    logits[0] = 0                                                                   # all tie; in bf16 others do too
+    logits[1, [3, vocabulary - 1]] = 9
+    first = torch.tensor([row.tolist().index(max(row.tolist())) for row in logits])
+    assert torch.equal(choose(logits, Sampling(), torch.rand(64)), first)
 
 
 def test_numbers_belong_to_the_seed_and_the_record() -> None:

@@ -9,8 +9,9 @@ knowledge of its neighbours, and a finished row's slots are simply written over 
                                                              `DecodeAttention` what each row adds in one step.
 
 A layer's keys are one array of lines, one for each row, key/value head and slot, and so are its values: a step writes all
-its tokens by one operation, wherever their rows lie. Neighbouring rows are read together, as a group. Where few heads are
-attended faster as one wide one (kernels/cached_attention.py), a line holds all heads of a slot.
+its tokens by one operation, wherever their rows lie. Neighbouring rows are read together, as far as the longest of them
+reaches, and a step parts them anew so that little is read in vain (`runs`). Where few heads are attended faster as one
+wide one (kernels/cached_attention.py), a line holds all heads of a slot.
 """
 from __future__ import annotations
 
@@ -26,9 +27,10 @@ from sdft.generate.speculation import MOST
 from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_attention, prompt_bias
 from sdft.model.loading import multiplies_bfloat16
 
-BLOCK = 32             # slots are there and read, and prompts filled up, in whole blocks: a GPU's kernels want aligned rows
-GROUP = 16             # rows that lie and are read together, as far as the longest of them reaches,
-GPU_GROUP = 128        # and on a GPU, where fewer operations are worth more than fewer slots
+BLOCK = 32             # slots are there, and prompts filled up, in whole blocks: a GPU's kernels want aligned rows
+GROUP = 16             # rows that have as many slots as the first of them, and can be read together,
+RUN = 200              # and the slots that a thread reads in the time that it takes to start one reading more
+GPU_GROUP, GPU_RUN = 128, 10**9     # on a GPU fewer operations are worth more than fewer slots: all of a group is read at once
 QUERIES = 32           # the CPU's kernel reads K and V once for so many queries
 FEW = 4                # key/value heads at most that lie as one: so many times the arithmetic is done
 
@@ -62,7 +64,7 @@ class KVCache:
     def __init__(self, config, capacities: Sequence[int], dtype: torch.dtype, device: torch.device):
         K, C, layers = config.num_key_value_heads, config.head_dim, config.num_hidden_layers
         self.query_group = config.num_attention_heads // K
-        self.together = GPU_GROUP if device.type == "cuda" else GROUP
+        self.together, self.starting = (GPU_GROUP, GPU_RUN) if device.type == "cuda" else (GROUP, RUN)
         self.merged, self.heads = (K, 1) if attends_as_one(config, dtype, device) else (1, K)
         self.head_dim, self.width = C, self.merged * C
         self.groups, lines = [], 0
@@ -71,8 +73,7 @@ class KVCache:
             self.groups.append(group)
             lines += group.count * self.heads * group.slots
         # Zeros: a masked slot's weight is 0, and 0 times an uninitialised NaN would be NaN.
-        self.keys, self.values = ([torch.zeros(lines, self.width, dtype=dtype, device=device) for _ in range(layers)]
-                                  for _ in range(2))
+        self.keys, self.values = (torch.zeros(layers, lines, self.width, dtype=dtype, device=device) for _ in range(2))
         rows = [(group.begin + row * self.heads * group.slots, group.slots)
                 for group in self.groups for row in range(group.count)]
         self.begins, self.slots = torch.tensor(rows, device=device).view(-1, 2).unbind(1)       # of each row: (B,)
@@ -85,10 +86,7 @@ class KVCache:
     def write(self, layer: int, lines: Tensor, k: Tensor, v: Tensor) -> None:
         """Put keys and values (N, K, C) at `lines` (N, J)."""
         for array, x in ((self.keys[layer], k), (self.values[layer], v)):
-            if x.is_cuda:                                       # one kernel, where the other form copies x first
-                array[lines] = x.reshape(*lines.shape, self.width)
-            else:
-                array.index_copy_(0, lines.flatten(), x.reshape(-1, self.width))
+            array[lines] = x.reshape(*lines.shape, self.width)
 
     def gather(self, layer: int, lines: Tensor) -> tuple[Tensor, Tensor]:
         """The keys and values at `lines` (n, J, T), by heads: (n, K, T, C)."""
@@ -100,30 +98,32 @@ class KVCache:
         """Lines (…, J, T, W) as (…, K, T, C), a view."""
         return x.unflatten(-1, (self.merged, -1)).transpose(-3, -2).flatten(-4, -3)
 
-    def read(self, layer: int, group: Rows) -> tuple[Tensor, Tensor]:
-        """A group's keys and values (rows, J, slots, W), as they lie."""
-        shape, end = (group.count, self.heads, group.slots, self.width), group.begin + group.count * self.heads * group.slots
-        return self.keys[layer][group.begin : end].view(shape), self.values[layer][group.begin : end].view(shape)
+    def read(self, first: int, count: int, slots: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of `count` rows of one group, from row `first`, as they lie: views (L, count, J, slots, W)."""
+        group = self.groups[first // self.together]
+        row, W = self.heads * group.slots, self.width
+        begin = (group.begin + (first - group.first) * row) * W
+        keys, values = (array.as_strided((len(array), count, self.heads, slots, W),
+                                         (array.stride(0), row * W, group.slots * W, W, 1), begin)
+                        for array in (self.keys, self.values))
+        return keys, values
 
     def row(self, place: int, layer: int) -> tuple[Tensor, Tensor]:
-        """One row's keys and values (K, slots, C)."""
-        group = self.groups[place // self.together]
-        keys, values = self.read(layer, group)
-        return self.by_heads(keys[place - group.first]), self.by_heads(values[place - group.first])
+        """One row's keys and values (K, slots, C), views."""
+        keys, values = self.read(place, 1, self.groups[place // self.together].slots)
+        return self.by_heads(keys[layer, 0]), self.by_heads(values[layer, 0])
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` slots of row `source` to row `target`."""
-        for layer in range(len(self.keys)):
-            for old, new in zip(self.row(source, layer), self.row(target, layer), strict=True):
-                new[:, :length] = old[:, :length]
+        for old, new in zip(self.read(source, 1, length), self.read(target, 1, length), strict=True):
+            new.copy_(old)
 
     def spread(self, length: int) -> None:
         """Copy the first `length` slots of row 0 to every row."""
-        for layer in range(len(self.keys)):
-            first = [array[0, :, :length].clone() for array in self.read(layer, self.groups[0])]
-            for group in self.groups:
-                for old, new in zip(first, self.read(layer, group), strict=True):
-                    new[:, :, :length] = old
+        first = [array.clone() for array in self.read(0, 1, length)]                            # (L, 1, J, length, W)
+        for group in self.groups:
+            for old, new in zip(first, self.read(group.first, group.count, length), strict=True):
+                new.copy_(old)
 
 
 def prompt_lines(cache: KVCache, rows: Sequence[int], lengths: Sequence[int], prefix: int) -> Tensor:
@@ -139,7 +139,7 @@ class PrefillAttention:
     """
 
     def __init__(self, cache: KVCache, rows: Sequence[int], lengths: Sequence[int], prefix: int = 0):
-        self.cache, device, dtype = cache, cache.begins.device, cache.keys[0].dtype
+        self.cache, device, dtype = cache, cache.begins.device, cache.keys.dtype
         starts = np.array([0, *accumulate(lengths)])
         self.lines = prompt_lines(cache, rows, lengths, prefix)                                             # (N, J)
         self.runs = []
@@ -179,28 +179,26 @@ class DecodeAttention:
             firsts = positions[torch.tensor([0, *accumulate(counts)][:n], device=device)]
         self.lines = cache.lines(rows, positions)                                               # (N, J)
         each = cache.merged * cache.query_group                                                 # queries of a token and head
-        for group in cache.groups[: (n + cache.together - 1) // cache.together]:
-            own = slice(group.first, min(group.first + group.count, n))
+        for own in runs(ends, cache.together, cache.starting):
             t, slots = 1 if counts is None else max(counts[own]), blocks(max(ends[own]))
             at = firsts[own].unsqueeze(1) + torch.arange(t, device=device)                      # (rows, t)
-            bias = cache_bias(at, slots, each, cache.keys[0].dtype)                             # (rows, 1, t·each, slots)
+            bias = cache_bias(at, slots, each, cache.keys.dtype)                                # (rows, 1, t·each, slots)
             if device.type == "cuda":                           # whose kernels read it as it lies
                 bias = bias.repeat(1, cache.heads, 1, 1)                                        # (rows, K, t·G, slots)
-            self.parts.append((group, len(at), slots, bias))
+            keys, values = (array.unbind() for array in cache.read(own.start, len(at), slots))  # of each layer
+            self.parts.append((keys, values, bias))
         self.layout = None
         if counts is not None or cache.merged > 1:
-            self.layout = QueryLayout(cache, counts or [1] * n, [(rows, bias.shape[2]) for _, rows, _, bias in self.parts])
+            self.layout = QueryLayout(cache, counts or [1] * n, [(bias.shape[0], bias.shape[2]) for *_, bias in self.parts])
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.lines, k, v)
         if self.layout is None:
-            queries = q.unflatten(1, (self.cache.heads, -1)).split([rows for _, rows, _, _ in self.parts])
+            queries = q.unflatten(1, (self.cache.heads, -1)).split([len(bias) for *_, bias in self.parts])
         else:
             queries = self.layout.spread(q)
-        o = []                                                                                  # (rows, J, t·each, W) each
-        for own, (group, rows, slots, bias) in zip(queries, self.parts, strict=True):
-            keys, values = (x[:rows, :, :slots] for x in self.cache.read(layer, group))
-            o.append(cached_attention(own, keys, values, bias, self.cache.head_dim**-0.5))
+        o = [cached_attention(own, keys[layer], values[layer], bias, self.cache.head_dim**-0.5)
+             for own, (keys, values, bias) in zip(queries, self.parts, strict=True)]            # (rows, J, t·each, W) each
         if self.layout is not None:
             return self.layout.collect(o)                                                       # (N, H, C)
         return o[0].reshape(q.shape) if len(o) == 1 else torch.cat([one.reshape(-1, *q.shape[1:]) for one in o])
@@ -220,20 +218,20 @@ class QueryLayout:
     def __init__(self, cache: KVCache, counts: Sequence[int], parts: Sequence[tuple[int, int]]):
         """parts: of each group how many rows it has, and how many queries each of them for one of J heads, t·each."""
         J, m, each = cache.heads, cache.merged, cache.merged * cache.query_group
-        self.heads = J * each
+        self.heads, device, dtype = J * each, cache.begins.device, cache.keys.dtype
         head = np.arange(J * each)
         j, own = head // each, head // cache.query_group % m    # of each query head its J-head, and its part there
-        into, back, row, start = [], [], 0, 0
+        into, self.back, row, start = [], [], 0, 0
         for rows, queries in parts:
             count = np.array(counts[row : row + rows])
             b = np.repeat(np.arange(rows), count)[:, None]                                      # of each token its row,
             i = np.concatenate([np.arange(n) for n in count])[:, None]                          # and its place there
             query = i * each + head % each                                                      # (tokens, H)
             into.append((((b * J + j) * queries + query) * m + own + start).ravel())            # (rows, J, t·each, m)
-            back.append((((b * queries + query) * J + j) * m + own + start).ravel())            # (rows, t·each, J, m)
+            back = (((b * queries + query) * J + j) * m + own).ravel()                          # (rows, t·each, J, m)
+            self.back.append(torch.from_numpy(back).to(device))
             row, start = row + rows, start + rows * J * queries * m
-        device, dtype = cache.begins.device, cache.keys[0].dtype
-        self.into, self.back = (torch.from_numpy(np.concatenate(x)).to(device) for x in (into, back))       # (N·H,) lines
+        self.into = torch.from_numpy(np.concatenate(into)).to(device)                           # (N·H,) lines
         self.space = torch.zeros(start, cache.head_dim, dtype=dtype, device=device)
         lines = self.space.split([rows * J * queries * m for rows, queries in parts])
         self.queries = [part.view(rows, J, queries, cache.width)
@@ -247,10 +245,31 @@ class QueryLayout:
     def collect(self, o: Sequence[Tensor]) -> Tensor:
         """(N, H, C) of what attention made of them; it lies as (rows, t·each, J, W) on the CPU."""
         C = self.space.shape[1]
-        lines = torch.cat([one.transpose(1, 2).reshape(-1, C) for one in o]).index_select(0, self.back)
-        return lines.view(-1, self.heads, C)
+        lines = [one.transpose(1, 2).reshape(-1, C).index_select(0, back) for one, back in zip(o, self.back, strict=True)]
+        return torch.cat(lines).view(-1, self.heads, C)
+
+
+def runs(ends: Sequence[int], together: int, starting: int) -> list[slice]:
+    """Part rows that need `ends` slots each into runs of neighbours, each read as far as its longest reaches.
+
+    No run goes beyond its group of `together` rows. The threads share a run's rows out among them; what is least is the sum,
+    over all runs, of `starting` and the slots that a thread reads.
+    """
+    threads = torch.get_num_threads()
+    best = [(0, 0)]                                             # of the first i rows: the cost, and where the last run begins
+    for behind in range(1, len(ends) + 1):
+        longest, ways = 0, []
+        for first in range(behind - 1, (behind - 1) // together * together - 1, -1):
+            longest = max(longest, ends[first])
+            ways.append((best[first][0] + starting - (first - behind) // threads * longest, first))
+        best.append(min(ways))
+    parts, behind = [], len(ends)
+    while behind:
+        parts.append(slice(best[behind][1], behind))
+        behind = parts[-1].start
+    return parts[::-1]
 
 
 def blocks(length: int) -> int:
     """Round `length` up to whole blocks of slots."""
-    return (length + BLOCK - 1) // BLOCK * BLOCK
+    return -(-length // BLOCK) * BLOCK

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from sdft.errors import SdftError
 
+BLOCK = 512                               # logits that are searched together
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -76,6 +78,21 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | Non
     return probabilities, ids
 
 
+def most_probable(logits: Tensor) -> Tensor:
+    """The first of the largest logits (n, V) of each row: ids (n,).
+
+    On the CPU block by block: there the largest value is found four times as fast as its place.
+    """
+    if logits.is_cuda:
+        return logits.max(-1).indices
+    V = logits.shape[-1]
+    size = min(BLOCK, V & -V)                                                   # the largest power of two that divides V
+    blocks = logits.unflatten(-1, (-1, size))                                   # (n, V/size, size)
+    block = blocks.amax(-1).max(-1).indices                                     # (n,)
+    inside = blocks[torch.arange(len(block), device=block.device), block].max(-1).indices
+    return block * size + inside
+
+
 def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor, seen: Tensor | None = None) -> Tensor:
     """Choose one token for each row of logits (n, V): ids (n,).
 
@@ -85,7 +102,7 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor, seen: Tensor | 
     if seen is not None:
         logits = penalise(logits.float(), seen, sampling.repetition_penalty)
     if sampling.greedy:
-        return logits.max(-1).indices                # as argmax, which in bf16 on the CPU takes four times as long
+        return most_probable(logits)
     probabilities, ids = candidates(logits, sampling)
     # In fp64, so that an fp32 number below 1 times the total stays below the total and some token is always found.
     reached = probabilities.cumsum(-1, dtype=torch.float64)                     # (n, k)
