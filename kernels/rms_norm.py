@@ -4,9 +4,13 @@
 
 Backward. With m = dy · w the gradient that reaches x̂, D the width, and ∂r/∂x_i = −r³·x_i / D,
 
-    dx_i = r·m_i + (Σ_j m_j·x_j) · ∂r/∂x_i,     that is     dx = r · (m − x · r²·mean(m · x)),     dw = Σ_rows dy · x̂.
+    dx_i = r·m_i + (Σ_j m_j·x_j) · ∂r/∂x_i,     that is     dx = r · (m − x̂·mean(m · x̂)),     dw = Σ_rows dy · x̂.
 
-Only x, which the residual stream keeps alive anyway, and r, one number a row, are saved. The statistics are taken
+LayerNorm's backward (Ba et al. 2016, arXiv 1607.06450), told that the mean was 0, is r · (m − mean(m) − x̂·mean(m · x̂)) and
+the same dw: PyTorch computes it in one pass, and r·mean(m), one number a row, is added again. Likewise x̂ in half
+precision is what batch normalisation makes of x with the rows as its channels, again in one pass.
+
+Only x, which the residual stream keeps alive anyway, and mean(x²), one number a row, are saved. The statistics are taken
 in fp32 and x̂ is rounded to x's dtype *before* it is scaled by w, as transformers' Llama does: in bf16 the order of the
 two roundings decides the last bit.
 """
@@ -27,14 +31,11 @@ def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """`rms_norm_plain` that saves x and one number a row instead of every intermediate.
 
-    On a GPU it is PyTorch's own, one operation each way, which rounds once where the plain form rounds twice. Where
-    nothing is to be saved, PyTorch's own without its weight rounds as the plain form, and starts in half the time.
+    On a GPU it is PyTorch's own, one operation each way, which rounds once where the plain form rounds twice.
     """
     if x.is_cuda:
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
-    if not torch.is_grad_enabled():
-        return F.rms_norm(x, (x.shape[-1],), None, eps).mul_(weight)
-    return _RMSNorm.apply(x, weight, eps)
+    return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _scaled(x, _mean_square(x), weight, eps)
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -42,25 +43,36 @@ def _widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def _mean_square(x: Tensor) -> Tensor:
+    """Of each row of x (…, D): (…, 1), in fp32 or wider."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1])
+
+
+def _scaled(x: Tensor, mean_square: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if x.dtype == mean_square.dtype:
+        return torch.mul(x, (mean_square + eps).rsqrt_()).mul_(weight)
+    rows = mean_square.flatten()
+    normed = torch.batch_norm(x.reshape(1, len(rows), -1), None, None, torch.zeros_like(rows), rows, False, 0.0, eps, False)
+    return normed.view(x.shape).mul_(weight)                                    # rounded before the weight, as the plain form
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1])
-        r = mean_square.add_(eps).rsqrt_()                                      # (…, 1)
-        ctx.save_for_backward(x, weight, r)
-        return torch.mul(x, r, out=torch.empty_like(x)).mul_(weight)            # rounded before the weight, as the plain form
+        mean_square = _mean_square(x)                                           # (…, 1)
+        ctx.save_for_backward(x, weight, mean_square)
+        ctx.eps = eps
+        return _scaled(x, mean_square, weight, eps)
 
     @staticmethod
     def backward(ctx, dy: Tensor):
-        x, weight, r = ctx.saved_tensors
+        x, weight, mean_square = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
-        wide = _widen(x)                                                        # (…, D)
-        dx = dw = None
-        if need_weight:
-            dw = (_widen(dy) * wide * r).flatten(0, -2).sum(0).to(weight.dtype)         # (…, D) → (D,)
+        r = (mean_square + ctx.eps).rsqrt_()                                    # (…, 1)
+        dx, dw, _ = torch.ops.aten.native_layer_norm_backward(
+            dy, x, x.shape[-1:], torch.zeros_like(r), r, weight.to(r.dtype), None, (need_x, need_weight, False))
         if need_x:
-            m = _widen(dy * weight)
-            pull = (m * wide).mean(-1, keepdim=True).mul_(r).mul_(r)            # r²·mean(m · x) (…, 1)
-            dx = m.addcmul_(wide, pull, value=-1).mul_(r).to(x.dtype)
-        return dx, dw, None
+            mean = (dy @ weight).unsqueeze(-1).div_(x.shape[-1])                # mean(m) (…, 1)
+            dx.add_(mean.mul_(r.to(x.dtype)))
+        return dx, dw if dw is None else dw.to(weight.dtype), None

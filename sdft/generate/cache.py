@@ -185,8 +185,7 @@ class DecodeAttention:
             bias = cache_bias(at, slots, each, cache.keys.dtype)                                # (rows, 1, t·each, slots)
             if device.type == "cuda":                           # whose kernels read it as it lies
                 bias = bias.repeat(1, cache.heads, 1, 1)                                        # (rows, K, t·G, slots)
-            keys, values = (array.unbind() for array in cache.read(own.start, len(at), slots))  # of each layer
-            self.parts.append((keys, values, bias))
+            self.parts.append((*cache.read(own.start, len(at), slots), bias))
         self.layout = None
         if counts is not None or cache.merged > 1:
             self.layout = QueryLayout(cache, counts or [1] * n, [(bias.shape[0], bias.shape[2]) for *_, bias in self.parts])
