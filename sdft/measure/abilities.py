@@ -77,8 +77,7 @@ def evaluate(model, tokenizer, suites: Sequence[Suite], folder: Path, sampling: 
             if request not in kept:
                 sheet, item = asked[request.id]
                 sheet.keep(item)
-        # No drafts: open answers repeat little of their prompts, and took 12 % longer with them (benchmarks/README.md).
-        for output in stream(model, tokenizer, kept, sampling, batch_size, False):
+        for output in stream(model, tokenizer, kept, sampling, batch_size):
             sheet, item = asked[output.id]
             sheet.keep(item, output.text, len(output.tokens), output.finish)
             bar.update()
