@@ -31,6 +31,7 @@ import sdft
 from sdft.experiment.plan import generation_flops, matmul_peak, shape_of
 from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
 from sdft.generate.packed import packed
+from sdft.generate.sampling import most_probable
 from sdft.train import TrainSettings
 
 ROWS, CONTEXTS = (1, 2, 4, 8, 16, 32, 64, 128), (128, 256, 512, 1024, 2048, 4096)
@@ -54,8 +55,8 @@ def decode(model, rows: int, context: int) -> float:
     """Tokens/s of one step of `rows` rows, each at the end of `context` slots."""
     compute, cache = packed(model), KVCache(model.config, [context] * rows, model.dtype, model.device)
     tokens, positions = torch.full((rows,), 100), torch.full((rows,), context - 1)
-    return rows / median_seconds(lambda: compute.head(compute.hidden(
-        tokens, positions, DecodeAttention(cache, positions, [context] * rows))).max(-1))
+    return rows / median_seconds(lambda: most_probable(compute.head(compute.hidden(
+        tokens, positions, DecodeAttention(cache, positions, [context] * rows)))))
 
 
 @torch.inference_mode()

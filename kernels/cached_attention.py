@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LONG = 512             # tokens from which on it pays to let the kernel know of causality, rather than of a mask
+LONG = 512             # tokens from which on causality is faster than a mask (two CPU cores, bf16, behind a prefix of 57)
 
 
 def cached_attention_plain(q: Tensor, keys: Tensor, values: Tensor, positions: Tensor) -> Tensor:
@@ -66,9 +66,10 @@ def cached_attention(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scal
 def prompt_bias(t: int, T: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     """What `prompt_attention` adds to its scores: (t, T), 0 where seen, else -inf; None where causality says it all.
 
-    So it does for long prompts too, with queries in front that nobody reads: the kernel then leaves out half of the scores.
+    So it does for long prompts too, with T - t queries in front that nobody reads: the kernel then leaves out half of all
+    T·T scores, which are fewer than t·T where the prompts are longer than what stood before them.
     """
-    if t == T or t >= LONG:
+    if t == T or (t >= LONG and 2 * t > T):
         return None
     return torch.full((t, T), float("-inf"), dtype=dtype, device=device).triu_(1 + T - t)
 

@@ -8,7 +8,8 @@ Backward. With m = dy · w the gradient that reaches x̂, D the width, and ∂r/
 
 LayerNorm's backward (Ba et al. 2016, arXiv 1607.06450), told that the mean was 0, is r · (m − mean(m) − x̂·mean(m · x̂)) and
 the same dw: PyTorch computes it in one pass, and r·mean(m), one number a row, is added again. Likewise x̂ in half
-precision is what batch normalisation makes of x with the rows as its channels, again in one pass.
+precision is what batch normalisation makes of x, again in one pass: the rows are its channels, 0 is their running mean
+and mean(x²) their running variance.
 
 Only x, which the residual stream keeps alive anyway, and mean(x²), one number a row, are saved. The statistics are taken
 in fp32 and x̂ is rounded to x's dtype *before* it is scaled by w, as transformers' Llama does: in bf16 the order of the
@@ -19,6 +20,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -50,10 +52,12 @@ def _mean_square(x: Tensor) -> Tensor:
 
 
 def _scaled(x: Tensor, mean_square: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """w · x̂ of x (…, D) and the mean squares of its rows (…, 1)."""
     if x.dtype == mean_square.dtype:
         return torch.mul(x, (mean_square + eps).rsqrt_()).mul_(weight)
-    rows = mean_square.flatten()
-    normed = torch.batch_norm(x.reshape(1, len(rows), -1), None, None, torch.zeros_like(rows), rows, False, 0.0, eps, False)
+    variance = mean_square.flatten()                                            # (rows,)
+    rows = x.reshape(1, len(variance), x.shape[-1])                             # (1, rows, D): a batch of one
+    normed = F.batch_norm(rows, torch.zeros_like(variance), variance, eps=eps)
     return normed.view(x.shape).mul_(weight)                                    # rounded before the weight, as the plain form
 
 
@@ -66,6 +70,7 @@ class _RMSNorm(torch.autograd.Function):
         return _scaled(x, mean_square, weight, eps)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy: Tensor):
         x, weight, mean_square = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
@@ -73,6 +78,6 @@ class _RMSNorm(torch.autograd.Function):
         dx, dw, _ = torch.ops.aten.native_layer_norm_backward(
             dy, x, x.shape[-1:], torch.zeros_like(r), r, weight.to(r.dtype), None, (need_x, need_weight, False))
         if need_x:
-            mean = (dy @ weight).unsqueeze(-1).div_(x.shape[-1])                # mean(m) (…, 1)
-            dx.add_(mean.mul_(r.to(x.dtype)))
+            mean = (dy @ weight.to(dy.dtype)).unsqueeze(-1) / x.shape[-1]       # mean(m) (…, 1)
+            dx.add_((r * mean).to(dx.dtype))
         return dx, dw if dw is None else dw.to(weight.dtype), None

@@ -68,14 +68,16 @@ def test_bf16_no_worse_than_plain_against_fp64() -> None:
 
 
 @pytest.mark.parametrize("long", [kernel.LONG, 5])
-@pytest.mark.parametrize("prompt", [1, 7, 12])
+@pytest.mark.parametrize("prompt", [1, 5, 7, 12])
 @pytest.mark.parametrize("heads", [(6, 2), (4, 4)])
-def test_prompts_see_what_their_tokens_would_see_one_by_one(prompt: int, heads: tuple[int, int], long: int, monkeypatch) -> None:
+def test_prompts_see_what_their_tokens_would_see_one_by_one(prompt, heads, long, monkeypatch) -> None:
     monkeypatch.setattr(kernel, "LONG", long)
     _, keys, values, _ = parts(H=heads[0], K=heads[1])
     q = torch.randn(3, prompt, heads[0], 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     positions = torch.arange(12 - prompt, 12).expand(3, -1)                 # behind 12 - prompt slots that stand already
     expected = cached_attention_plain(q, keys, values, positions)
-    fast = prompt_attention(q, keys, values, prompt_bias(prompt, 12, q.dtype, q.device))
+    bias = prompt_bias(prompt, 12, q.dtype, q.device)
+    assert (bias is None) == (prompt == 12 or (prompt == 7 and long == 5))  # 5 tokens: what stood before them is longer
+    fast = prompt_attention(q, keys, values, bias)
     # fp64: only the order of additions differs.
     torch.testing.assert_close(fast, expected, rtol=0, atol=1e-13)

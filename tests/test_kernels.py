@@ -27,6 +27,7 @@ def angles(dtype):
 # name: (fast, plain, shapes of the differentiable inputs, arguments that follow them given a dtype)
 CASES = {
     "rms_norm": (rms_norm, rms_norm_plain, [(N, 8), (8,)], lambda dtype: (1e-5,)),
+    "rms_norm of heads": (rms_norm, rms_norm_plain, [(N, 2, 8), (8,)], lambda dtype: (1e-5,)),
     "rope": (rope, rope_plain, [(N, 2, 6)], angles),
     "swiglu": (swiglu, swiglu_plain, [(N, 8), (N, 8)], lambda dtype: ()),
     "lora_linear": (lora_linear, lora_linear_plain, [(N, 8), (6, 8), (6,), (2, 8), (6, 2)], lambda dtype: (1.5,)),
@@ -88,6 +89,34 @@ def test_bf16_is_no_worse_than_eager(name):
     for exact, ours, eager in zip(oracle, outcome(fast, torch.bfloat16), outcome(plain, torch.bfloat16), strict=True):
         assert (ours.double() - exact).norm() <= 1.5 * (eager.double() - exact).norm() + 1e-3 * exact.norm()
         assert ours.dtype == eager.dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [0, 5])
+def test_a_norm_of_part_of_an_array_with_whatever_is_asked_for(rows: int, dtype: torch.dtype):
+    """A slice of heads, as generation normalises it: without gradients, and with each of them alone."""
+    whole, weight = (x.detach() for x in inputs([(rows, 3, 8), (8,)], dtype))
+    x = whole[:, :2].requires_grad_()
+    weight.requires_grad_()
+    y = rms_norm(x, weight, 1e-5)
+    both = torch.autograd.grad(y.sum(), (x, weight), retain_graph=True)
+    torch.testing.assert_close(y, rms_norm_plain(x, weight, 1e-5), rtol=torch.finfo(dtype).eps, atol=0)     # last bits
+    with torch.no_grad():
+        torch.testing.assert_close(rms_norm(x, weight, 1e-5), y, rtol=0, atol=0)
+    for tensor, gradient in zip((x, weight), both, strict=True):
+        alone = rms_norm(*(t if t is tensor else t.detach() for t in (x, weight)), 1e-5)
+        torch.testing.assert_close(torch.autograd.grad(alone.sum(), tensor)[0], gradient, rtol=0, atol=0)
+
+
+def test_the_gradient_of_a_norm_is_fine_where_a_row_has_a_common_mean():
+    """What LayerNorm's backward takes off and is added again may be larger than what remains."""
+    x, dy = inputs([(64, 512), (64, 512)], torch.bfloat16)
+    dy, weight = dy.detach() + 3, torch.ones(512, dtype=torch.bfloat16)
+    fast, plain = (torch.autograd.grad(f(x, weight, 1e-5), x, dy)[0].double() for f in (rms_norm, rms_norm_plain))
+    exact_x = x.detach().double().requires_grad_()
+    exact = torch.autograd.grad(rms_norm_plain(exact_x, weight.double(), 1e-5), exact_x, dy.double())[0]
+    # The 1.5 leaves room for a second rounding to bf16, of what is taken off and of what it is taken from.
+    assert (fast - exact).norm() <= 1.5 * (plain - exact).norm()
 
 
 def test_documents_do_not_see_each_other():

@@ -122,7 +122,7 @@ def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Seq
     return {"weights": (weights + copied * (weights * size <= LARGEST)) * size,
             "cache": slots * 2 * L * K * C * size,
             "head": len(longest) * c.vocab_size * max(size + FP32, (1 + MOST) * size * on_cpu),      # drafts are verified in it
-            "working space": max(together, most) * (3 * F + 4 * D + most) * size}      # most: of the masks of prompts
+            "working space": max(together, most) * (3 * F + 4 * D + most) * size}      # most: of masks of prompts, at most
 
 
 def training_flops(shape: Shape, tokens: int, targets: int, pairs: int, full: bool = False) -> float:

@@ -10,7 +10,7 @@ knowledge of its neighbours, and a finished row's slots are simply written over 
 
 A layer's keys are one array of lines, one for each row, key/value head and slot, and so are its values: a step writes all
 its tokens by one operation, wherever their rows lie. Neighbouring rows are read together, as far as the longest of them
-reaches, and a step parts them anew so that little is read in vain (`runs`). Where few heads are attended faster as one
+reaches, and a step parts them anew so that little is read in vain (`cheapest_runs`). Where few heads are attended faster as one
 wide one (kernels/cached_attention.py), a line holds all heads of a slot.
 """
 from __future__ import annotations
@@ -28,9 +28,9 @@ from sdft.kernels.cached_attention import cache_bias, cached_attention, prompt_a
 from sdft.model.loading import multiplies_bfloat16
 
 BLOCK = 32             # slots are there, and prompts filled up, in whole blocks: a GPU's kernels want aligned rows
-GROUP = 16             # rows that have as many slots as the first of them, and can be read together,
-RUN = 200              # and the slots that a thread reads in the time that it takes to start one reading more
-GPU_GROUP, GPU_RUN = 128, 10**9     # on a GPU fewer operations are worth more than fewer slots: all of a group is read at once
+GROUP = 16             # rows that have as many slots as the first of them, so that they can be read together
+RUN = 200              # slots that a thread reads while one more reading is started (two CPU cores, bf16, the 135M model)
+GPU_GROUP = 128        # on a GPU, where fewer operations are worth more than fewer slots, a group is always read as a whole
 QUERIES = 32           # the CPU's kernel reads K and V once for so many queries
 FEW = 4                # key/value heads at most that lie as one: so many times the arithmetic is done
 
@@ -64,7 +64,7 @@ class KVCache:
     def __init__(self, config, capacities: Sequence[int], dtype: torch.dtype, device: torch.device):
         K, C, layers = config.num_key_value_heads, config.head_dim, config.num_hidden_layers
         self.query_group = config.num_attention_heads // K
-        self.together, self.starting = (GPU_GROUP, GPU_RUN) if device.type == "cuda" else (GROUP, RUN)
+        self.together = GPU_GROUP if device.type == "cuda" else GROUP
         self.merged, self.heads = (K, 1) if attends_as_one(config, dtype, device) else (1, K)
         self.head_dim, self.width = C, self.merged * C
         self.groups, lines = [], 0
@@ -84,7 +84,7 @@ class KVCache:
         return (self.begins[rows] + positions).unsqueeze(-1) + self.slots[rows].unsqueeze(-1) * heads
 
     def write(self, layer: int, lines: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put keys and values (N, K, C) at `lines` (N, J)."""
+        """Put keys and values (N, K, C) at `lines` (N, J); indexed so, without a copy of them before."""
         for array, x in ((self.keys[layer], k), (self.values[layer], v)):
             array[lines] = x.reshape(*lines.shape, self.width)
 
@@ -107,6 +107,13 @@ class KVCache:
                                          (array.stride(0), row * W, group.slots * W, W, 1), begin)
                         for array in (self.keys, self.values))
         return keys, values
+
+    def runs(self, ends: Sequence[int]) -> list[slice]:
+        """Part the first rows, which need `ends` slots each, into runs to be read together, as far as their longest reaches."""
+        if self.keys.is_cuda:
+            return [slice(group.first, min(group.first + group.count, len(ends)))
+                    for group in self.groups if group.first < len(ends)]
+        return cheapest_runs(ends, self.together, self.heads, torch.get_num_threads())
 
     def row(self, place: int, layer: int) -> tuple[Tensor, Tensor]:
         """One row's keys and values (K, slots, C), views."""
@@ -142,7 +149,7 @@ class PrefillAttention:
         self.cache, device, dtype = cache, cache.begins.device, cache.keys.dtype
         starts = np.array([0, *accumulate(lengths)])
         self.lines = prompt_lines(cache, rows, lengths, prefix)                                             # (N, J)
-        self.runs = []
+        self.packs = []
         for width, run in groupby(range(len(lengths)), key=lambda index: blocks(lengths[index])):
             run = list(run)
             place = np.arange(width)
@@ -152,12 +159,12 @@ class PrefillAttention:
             # A filled place may lie behind its row's slots; what it holds is masked, so any slot will do.
             slots = torch.arange(prefix + width, device=device).minimum(cache.slots[of] - 1)                # (n, T)
             lines = cache.lines(of.expand_as(slots), slots).transpose(1, 2)                                 # (n, J, T)
-            self.runs.append((filled, real, lines.contiguous(), prompt_bias(width, prefix + width, dtype, device)))
+            self.packs.append((filled, real, lines.contiguous(), prompt_bias(width, prefix + width, dtype, device)))
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.cache.write(layer, self.lines, k, v)
         o = []
-        for filled, real, lines, bias in self.runs:
+        for filled, real, lines, bias in self.packs:
             keys, values = self.cache.gather(layer, lines)                                                  # (n, K, T, C)
             queries = q.index_select(0, filled.flatten()).view(*filled.shape, *q.shape[1:])                 # (n, width, H, C)
             o.append(prompt_attention(queries, keys, values, bias).flatten(0, 1).index_select(0, real))
@@ -179,7 +186,7 @@ class DecodeAttention:
             firsts = positions[torch.tensor([0, *accumulate(counts)][:n], device=device)]
         self.lines = cache.lines(rows, positions)                                               # (N, J)
         each = cache.merged * cache.query_group                                                 # queries of a token and head
-        for own in runs(ends, cache.together, cache.starting):
+        for own in cache.runs(ends):
             t, slots = 1 if counts is None else max(counts[own]), blocks(max(ends[own]))
             at = firsts[own].unsqueeze(1) + torch.arange(t, device=device)                      # (rows, t)
             bias = cache_bias(at, slots, each, cache.keys.dtype)                                # (rows, 1, t·each, slots)
@@ -206,7 +213,7 @@ class DecodeAttention:
 class QueryLayout:
     """How queries q (N, H, C) lie for attention where they are not as many for every row, or heads lie as one.
 
-        q, packed    of a group, t = 3      of a wide head, merged = 3
+        q, packed    of a run, t = 3        of a wide head, merged = 3
         a b c        a b c                  a₀ · · │ · a₁ · │ · · a₂      each query in its own head's part
         d            d · ·                  d₀ · · │ · d₁ · │ · · d₂
         e f          e f ·                  …
@@ -215,7 +222,7 @@ class QueryLayout:
     """
 
     def __init__(self, cache: KVCache, counts: Sequence[int], parts: Sequence[tuple[int, int]]):
-        """parts: of each group how many rows it has, and how many queries each of them for one of J heads, t·each."""
+        """parts: of each run how many rows it has, and how many queries each of them for one of J heads, t·each."""
         J, m, each = cache.heads, cache.merged, cache.merged * cache.query_group
         self.heads, device, dtype = J * each, cache.begins.device, cache.keys.dtype
         head = np.arange(J * each)
@@ -237,7 +244,7 @@ class QueryLayout:
                         for part, (rows, queries) in zip(lines, parts, strict=True)]            # views of the space
 
     def spread(self, q: Tensor) -> list[Tensor]:
-        """The queries (rows, J, t·each, W) of every group, valid until the next call."""
+        """The queries (rows, J, t·each, W) of every run, valid until the next call."""
         self.space.index_copy_(0, self.into, q.reshape(-1, q.shape[-1]))
         return self.queries
 
@@ -248,25 +255,25 @@ class QueryLayout:
         return torch.cat(lines).view(-1, self.heads, C)
 
 
-def runs(ends: Sequence[int], together: int, starting: int) -> list[slice]:
-    """Part rows that need `ends` slots each into runs of neighbours, each read as far as its longest reaches.
+def cheapest_runs(ends: Sequence[int], together: int, heads: int, threads: int) -> list[slice]:
+    """Part rows into runs of neighbours that are soonest read; no run goes beyond its group of `together` rows.
 
-    No run goes beyond its group of `together` rows. The threads share a run's rows out among them; what is least is the sum,
-    over all runs, of `starting` and the slots that a thread reads.
+    The threads share a run's rows and heads out among them. What is least is the sum over all runs of `RUN` and the slots
+    that a thread reads, those of one of several heads as their share of a slot.
     """
-    threads = torch.get_num_threads()
     best = [(0, 0)]                                             # of the first i rows: the cost, and where the last run begins
     for behind in range(1, len(ends) + 1):
         longest, ways = 0, []
         for first in range(behind - 1, (behind - 1) // together * together - 1, -1):
             longest = max(longest, ends[first])
-            ways.append((best[first][0] + starting - (first - behind) // threads * longest, first))
+            shares = -((first - behind) * heads // threads)     # of rows and heads, rounded up
+            ways.append((best[first][0] + RUN * heads + shares * longest, first))
         best.append(min(ways))
-    parts, behind = [], len(ends)
+    runs, behind = [], len(ends)
     while behind:
-        parts.append(slice(best[behind][1], behind))
-        behind = parts[-1].start
-    return parts[::-1]
+        runs.append(slice(best[behind][1], behind))
+        behind = runs[-1].start
+    return runs[::-1]
 
 
 def blocks(length: int) -> int:
