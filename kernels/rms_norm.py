@@ -6,10 +6,10 @@ Backward. With m = dy · w the gradient that reaches x̂, D the width, and ∂r/
 
     dx_i = r·m_i + (Σ_j m_j·x_j) · ∂r/∂x_i,     that is     dx = r · (m − x̂·mean(m · x̂)),     dw = Σ_rows dy · x̂.
 
-LayerNorm's backward (Ba et al. 2016, arXiv 1607.06450), told that the mean was 0, is r · (m − mean(m) − x̂·mean(m · x̂)) and
-the same dw: PyTorch computes it in one pass, and r·mean(m), one number a row, is added again. Likewise x̂ in half
-precision is what batch normalisation makes of x, again in one pass: the rows are its channels, 0 is their running mean
-and mean(x²) their running variance.
+LayerNorm's backward (Ba et al. 2016, arXiv 1607.06450), told that the mean was 0, is r · (m − mean(m) − x̂·mean(m · x̂)):
+PyTorch computes it in one pass, and r·mean(m), one number a row, is added again. (Its dw is summed in half precision, so
+it is not taken.) Likewise x̂ in half precision is what batch normalisation makes of x, again in one pass: the rows are its
+channels, 0 is their running mean and mean(x²) their running variance.
 
 Only x, which the residual stream keeps alive anyway, and mean(x²), one number a row, are saved. The statistics are taken
 in fp32 and x̂ is rounded to x's dtype *before* it is scaled by w, as transformers' Llama does: in bf16 the order of the
@@ -74,10 +74,13 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, dy: Tensor):
         x, weight, mean_square = ctx.saved_tensors
         need_x, need_weight, _ = ctx.needs_input_grad
-        r = (mean_square + ctx.eps).rsqrt_()                                    # (…, 1)
-        dx, dw, _ = torch.ops.aten.native_layer_norm_backward(
-            dy, x, x.shape[-1:], torch.zeros_like(r), r, weight.to(r.dtype), None, (need_x, need_weight, False))
+        r, gamma = (mean_square + ctx.eps).rsqrt_(), weight.to(mean_square.dtype)           # (…, 1), (D,)
+        dx = dw = None
+        if need_weight:
+            dw = (_widen(dy) * _widen(x) * r).flatten(0, -2).sum(0).to(weight.dtype)        # (…, D) → (D,)
         if need_x:
-            mean = (dy @ weight.to(dy.dtype)).unsqueeze(-1) / x.shape[-1]       # mean(m) (…, 1)
+            dx = torch.ops.aten.native_layer_norm_backward(
+                dy, x, x.shape[-1:], torch.zeros_like(r), r, gamma, None, (True, False, False))[0]
+            mean = (_widen(dy) @ gamma).unsqueeze(-1) / x.shape[-1]                         # mean(m) (…, 1)
             dx.add_((r * mean).to(dx.dtype))
-        return dx, dw if dw is None else dw.to(weight.dtype), None
+        return dx, dw, None

@@ -100,7 +100,8 @@ def test_a_norm_of_part_of_an_array_with_whatever_is_asked_for(rows: int, dtype:
     weight.requires_grad_()
     y = rms_norm(x, weight, 1e-5)
     both = torch.autograd.grad(y.sum(), (x, weight), retain_graph=True)
-    torch.testing.assert_close(y, rms_norm_plain(x, weight, 1e-5), rtol=torch.finfo(dtype).eps, atol=0)     # last bits
+    # r is a square root of a sum in another order, and in half precision one rounding more of the same number.
+    torch.testing.assert_close(y, rms_norm_plain(x, weight, 1e-5), rtol=4 * torch.finfo(dtype).eps, atol=0)
     with torch.no_grad():
         torch.testing.assert_close(rms_norm(x, weight, 1e-5), y, rtol=0, atol=0)
     for tensor, gradient in zip((x, weight), both, strict=True):
