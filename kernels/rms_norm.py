@@ -77,7 +77,7 @@ class _RMSNorm(torch.autograd.Function):
         r, gamma = (mean_square + ctx.eps).rsqrt_(), weight.to(mean_square.dtype)           # (…, 1), (D,)
         dx = dw = None
         if need_weight:
-            dw = (_widen(dy) * _widen(x) * r).flatten(0, -2).sum(0).to(weight.dtype)        # (…, D) → (D,)
+            dw = (_widen(dy) * _widen(x) * r).reshape(-1, len(weight)).sum(0).to(weight.dtype)       # (…, D) → (D,)
         if need_x:
             dx = torch.ops.aten.native_layer_norm_backward(
                 dy, x, x.shape[-1:], torch.zeros_like(r), r, gamma, None, (True, False, False))[0]
