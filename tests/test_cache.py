@@ -12,7 +12,8 @@ from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention, chea
 from sdft.kernels.cached_attention import cached_attention_plain
 
 
-def small(heads: tuple[int, int], capacities: list[int], monkeypatch, dtype: torch.dtype = torch.float64, group: int = 2) -> KVCache:
+def small(heads: tuple[int, int], capacities: list[int], monkeypatch, dtype: torch.dtype = torch.float64,
+          group: int = 2) -> KVCache:
     """A cache of two layers, in groups of two rows unless told otherwise, with something in every slot."""
     monkeypatch.setattr(cache, "GROUP", group)
     monkeypatch.setattr(cache, "multiplies_bfloat16", lambda: True)         # heads lie as one in bf16, wherever this runs
@@ -21,6 +22,11 @@ def small(heads: tuple[int, int], capacities: list[int], monkeypatch, dtype: tor
     for array in (*made.keys, *made.values):
         array.normal_(generator=generator)
     return made
+
+
+def row_of_both_layers(kv: KVCache, row: int) -> list[torch.Tensor]:
+    """The row's keys and values, views."""
+    return [x for layer in (0, 1) for x in kv.row(row, layer)]
 
 
 @pytest.mark.parametrize("counts", [None, [1, 1, 1, 1, 1], [1, 3, 2, 1, 4]])
@@ -101,19 +107,19 @@ def test_a_step_writes_nothing_else(dtype, monkeypatch) -> None:
 @pytest.mark.parametrize("heads", [(4, 2), (4, 1)])
 def test_the_prefix_comes_into_every_row_and_nothing_else_changes(heads, capacities, dtype, monkeypatch) -> None:
     kv = small(heads, capacities, monkeypatch, dtype)
-    rows = [[x.clone() for layer in (0, 1) for x in kv.row(row, layer)] for row in range(len(capacities))]
+    rows = [[x.clone() for x in row_of_both_layers(kv, row)] for row in range(len(capacities))]
     kv.spread(7)
     for row, old in enumerate(rows):
-        for first, mine, new in zip(rows[0], old, (x for layer in (0, 1) for x in kv.row(row, layer)), strict=True):
+        for first, mine, new in zip(rows[0], old, row_of_both_layers(kv, row), strict=True):
             assert torch.equal(new[:, :7], first[:, :7]) and torch.equal(new[:, 7:], mine[:, 7:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_row_is_copied_as_far_as_it_is_asked(dtype, monkeypatch) -> None:
     kv = small((4, 2), [50, 40, 40], monkeypatch, dtype)
-    source, target = ([x.clone() for layer in (0, 1) for x in kv.row(row, layer)] for row in (2, 0))
+    source, target = ([x.clone() for x in row_of_both_layers(kv, row)] for row in (2, 0))
     kv.copy(2, 0, 30)
-    for old, mine, new in zip(source, target, (x for layer in (0, 1) for x in kv.row(0, layer)), strict=True):
+    for old, mine, new in zip(source, target, row_of_both_layers(kv, 0), strict=True):
         assert torch.equal(new[:, :30], old[:, :30]) and torch.equal(new[:, 30:], mine[:, 30:])
 
 

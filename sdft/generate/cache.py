@@ -10,8 +10,8 @@ knowledge of its neighbours, and a finished row's slots are simply written over 
 
 A layer's keys are one array of lines, one for each row, key/value head and slot, and so are its values: a step writes all
 its tokens by one operation, wherever their rows lie. Neighbouring rows are read together, as far as the longest of them
-reaches, and a step parts them anew so that little is read in vain (`cheapest_runs`). Where few heads are attended faster as one
-wide one (kernels/cached_attention.py), a line holds all heads of a slot.
+reaches, and a step parts them anew so that little is read in vain (`cheapest_runs`). Where few heads are attended faster
+as one wide one (kernels/cached_attention.py), a line holds all heads of a slot.
 """
 from __future__ import annotations
 
@@ -278,4 +278,4 @@ def cheapest_runs(ends: Sequence[int], together: int, heads: int, threads: int) 
 
 def blocks(length: int) -> int:
     """Round `length` up to whole blocks of slots."""
-    return -(-length // BLOCK) * BLOCK
+    return (length + BLOCK - 1) // BLOCK * BLOCK
