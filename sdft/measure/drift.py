@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdft.generate.sampling import most_probable
 from sdft.measure.abilities import joined
 from sdft.measure.gap import ROWS, fitting, packed, target_hidden
 from sdft.measure.places import by_place
@@ -32,6 +33,7 @@ from sdft.model.lora import adapter_off
 from sdft.tasks.base import Suite
 from sdft.text.chat import Example, encode_example
 from sdft.train.batches import Batch
+from sdft.train.divergence import few_at_a_time
 
 
 def seed_answers(tokenizer, suite: Suite, rows: Sequence[dict[str, Any]], chat: str | None = None) -> list[Example]:
@@ -144,7 +146,7 @@ def token_reverse_drift(model: Llama, answers: Sequence[Example], seed: Llama | 
 
 def _compared(batch: Batch, x_p: Tensor, head_p: Tensor, x_q: Tensor, head_q: Tensor) -> list[dict[str, Any]]:
     """`compare` of p and q at every target of the batch, of their hidden states (n, D) and heads (V, D)."""
-    parts = [compare(F.linear(p, head_p), F.linear(q, head_q))
+    parts = [few_at_a_time(compare, F.linear(p, head_p), F.linear(q, head_q))
              for p, q in zip(x_p.split(ROWS), x_q.split(ROWS), strict=True)]
     columns = (torch.cat(part).split(batch.counts) for part in zip(*parts, strict=True))
     return [{"id": id, "kl": kl.tolist(), "tv": tv.tolist(), "top1": same.tolist()}
@@ -160,4 +162,4 @@ def compare(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]
     p = log_p.exp()
     kl = (p * (log_p - log_q)).sum(-1)
     tv = (p - log_q.exp()).abs().sum(-1) / 2
-    return kl.clamp_min(0), tv, log_p.argmax(-1) == log_q.argmax(-1)
+    return kl.clamp_min(0), tv, most_probable(p_logits) == most_probable(q_logits)

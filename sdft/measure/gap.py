@@ -32,10 +32,10 @@ from sdft.model.llama import Llama
 from sdft.progress import progress
 from sdft.text.chat import Example
 from sdft.train.batches import Batch, may_share, pack_within, trainable
-from sdft.train.divergence import label_nll
+from sdft.train.divergence import few_at_a_time, label_nll
 
 PACK = 4096          # tokens of one forward pass
-ROWS = 128           # rows of logits at a time: 128 × 49152 in fp32 are 25 MB
+ROWS = 128           # rows of logits at a time: 128 × 49152 in bf16 are 13 MB
 LOW = 0.4            # a target of less probability is a low-probability token: arXiv 2501.14315
 
 
@@ -170,7 +170,7 @@ def targets(model: Llama, examples: Sequence[Example], desc: str) -> Iterator[Ta
     for batch in packed(model, examples, desc):
         x = target_hidden(model, batch)                                             # (n, D)
         labels = batch.labels[batch.rows]                                           # (n,)
-        parts = [_surprise(model.head(x_rows), y_rows)
+        parts = [few_at_a_time(_surprise, model.head(x_rows), y_rows)
                  for x_rows, y_rows in zip(x.split(ROWS), labels.split(ROWS), strict=True)]
         columns = (torch.cat(part).cpu().split(batch.counts) for part in zip(*parts, strict=True))
         for id, own, nll, rank in zip(batch.ids, labels.cpu().split(batch.counts), *columns, strict=True):
