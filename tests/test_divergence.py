@@ -23,7 +23,8 @@ def test_a_case_done_by_hand():
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_chunks_and_gradients_equal_the_full_arrays(reverse, monkeypatch):
-    monkeypatch.setattr(divergence, "ROWS", 3)                          # 8 rows: two chunks and a ragged one
+    monkeypatch.setattr(divergence, "ROWS", 3)                          # 8 rows: two chunks and a ragged one,
+    monkeypatch.setattr(divergence, "CACHED", 2)                        # each of which has a ragged part
     generator = torch.Generator().manual_seed(0)
     x, other, head = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (8, 8, 11))
     x.requires_grad_(True)
