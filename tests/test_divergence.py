@@ -49,6 +49,16 @@ def test_what_is_impossible_to_one_view_stays_finite(reverse):
     assert loss.isfinite() and x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_surprise_of_half_precision_is_taken_in_fp32(dtype):
+    generator = torch.Generator().manual_seed(0)
+    x, head = (torch.randn(n, 16, generator=generator).to(dtype) for n in (20, 50))
+    labels = torch.arange(20)
+    # Of the same rounded logits; assert_close also wants the same dtype.
+    torch.testing.assert_close(token_nll(x, head, labels), torch.nn.functional.cross_entropy(
+        (x @ head.t()).float(), labels, reduction="none"))
+
+
 def test_half_precision_is_no_worse_than_autograd_on_the_full_arrays():
     generator = torch.Generator().manual_seed(0)
     x, other, head = (torch.randn(n, 64, generator=generator) / 4 for n in (300, 300, 500))
