@@ -7,7 +7,7 @@ All in bf16, greedy, on the embedded model. Every time is taken from one wait fo
 sides that are compared take turns, and what is reported are medians over the rounds.
 
     decode       one step of so many rows that hold 400 tokens each, the chosen ids read by the host, as the engine reads them
-    generation   the prompts of `sdft distill`, at most 256 new tokens each: `sdft.generate.stream`'s engine, and
+    generation   the prompts of `sdft distill`, at most 256 new tokens each: `sdft.generation.stream`'s engine, and
                  transformers' `generate` on batches sorted by length and padded on the left
     training     a rank-8 adapter on q_proj and v_proj, all records of a step in one pack, and in packs of the default size;
                  transformers + peft on padded batches. Tokens are the records' own. Peaks are of allocated memory
@@ -31,16 +31,16 @@ from rewriting import answer_in_batches
 from training import MODEL, Ours, Peer, workload
 
 import sdft
+from sdft.data.chat import Example
+from sdft.data.templates import get_template
 from sdft.distill.rewrite import distill_prompt
 from sdft.experiment.plan import shape_of, training_memory
-from sdft.generate import Request, Sampling
-from sdft.generate.engine import Engine
+from sdft.generation import Request, Sampling
+from sdft.generation.engine import Engine
 from sdft.model.config import LlamaConfig
-from sdft.model.fetch import resolve
+from sdft.model.io.fetch import resolve
 from sdft.model.llama import Llama
 from sdft.tasks import load_task
-from sdft.text.chat import Example
-from sdft.text.templates import get_template
 from sdft.train import TrainSettings
 
 DEVICE = "cuda"
@@ -175,7 +175,7 @@ def plan(values: dict, length: int) -> dict:
     """The peak of a training step on one record of `length` tokens, half of them learned, beside what is planned."""
     config, found = LlamaConfig.from_hf(values, "the benchmark"), {}
     for checkpoint in (False, True):
-        settings, before = TrainSettings(micro_tokens=WHOLE, checkpoint=checkpoint), allocated()
+        settings, before = TrainSettings(micro_tokens=WHOLE, gradient_checkpointing=checkpoint), allocated()
         with torch.device("meta"):
             model = Llama(config)
         for name, weight in list(model.named_parameters()):
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--batches", type=int, nargs="+", default=[32, 128], help="rows and batch sizes of generation")
     parser.add_argument("--uncaptured", action="store_true", help="generate without graphs, too")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 128], help="of the decode steps")
+    parser.add_argument("--generation_batch_size", type=int, nargs="+", default=[1, 8, 32, 128], help="of the decode steps")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--train-batches", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--train-steps", type=int, default=20)

@@ -20,10 +20,10 @@ from rewriting import family_peak
 from training import BATCH, MODEL, Ours, Peer, workload
 
 import sdft
+from sdft.data.chat import Example
 from sdft.kernels.linear_cross_entropy import linear_cross_entropy_plain
 from sdft.model import resolve, tokenizer_at
-from sdft.model.loading import as_dtype
-from sdft.text.chat import Example
+from sdft.model.io.loading import as_dtype
 from sdft.train import TrainSettings
 
 KINDS = {"sdft": "packs of at most 2048 tokens", "whole step": "all tokens of a step in one pack",
@@ -32,9 +32,9 @@ KINDS = {"sdft": "packs of at most 2048 tokens", "whole step": "all tokens of a 
 WHOLE = 1_000_000
 
 
-def plain_head(batch, views):
+def plain_head(batch, hidden):
     """Cross-entropy over all rows' logits at once."""
-    return linear_cross_entropy_plain(views.trained, views.head, views.labels)
+    return linear_cross_entropy_plain(hidden.trained, hidden.head, hidden.labels)
 
 
 def synthetic(length: int, records: int = BATCH) -> list[Example]:
@@ -53,7 +53,7 @@ def child(kind: str, step: str, task: str, data: Path | None) -> None:
         side = Peer(TrainSettings())
     else:
         settings = TrainSettings(micro_tokens=TrainSettings.micro_tokens if kind == "sdft" else WHOLE,
-                                 checkpoint=kind == "checkpoint")
+                                 gradient_checkpointing=kind == "checkpoint")
         side = Ours(sdft.load(MODEL)[0], settings, *([plain_head] if kind == "plain head" else []))
     for _ in range(2):
         side.step(examples)

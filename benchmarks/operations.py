@@ -24,7 +24,7 @@ from sdft.kernels.lora_linear import lora_linear, lora_linear_plain
 from sdft.kernels.rms_norm import rms_norm, rms_norm_plain
 from sdft.kernels.rope import rope, rope_plain
 from sdft.kernels.swiglu import swiglu, swiglu_plain
-from sdft.model.loading import as_dtype
+from sdft.model.io.loading import as_dtype
 
 N, D, F, H, K, C, V, R = 1024, 576, 1536, 9, 3, 64, 49152, 8
 DOCUMENTS = [N // 8] * 8

@@ -6,7 +6,7 @@
 The prompts are those of `sdft distill`: the task's template around the instruction and the reference answer of its
 first records, as token ids. Every side writes greedily, in bf16, or in fp32 where the processor does not multiply in bf16:
 
-    sdft            128 rows, a free row takes the next prompt, drafts from the prompt (`sdft.generate.stream`)
+    sdft            128 rows, a free row takes the next prompt, drafts from the prompt (`sdft.generation.stream`)
     no drafts       the same without them
     transformers    `generate` on batches of 32, prompts sorted by length, padded on the left
     llama.cpp       the server of xllamacpp, 32 slots, on the Q4_1 file that the embedded model was made from: --gguf
@@ -46,7 +46,7 @@ Written = tuple[int, dict]                  # tokens, and what else a side tells
 
 def load_sdft(job: dict, speculation: bool = True) -> Callable[[], Written]:
     import sdft
-    from sdft.generate import Report, Request, Sampling, stream
+    from sdft.generation import Report, Request, Sampling, stream
 
     model, tokenizer = sdft.load(job["folder"], dtype=job["dtype"])
     requests = [Request(str(index), prompt) for index, prompt in enumerate(job["prompts"])]
@@ -134,11 +134,11 @@ def workload(job: dict) -> dict:
     and the bytes that a token's keys and values take."""
     import torch
 
+    from sdft.data.templates import get_template
     from sdft.distill.rewrite import distill_prompt
     from sdft.model import resolve, tokenizer_at
-    from sdft.model.loading import as_dtype, load_config
+    from sdft.model.io.loading import as_dtype, load_config
     from sdft.tasks import load_task
-    from sdft.text.templates import get_template
 
     folder = resolve(MODEL)
     config, tokenizer = load_config(folder), tokenizer_at(folder)

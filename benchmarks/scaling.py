@@ -29,9 +29,9 @@ from training import MODEL, PEAK_SIZE, Ours
 
 import sdft
 from sdft.experiment.plan import generation_flops, matmul_peak, shape_of
-from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention
-from sdft.generate.packed import packed
-from sdft.generate.sampling import most_probable
+from sdft.generation.cache import DecodeAttention, KVCache, PrefillAttention
+from sdft.generation.fast.prepacked import packed
+from sdft.generation.sampling import most_probable
 from sdft.train import TrainSettings
 
 ROWS, CONTEXTS = (1, 2, 4, 8, 16, 32, 64, 128), (128, 256, 512, 1024, 2048, 4096)

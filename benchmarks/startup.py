@@ -15,8 +15,8 @@ import subprocess
 import sys
 import time
 
-from sdft.model.fetch import fetch
-from sdft.model.loading import as_dtype
+from sdft.model.io.fetch import fetch
+from sdft.model.io.loading import as_dtype
 
 MODEL = "smollm2-135m"
 PROMPT = "Why is the sky blue?"

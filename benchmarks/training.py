@@ -25,17 +25,17 @@ from pathlib import Path
 import torch
 
 import sdft
+from sdft.data.chat import Example, encode_example
+from sdft.data.templates import get_template
 from sdft.experiment.plan import matmul_peak
-from sdft.model.fetch import resolve
+from sdft.model.batches import may_share, pack, pack_within
+from sdft.model.io.fetch import resolve
+from sdft.model.io.loading import as_dtype
 from sdft.model.llama import Llama
-from sdft.model.loading import as_dtype
+from sdft.objectives import Objective, cross_entropy
 from sdft.tasks import load_task
-from sdft.text.chat import Example, encode_example
-from sdft.text.templates import get_template
 from sdft.train import TrainSettings
-from sdft.train.batches import may_share, pack, pack_within
 from sdft.train.loop import gradient
-from sdft.train.objectives import Objective, cross_entropy
 from sdft.train.optimiser import adamw
 from sdft.train.weights import Adapter
 
@@ -57,7 +57,7 @@ class Ours:
     def step(self, examples: Sequence[Example]) -> float:
         """One optimiser step on `examples`; returns the loss per target token."""
         batches = pack_within(examples, self.settings.micro_tokens, may_share(self.model.device))
-        loss = gradient(self.model, batches, self.objective, self.settings.checkpoint)
+        loss = gradient(self.model, batches, self.objective, self.settings.gradient_checkpointing)
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -73,8 +73,8 @@ class Peer:
 
         base = AutoModelForCausalLM.from_pretrained(resolve(MODEL), dtype=as_dtype("auto", device),
                                                     attn_implementation=attention).to(device)
-        self.model = get_peft_model(base, LoraConfig(r=settings.rank, lora_alpha=settings.alpha, task_type="CAUSAL_LM",
-                                                     target_modules=list(settings.targets)))
+        self.model = get_peft_model(base, LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, task_type="CAUSAL_LM",
+                                                     target_modules=list(settings.lora_targets)))
         self.model.train()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.parameters, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -132,14 +132,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the task's files")
     parser.add_argument("--records", type=int, default=128)
     parser.add_argument("--micro-tokens", type=int, default=TrainSettings.micro_tokens)
-    parser.add_argument("--checkpoint", action="store_true")
+    parser.add_argument("--gradient_checkpointing", action="store_true")
     parser.add_argument("--attention", default="sdpa", help="of transformers: sdpa (its default) or eager")
     parser.add_argument("--cpu-time", action="store_true",
                         help="count processor time, for a busy machine; with OMP_NUM_THREADS=1, or waiting threads count")
     args = parser.parse_args()
 
     clock = time.process_time if args.cpu_time else time.perf_counter
-    settings = TrainSettings(micro_tokens=args.micro_tokens, checkpoint=args.checkpoint)
+    settings = TrainSettings(micro_tokens=args.micro_tokens, gradient_checkpointing=args.checkpoint)
     model, tokenizer = sdft.load(MODEL)
     steps = workload(tokenizer, args.task, args.data, args.records)
     sides = {"sdft": Ours(model, settings), "transformers + peft": Peer(settings, args.attention)}

@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "SdftError": "sdft.errors",
     "add_lora": "sdft.model.lora",
-    "generate": "sdft.generate",
+    "generate": "sdft.generation",
     "load": "sdft.model",
 }
 __all__ = sorted(_EXPORTS)

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not isinstance(error, MemoryError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
         print("sdft: out of memory; what is finished is kept. Go on with fewer --rows, a smaller --micro_tokens or "
-              "--checkpoint=true, or start in another folder with a smaller --max_length or model", file=sys.stderr)
+              "--gradient_checkpointing=true, or start in another folder with a smaller --max_length or model", file=sys.stderr)
         return 1
 
 

@@ -8,7 +8,7 @@ torch.set_num_threads(2)
 @pytest.fixture(scope="session")
 def smollm2():
     """Folder of the real model; fetched on first use."""
-    from sdft.model.fetch import fetch
+    from sdft.model.io.fetch import fetch
 
     return fetch("smollm2-135m")
 

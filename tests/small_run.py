@@ -6,9 +6,9 @@ from pathlib import Path
 from tiny import tiny_llama
 from tiny_chat import VOCABULARY, byte_tokenizer
 
-from sdft.model.saving import save_checkpoint
+from sdft.model.io.saving import save_checkpoint
 
-ARMS = ("seed", "sft", "sdft")
+ARMS = ("base", "sft", "sdft")
 
 
 def save_tiny_model(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from tiny_chat import byte_tokenizer, tiny_chat_model
 
 import sdft.measure.abilities as module
 from sdft.errors import SdftError
-from sdft.generate import Sampling
+from sdft.generation import Sampling
 from sdft.measure.abilities import adjust_together, against, evaluate, summarise
 from sdft.tasks.base import Item, Suite
 
@@ -130,12 +130,12 @@ def test_all_comparisons_of_a_run_are_one_family():
     def suite(**p):
         return {"mean": 0.5, **{f"against_{arm}": {"p": value} for arm, value in p.items()}}
 
-    arms = {"seed": {"suites": {"task": suite(), "other": suite()}},
-            "sft": {"suites": {"task": suite(seed=0.01), "other": suite(seed=0.04)}},
-            "sdft": {"suites": {"task": suite(seed=0.02, sft=0.5), "other": suite(seed=0.9, sft=0.03)}}}
+    arms = {"base": {"suites": {"task": suite(), "other": suite()}},
+            "sft": {"suites": {"task": suite(base=0.01), "other": suite(base=0.04)}},
+            "sdft": {"suites": {"task": suite(base=0.02, sft=0.5), "other": suite(base=0.9, sft=0.03)}}}
     adjust_together(arms)
     assert {(arm, name, key): found["p_holm"] for arm, row in arms.items() for name, suite in row["suites"].items()
             for key, found in suite.items() if key != "mean"} == pytest.approx({
-                ("sft", "task", "against_seed"): 0.06, ("sdft", "task", "against_seed"): 0.1,
-                ("sdft", "other", "against_sft"): 0.12, ("sft", "other", "against_seed"): 0.12,
-                ("sdft", "task", "against_sft"): 1.0, ("sdft", "other", "against_seed"): 1.0})
+                ("sft", "task", "against_base"): 0.06, ("sdft", "task", "against_base"): 0.1,
+                ("sdft", "other", "against_sft"): 0.12, ("sft", "other", "against_base"): 0.12,
+                ("sdft", "task", "against_sft"): 1.0, ("sdft", "other", "against_base"): 1.0})

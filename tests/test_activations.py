@@ -8,8 +8,8 @@ import torch
 from adapted import adapted
 from training_parts import examples, tiny_model
 
-import sdft.measure.activations as module
-from sdft.measure.activations import activation_drift, linear_cka
+import sdft.measure.outputs.activations as module
+from sdft.measure.outputs.activations import activation_drift, linear_cka
 from sdft.model.lora import adapter_off, lora_layers, merge
 
 
@@ -45,13 +45,13 @@ def test_every_layer_against_hooks_on_each_text_alone(monkeypatch, pack):
         before = hooked(model, data)
     assert found["n"] == 7 and found["tokens"] == len(before[0]) == sum(sum(each.mask) for each in data)
     assert [row["layer"] for row in found["layers"]] == [0, 1]
-    for row, h_seed, h in zip(found["layers"], before, after, strict=True):
-        ratios = [((a - b).norm() / b.norm()).item() for a, b in zip(h, h_seed, strict=True)]
-        cosines = [torch.nn.functional.cosine_similarity(a, b, dim=0).item() for a, b in zip(h, h_seed, strict=True)]
+    for row, h_base, h in zip(found["layers"], before, after, strict=True):
+        ratios = [((a - b).norm() / b.norm()).item() for a, b in zip(h, h_base, strict=True)]
+        cosines = [torch.nn.functional.cosine_similarity(a, b, dim=0).item() for a, b in zip(h, h_base, strict=True)]
         # fp32 states, packed and alone: about 1e-6 of their size.
         assert row["relative"] == pytest.approx(sum(ratios) / len(ratios), rel=1e-4) and row["relative"] > 0.01
         assert row["cosine"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-5) and row["cosine"] < 0.9999
-        assert row["cka"] == pytest.approx(gram_cka(h, h_seed), rel=1e-5) and row["cka"] < 0.9999
+        assert row["cka"] == pytest.approx(gram_cka(h, h_base), rel=1e-5) and row["cka"] < 0.9999
     assert all(layer.enabled for layer in lora_layers(model).values())
 
 

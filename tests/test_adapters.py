@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny import copy_of, hf_model, tiny_llama
 
 from sdft.errors import SdftError
-from sdft.model.adapters import load_adapter, save_adapter
+from sdft.model.io.adapters import load_adapter, save_adapter
 from sdft.model.lora import add_lora, lora_layers
 
 TOKENS = torch.arange(3, 23)[None]

@@ -8,7 +8,7 @@ import pytest
 from small_run import save_tiny_model
 
 import sdft
-from sdft.experiment.method import compare
+from sdft.experiment.compare import compare
 
 
 def test_a_model_is_loaded_asked_and_adapted_through_the_top_level(tmp_path):

@@ -17,12 +17,12 @@ from sdft.cli import main
 from sdft.distill import Distilled
 from sdft.distill.rewrite import Rewrite
 from sdft.errors import SdftError
-from sdft.experiment.arms import FISHER_TEXTS, ARMS, READ_BY, _steps_to, arms_of, interpolate, settings_of
-from sdft.experiment.config import make_config, with_task
-from sdft.experiment.lab import Lab
-from sdft.experiment.seed_text import seed_dialogues, user_header, user_text
+from sdft.experiment.arms import ARMS, FISHER_TEXTS, READ_BY, _steps_to, arms_of, interpolate, settings_of
+from sdft.experiment.base_text import base_dialogues, user_header, user_text
+from sdft.experiment.context import Context
+from sdft.experiment.settings import make_config, with_task
 from sdft.files import Journal
-from sdft.generate import Request, Sampling, stream
+from sdft.generation import Request, Sampling, stream
 from sdft.model import load
 from sdft.model.lora import add_lora, lora_layers
 from sdft.tasks import load_task
@@ -46,28 +46,28 @@ def finished(model, tmp_path_factory):
 
 
 @pytest.fixture
-def lab(model, tmp_path):
+def context(model, tmp_path):
     """A lab of four records with nothing done yet."""
     config, given = make_config(None, {"model": str(model), "dtype": "float32", "max_length": "2048",
                                        "rewrite_tokens": "8", "batch_size": "2", "general_items": "2"})
     task = load_task("passages", train_records=4, test_records=1)
-    return Lab(with_task(config, given, **task.decides), tmp_path, *load(model, "float32"), task)
+    return Context(with_task(config, given, **task.decides), tmp_path, *load(model, "float32"), task)
 
 
 def adapter(folder, arm):
     return load_file(str(folder / arm / "adapter_model.safetensors"))
 
 
-def arm_of(lab, name):
-    lab.arms = replace(lab.arms, arms=(name,))
-    originals = lab.examples(lab.task.train)
-    (arm,) = arms_of(lab, originals, lab.examples([replace(r, response="My words.") for r in lab.task.train]))
+def arm_of(context, name):
+    context.arms = replace(context.arms, arms=(name,))
+    originals = context.examples(context.task.train)
+    (arm,) = arms_of(context, originals, context.examples([replace(r, response="My words.") for r in context.task.train]))
     return arm, originals
 
 
 def test_the_arms_of_a_run_are_trained_measured_and_shown(finished):
     measures = json.loads((finished / "measures.json").read_text())
-    assert list(measures["arms"]) == ["seed", *SOME]
+    assert list(measures["arms"]) == ["base", *SOME]
     for arm in SOME:
         measured = measures["arms"][arm]
         assert measured["shift"]["total"] > 0 and measured["general"]["kl"] > 0 and measured["training"]["steps"] > 0
@@ -78,25 +78,25 @@ def test_the_arms_of_a_run_are_trained_measured_and_shown(finished):
     assert measures["arms"]["replay"]["training"]["records"] == 5        # one dialogue beside four is nearest to 0.1
 
 
-def test_every_arm_trains_and_none_is_another(lab):
-    lab.settings = replace(lab.settings, epochs=1, floor=0.01, strength=0.1)
-    lab.arms = replace(lab.arms, arms=tuple(ARMS))
-    originals = lab.examples(lab.task.train)
-    rewritten = lab.examples([replace(record, response="My own words, more of them.") for record in lab.task.train])
+def test_every_arm_trains_and_none_is_another(context):
+    context.settings = replace(context.settings, epochs=1, floor=0.01, strength=0.1)
+    context.arms = replace(context.arms, arms=tuple(ARMS))
+    originals = context.examples(context.task.train)
+    rewritten = context.examples([replace(record, response="My own words, more of them.") for record in context.task.train])
     moved = {}
-    for arm in arms_of(lab, originals, rewritten):
-        model = lab.copy_of_seed()
-        train(model, arm.targets, arm.settings, lab.folder / arm.folder, material=arm.material)
-        arm.finish(lab, model)
+    for arm in arms_of(context, originals, rewritten):
+        model = context.model_to_train()
+        train(model, arm.targets, arm.settings, context.folder / arm.folder, inputs=arm.inputs)
+        arm.finish(context, model)
         moved[arm.name] = tuple(layer.delta().norm().item() for layer in lora_layers(model).values())
-        lab.give_back(model)
+        context.remove_adapter(model)
     assert list(moved) == list(ARMS) and all(sum(norms) > 0 for norms in moved.values())
     assert moved.pop("self-output") == moved["sft"]                      # no answer of this model is ever accepted
     assert len(set(moved.values())) == len(moved)
 
 
-def test_sft_is_what_the_loop_makes_of_the_originals_alone(finished, lab, tmp_path):
-    train(lab.seed, lab.examples(lab.task.train), replace(lab.settings, epochs=1), tmp_path / "sft")
+def test_sft_is_what_the_loop_makes_of_the_originals_alone(finished, context, tmp_path):
+    train(context.base, context.examples(context.task.train), replace(context.settings, epochs=1), tmp_path / "sft")
     ours, theirs = adapter(finished, "sft"), adapter(tmp_path, "sft")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -117,73 +117,73 @@ def test_going_on_with_all_arms_trained_changes_nothing(finished, model):
     assert json.loads((finished / "measures.json").read_text()) == before
 
 
-def test_the_trivial_controls(lab):
-    arm, originals = arm_of(lab, "low-lr")
-    assert arm.settings == replace(lab.settings, lr=lab.settings.lr / 10) and arm.targets == originals
-    arm, _ = arm_of(lab, "low-rank")
-    assert (arm.settings.rank, arm.settings.alpha) == (1, 2.0)           # 16 / 8
-    lab.settings = replace(lab.settings, rslora=True, rank=4)
-    assert arm_of(lab, "low-rank")[0].settings.alpha == 8.0              # 16 / √4
+def test_the_trivial_controls(context):
+    arm, originals = arm_of(context, "low-lr")
+    assert arm.settings == replace(context.settings, lr=context.settings.lr / 10) and arm.targets == originals
+    arm, _ = arm_of(context, "low-rank")
+    assert (arm.settings.lora_rank, arm.settings.lora_alpha) == (1, 2.0)           # 16 / 8
+    context.settings = replace(context.settings, rslora=True, rank=4)
+    assert arm_of(context, "low-rank")[0].settings.lora_alpha == 8.0              # 16 / √4
     for name in ("kl", "l2-sp", "ewc", "dft", "stm", "flow"):
-        arm, originals = arm_of(lab, name)
-        assert arm.settings == replace(lab.settings, objective=name) and arm.targets == originals
-        assert (arm.name, arm.folder, len(arm.material.seed_text)) == (name, name, FISHER_TEXTS * (name == "ewc"))
+        arm, originals = arm_of(context, name)
+        assert arm.settings == replace(context.settings, objective=name) and arm.targets == originals
+        assert (arm.name, arm.folder, len(arm.inputs.base_text)) == (name, name, FISHER_TEXTS * (name == "ewc"))
 
 
-def test_settings_that_an_arm_does_not_read_are_not_stored_with_it(lab, tmp_path):
-    given = TrainSettings(strength=0.3, floor=0.2, ema=0.5, max_length=2048, batch_size=2, epochs=1)
+def test_settings_that_an_arm_does_not_read_are_not_stored_with_it(context, tmp_path):
+    given = TrainSettings(penalty_weight=0.3, stm_threshold=0.2, teacher_ema=0.5, max_length=2048, batch_size=2, epochs=1)
     read = {name: {setting for setting in READ_BY
                    if getattr(settings_of(name, given), setting) != getattr(TrainSettings, setting)} for name in ARMS}
-    averaged = {name: {"ema"} for name in ARMS if name.endswith("-ema")}
+    averaged = {name: {"teacher_ema"} for name in ARMS if name.endswith("-ema")}
     assert {name: settings for name, settings in read.items() if settings} == {
-        "kl": {"strength"}, "l2-sp": {"strength"}, "ewc": {"strength"}, "stm": {"floor"}, **averaged}
+        "kl": {"penalty_weight"}, "l2-sp": {"penalty_weight"}, "ewc": {"penalty_weight"}, "stm": {"stm_threshold"}, **averaged}
     own = settings_of("sft", replace(given, objective="stm", lr=0.1))      # as the run says
     assert own == replace(given, objective="stm", lr=0.1, strength=None, ema=0.0)
-    lab.settings = given
-    arm, _ = arm_of(lab, "sft")
-    train(lab.seed, arm.targets, arm.settings, tmp_path / "sft", material=arm.material)
+    context.settings = given
+    arm, _ = arm_of(context, "sft")
+    train(context.base, arm.targets, arm.settings, tmp_path / "sft", inputs=arm.inputs)
     with safe_open(tmp_path / "sft" / "state.safetensors", "pt") as file:
         assert file.metadata()["strength"] == "null" and file.metadata()["floor"] == "0.4"
 
 
-def test_on_policy_the_model_answers_anew_at_every_step_and_the_teacher_sees_the_reference(lab, monkeypatch):
-    arm, originals = arm_of(lab, "sdft-onpolicy-reverse-ema")
+def test_on_policy_the_model_answers_anew_at_every_step_and_the_teacher_sees_the_reference(context, monkeypatch):
+    arm, originals = arm_of(context, "sdft-onpolicy-reverse-ema")
     assert arm.targets == originals
-    assert arm.settings == replace(lab.settings, objective="onpolicy-reverse", ema=0.99)
-    for record, prompt in zip(lab.task.train, arm.material.shown, strict=True):
-        text = lab.tokenizer.decode(prompt.tokens, skip_special=False)
+    assert arm.settings == replace(context.settings, objective="onpolicy-reverse", ema=0.99)
+    for record, prompt in zip(context.task.train, arm.inputs.shown, strict=True):
+        text = context.tokenizer.decode(prompt.tokens, skip_special=False)
         assert record.response in text.partition("Reference Answer:")[2] and text.endswith("<|im_start|>assistant\n")
         assert not any(prompt.mask) and prompt.id == record.id
-    first, again, later = (arm.material.sample(lab.seed, originals[:2], step) for step in (0, 0, 1))
+    first, again, later = (arm.inputs.sample(context.base, originals[:2], step) for step in (0, 0, 1))
     assert first == again and [e.id for e in first] == [e.id for e in originals[:2]]
     for original, drawn, other in zip(originals, first, later, strict=False):
         prompt = original.tokens[: original.mask.index(True)]
         assert drawn.tokens[: len(prompt)] == prompt and drawn.mask == [False] * len(prompt) + [True] * 8
         assert drawn.tokens[len(prompt):] != other.tokens[len(prompt):]      # another step, another draw
-    sampling = Sampling(max_new_tokens=8, temperature=1.0, seed=lab.settings.seed)
+    sampling = Sampling(max_new_tokens=8, temperature=1.0, seed=context.settings.seed)
     request = Request(f"0 {first[0].id}", first[0].tokens[:-8])
-    (alone,) = stream(lab.seed, lab.tokenizer, [request], sampling)
+    (alone,) = stream(context.base, context.tokenizer, [request], sampling)
     assert alone.tokens == first[0].tokens[-8:]
-    context = len(arm.material.shown[0].tokens) + 3
-    monkeypatch.setattr(type(lab.seed.config), "context_length", context)
-    arm, _ = arm_of(lab, "sdft-onpolicy")
-    kept = {prompt.id for prompt in arm.material.shown}
-    assert {e.id for e in arm.targets} == kept and all(len(p.tokens) < context for p in arm.material.shown)
-    (drawn,) = arm.material.sample(lab.seed, [e for e in arm.targets if e.id == originals[0].id], 0)
+    limit = len(arm.inputs.shown[0].tokens) + 3
+    monkeypatch.setattr(type(context.base.config), "context_length", limit)
+    arm, _ = arm_of(context, "sdft-onpolicy")
+    kept = {prompt.id for prompt in arm.inputs.shown}
+    assert {e.id for e in arm.targets} == kept and all(len(p.tokens) < limit for p in arm.inputs.shown)
+    (drawn,) = arm.inputs.sample(context.base, [e for e in arm.targets if e.id == originals[0].id], 0)
     assert sum(drawn.mask) == 3                                              # the room behind the teacher's prompt
 
 
-def test_self_output_takes_the_seeds_own_answer_where_the_check_accepts_it(lab, monkeypatch):
+def test_self_output_takes_the_seeds_own_answer_where_the_check_accepts_it(context, monkeypatch):
     def accept(records, answers, check, limits):
-        assert [answer.id for answer in answers] == [record.id for record in records] and check is lab.task.check
+        assert [answer.id for answer in answers] == [record.id for record in records] and check is context.task.check
         return [Distilled(r.id, r.instruction, r.response, "My own words.", "rewrite", "") for r in records[:2]] + [
             Distilled(r.id, r.instruction, r.response, r.response, "original", "no") for r in records[2:]]
 
     monkeypatch.setattr("sdft.experiment.arms.choose", accept)
-    arm, originals = arm_of(lab, "self-output")
+    arm, originals = arm_of(context, "self-output")
     assert arm.targets[2:] == originals[2:]
-    assert arm.targets[:2] == lab.examples([replace(r, response="My own words.") for r in lab.task.train[:2]])
-    asked = json.loads((lab.folder / "self-output" / "answers.settings.json").read_text())
+    assert arm.targets[:2] == context.examples([replace(r, response="My own words.") for r in context.task.train[:2]])
+    asked = json.loads((context.folder / "self-output" / "answers.settings.json").read_text())
     assert asked["template"]["name"] == "plain"                          # no reference shown
 
 
@@ -198,49 +198,49 @@ def test_token_matched_learns_as_many_tokens_as_sdft():
     assert _steps_to(sum(counts), records, single) == 7 and _steps_to(3 * sum(counts), records, single) == 21
 
 
-def test_token_matched_counts_what_is_left_for_training(lab, tmp_path):
-    arm, originals = arm_of(lab, "token-matched-sft")
-    summary = train(lab.seed, originals, arm.settings, tmp_path / "matched")
-    sdft_tokens = lab.settings.epochs * 4 * len("My words.<")            # a byte a token, and the end
+def test_token_matched_counts_what_is_left_for_training(context, tmp_path):
+    arm, originals = arm_of(context, "token-matched-sft")
+    summary = train(context.base, originals, arm.settings, tmp_path / "matched")
+    sdft_tokens = context.settings.epochs * 4 * len("My words.<")            # a byte a token, and the end
     longest = 2 * max(sum(e.mask) for e in originals)                    # the most that a step learns
     assert summary["steps"] == arm.settings.steps and abs(summary["target_tokens"] - sdft_tokens) <= longest / 2
-    assert Journal(tmp_path / "matched" / "log.jsonl").read()[-1]["lr"] < lab.settings.lr
-    lab.settings = replace(lab.settings, steps=5)
-    same = next(arms_of(lab, originals, originals))                      # sdft on the same targets: as many steps
+    assert Journal(tmp_path / "matched" / "log.jsonl").read()[-1]["lr"] < context.settings.lr
+    context.settings = replace(context.settings, steps=5)
+    same = next(arms_of(context, originals, originals))                      # sdft on the same targets: as many steps
     assert same.name == "token-matched-sft" and same.settings.steps == 5
 
 
-def test_replay_mixes_in_dialogues_that_the_seed_wrote(lab):
-    lab.arms = replace(lab.arms, replay=0.5)
-    arm, originals = arm_of(lab, "replay")
+def test_replay_mixes_in_dialogues_that_the_seed_wrote(context):
+    context.arms = replace(context.arms, replay=0.5)
+    arm, originals = arm_of(context, "replay")
     dialogues = arm.targets[4:]
     assert arm.targets[:4] == originals and len(dialogues) == 4
-    turns = {line["id"]: line for line in Journal(lab.folder / "seed-turns.jsonl").read()}
-    answers = {line["id"]: line for line in Journal(lab.folder / "seed-answers.jsonl").read()}
-    header = user_header(lab.tokenizer, None)
-    assert lab.tokenizer.decode(header, skip_special=False) == "<|im_start|>user\n"
+    turns = {line["id"]: line for line in Journal(context.folder / "base-turns.jsonl").read()}
+    answers = {line["id"]: line for line in Journal(context.folder / "base-answers.jsonl").read()}
+    header = user_header(context.tokenizer, None)
+    assert context.tokenizer.decode(header, skip_special=False) == "<|im_start|>user\n"
     for dialogue in dialogues:
         learned = [token for token, target in zip(dialogue.tokens, dialogue.mask, strict=True) if target]
         assert learned == answers[dialogue.id]["tokens"] and answers[dialogue.id]["finish"] == "length"
         assert dialogue.tokens[: len(header)] == header and dialogue.mask == sorted(dialogue.mask)
         turn = Rewrite(**{name: turns[dialogue.id][name] for name in Rewrite.__dataclass_fields__})
-        asked = lab.tokenizer.encode(user_text(lab.tokenizer, turn, None))
+        asked = context.tokenizer.encode(user_text(context.tokenizer, turn, None))
         assert asked == dialogue.tokens[len(header) :][: len(asked)]
     assert len({tuple(dialogue.tokens) for dialogue in dialogues}) == 4  # sampled, not one greedy answer
-    stamp = (lab.folder / "seed-answers.jsonl").stat().st_mtime_ns
-    assert seed_dialogues(lab, 4) == dialogues and (lab.folder / "seed-answers.jsonl").stat().st_mtime_ns == stamp
+    stamp = (context.folder / "base-answers.jsonl").stat().st_mtime_ns
+    assert base_dialogues(context, 4) == dialogues and (context.folder / "base-answers.jsonl").stat().st_mtime_ns == stamp
 
 
-def test_a_general_prompt_is_never_replayed(lab, monkeypatch):
-    general = lab.general.items[0].messages[-1]["content"]
+def test_a_general_prompt_is_never_replayed(context, monkeypatch):
+    general = context.general.items[0].messages[-1]["content"]
     texts = iter(["", general, "Mine.", "Mine.", "Another."] + ["More."] * 20)
-    monkeypatch.setattr("sdft.experiment.seed_text.user_text", lambda *_: next(texts))
-    dialogues = [lab.tokenizer.decode(dialogue.tokens, skip_special=False) for dialogue in seed_dialogues(lab, 3)]
+    monkeypatch.setattr("sdft.experiment.base_text.user_text", lambda *_: next(texts))
+    dialogues = [context.tokenizer.decode(dialogue.tokens, skip_special=False) for dialogue in base_dialogues(context, 3)]
     asked = [text.partition("user\n")[2].partition("<|im_end|>")[0] for text in dialogues]
     assert asked == ["Mine.", "Another.", "More."]
-    monkeypatch.setattr("sdft.experiment.seed_text.user_text", lambda *_: "")
+    monkeypatch.setattr("sdft.experiment.base_text.user_text", lambda *_: "")
     with pytest.raises(SdftError, match="the seed wrote no user's turn of its own in 11 samples"):
-        seed_dialogues(lab, 3)
+        base_dialogues(context, 3)
 
 
 def test_a_turn_ends_where_its_chat_format_ends_it():
@@ -274,7 +274,7 @@ def test_full_fine_tuning_has_the_rivals_that_need_no_adapter(model, tmp_path):
     folder = tmp_path / "full"
     assert main(["run", *options(model), *FEW, "--method=full", "--arms=dft,wise-ft,flow", "--out", str(folder)]) == 0
     shifts = {arm: row["shift"] for arm, row in json.loads((folder / "measures.json").read_text())["arms"].items()
-              if arm != "seed"}
+              if arm != "base"}
     assert list(shifts) == ["dft", "wise-ft", "flow"] and (folder / "wise-ft" / "model.safetensors").is_file()
     log = Journal(folder / "sft" / "log.jsonl").read()                   # trained for wise-ft, and no arm of its own
     assert shifts["wise-ft"]["total"] == pytest.approx(log[-1]["delta_norm"] / 2, rel=1e-4)
@@ -284,8 +284,8 @@ def test_full_fine_tuning_has_the_rivals_that_need_no_adapter(model, tmp_path):
     (["--arms=sft,sdfft"], "arms: expected names out of sft, sdft, .*, got 'sdfft' (did you mean sdft?)"),
     (["--arms=sft,kl", "--method=full"], "objective kl compares with the seed"),
     (["--arms=low-rank", "--method=full"], "low-rank has an adapter of rank 1"),
-    (["--replay=1"], "arms.replay: expected a share above 0 and below 1"),
-    (["--wise=1.5"], "arms.wise: expected a share from 0"), (["--arms="], "arms.arms: expected names")])
+    (["--replay_fraction=1"], "arms.replay_fraction: expected a share above 0 and below 1"),
+    (["--wise_ft_alpha=1.5"], "arms.wise_ft_alpha: expected a share from 0"), (["--arms="], "arms.arms: expected names")])
 def test_arms_that_cannot_be_are_told_before_any_work(wrong, message, model, tmp_path, capsys):
     assert main(["run", *options(model), *wrong, "--out", str(tmp_path / "none")]) == 1
     error = capsys.readouterr().err
@@ -293,11 +293,11 @@ def test_arms_that_cannot_be_are_told_before_any_work(wrong, message, model, tmp
     assert not (tmp_path / "none" / "rewrites.jsonl").exists()
 
 
-def test_what_was_found_of_the_seed_is_kept_for_the_same_weights_and_texts(lab):
-    texts, made = lab.examples(lab.task.train), []
+def test_what_was_found_of_the_seed_is_kept_for_the_same_weights_and_texts(context):
+    texts, made = context.examples(context.task.train), []
     for given in (texts, texts, texts[:2]):
-        lab.of_seed("length", given, lambda given=given: made.append(len(given)))
+        context.of_base("length", given, lambda given=given: made.append(len(given)))
     with torch.no_grad():
-        lab.seed.model.norm.weight.add_(1)
-    lab.of_seed("length", texts[:2], lambda: made.append("other weights"))
+        context.base.model.norm.weight.add_(1)
+    context.of_base("length", texts[:2], lambda: made.append("other weights"))
     assert made == [4, 2, "other weights"]

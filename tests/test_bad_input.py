@@ -9,7 +9,7 @@ from small_run import options, save_tiny_model
 from tiny import tiny_llama
 
 from sdft.cli import main
-from sdft.model.adapters import save_adapter
+from sdft.model.io.adapters import save_adapter
 from sdft.model.lora import add_lora
 
 
@@ -98,7 +98,7 @@ def test_settings(fails, model, tmp_path):
 
 @pytest.mark.parametrize(("setting", "message"), [
     ("--temperature=-1", "temperature = -1.0: expected 0"), ("--chat=chatmll", "chat format: expected one of"),
-    ("--targets=k_prj", "names no linear layer (did you mean k_proj?)"), ("--dtype=int8", "dtype: expected auto or one of"),
+    ("--lora_targets=k_prj", "names no linear layer (did you mean k_proj?)"), ("--dtype=int8", "dtype: expected auto or one of"),
     ("--objective=kll", "objective: expected one of"), ("--train_template=refer", "shows the reference answer"),
     ("--max_length=20", "expected records of at most 20 tokens to train on, but all 4 are longer"),
     ("--test_records=0", "test_records = 0"),
@@ -158,18 +158,18 @@ def test_a_task_of_the_users_own_without_answers_or_items_is_refused_before_rewr
     from dataclasses import replace
 
     from sdft.errors import SdftError
-    from sdft.experiment.config import make_config, with_task
-    from sdft.experiment.lab import Lab
+    from sdft.experiment.context import Context
+    from sdft.experiment.settings import make_config, with_task
     from sdft.model import load
     from sdft.tasks import load_task
 
     config, given = make_config(None, {"dtype": "float32", "max_length": "2048"})
     config, task = with_task(config, given, 1, "using", "plain", 8), load_task("passages", limit=2)
     seed, tokenizer = load(model, "float32")
-    Lab(config, tmp_path, seed, tokenizer, task).check()
+    Context(config, tmp_path, seed, tokenizer, task).check()
     for change, message in (
         ({"train": [replace(task.train[0], response=" "), task.train[1]]}, "answer in every record, but 1 of 2 have"),
         ({"suites": [replace(task.suites[0], items=[])]}, "suite passages: expected test items, got none"),
     ):
         with pytest.raises(SdftError, match=message):
-            Lab(config, tmp_path, seed, tokenizer, replace(task, **change)).check()
+            Context(config, tmp_path, seed, tokenizer, replace(task, **change)).check()

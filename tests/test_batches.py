@@ -4,18 +4,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sdft.data.chat import Example
 from sdft.errors import SdftError
-from sdft.text.chat import Example
-from sdft.train.batches import (
-    fingerprint,
-    hold_out,
-    may_share,
-    pack,
-    pack_within,
-    step_batches,
-    steps_per_epoch,
-    trainable,
-)
+from sdft.model.batches import fingerprint, may_share, pack, pack_within, trainable
+from sdft.train.order import hold_out, step_batches, steps_per_epoch
 
 A = Example("a", [10, 11, 12, 13, 2], [False, False, True, True, True])
 B = Example("b", [20, 21, 2], [False, True, True])

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sdft.generate import cache
-from sdft.generate.cache import DecodeAttention, KVCache, PrefillAttention, cheapest_runs
+from sdft.generation import cache
+from sdft.generation.cache import DecodeAttention, KVCache, PrefillAttention, cheapest_runs
 from sdft.kernels.cached_attention import cached_attention_plain
 
 

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from sdft.kernels import cached_attention as kernel
-from sdft.kernels.cached_attention import cache_bias, cached_attention, cached_attention_plain, prompt_attention, prompt_bias
+from sdft.kernels.cached_attention import (
+    cache_bias,
+    cached_attention,
+    cached_attention_plain,
+    prompt_attention,
+    prompt_bias,
+)
 
 
 def parts(B: int = 3, t: int = 1, H: int = 6, K: int = 2, C: int = 8, T: int = 12, dtype=torch.float64):

@@ -8,11 +8,12 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from sdft.data.chat import CHAT_FORMATS, encode_example, encode_prompt, get_chat_format
 from sdft.errors import SdftError
-from sdft.text.chat import CHAT_FORMATS, detect_chat_format, encode_example, encode_prompt, get_chat_format
-from sdft.text.spm import SentencePiece
-from sdft.text.tokenizer import Settings
-from sdft.text.tokenizer_files import load_tokenizer
+from sdft.tokenizers.chat_template import detect_chat_format
+from sdft.tokenizers.loading import load_tokenizer
+from sdft.tokenizers.spm import SentencePiece
+from sdft.tokenizers.tokenizer import Settings
 
 TURNS = [{"role": "user", "content": " Why is\nthe sky blue? "}, {"role": "assistant", "content": "Because."},
          {"role": "user", "content": "Really?"}, {"role": "assistant", "content": "Yes — it scatters. "}]

@@ -9,12 +9,12 @@ from adapted import adapted
 from tiny import tiny_llama
 
 from sdft.errors import SdftError
-from sdft.measure.adapter_pairs import compare_adapters
-from sdft.measure.checkpoint_pairs import compare_changes, weights_of
-from sdft.measure.spectrum import Factors
-from sdft.model.loading import open_checkpoint
+from sdft.measure.weights.adapter_pairs import compare_adapters
+from sdft.measure.weights.checkpoint_pairs import compare_changes, weights_of
+from sdft.measure.weights.spectrum import Factors
+from sdft.model.io.loading import open_checkpoint
+from sdft.model.io.saving import save_checkpoint
 from sdft.model.lora import lora_layers, merge, remove_lora
-from sdft.model.saving import save_checkpoint
 
 
 def tuned(seed: int):

@@ -11,8 +11,8 @@ from tiny import tiny_llama
 
 from sdft.errors import SdftError
 from sdft.files import write_json
-from sdft.measure.checkpoints import compare_checkpoints
-from sdft.measure.weights import distance, shift
+from sdft.measure.weights.checkpoints import compare_checkpoints
+from sdft.measure.weights.shift import distance, shift
 
 
 def two_models():
@@ -73,7 +73,7 @@ def test_two_tensors_are_the_most_that_is_held(tmp_path, monkeypatch):
         held.extend(weakref.ref(tensor) for tensor in (before, after))
         return distance(before, after)
 
-    monkeypatch.setattr("sdft.measure.modules.distance", watched)
+    monkeypatch.setattr("sdft.measure.weights.modules.distance", watched)
     compare_checkpoints(*folders)
     assert len(held) == 2 * len(list(seed.parameters()))
 
@@ -93,7 +93,7 @@ def test_spectra_are_taken_where_asked(tmp_path):
 def test_values_taken_some_at_a_time_do_not_show(monkeypatch):
     before, after = torch.randn(50, 7), torch.randn(50, 7)
     whole = distance(before, after)
-    monkeypatch.setattr("sdft.measure.weights.AT_ONCE", 20)
+    monkeypatch.setattr("sdft.measure.weights.shift.AT_ONCE", 20)
     assert distance(before, after) == pytest.approx(whole)
     assert distance(torch.tensor(2.0), torch.tensor(5.0)) == (3, 2, 1)
     assert distance(torch.tensor([1.0, 1.0]), torch.tensor([1.001, 1.1]))[2] == 0.5       # bf16 has steps of 2⁻⁷ at 1

@@ -6,12 +6,12 @@ import json
 import pytest
 from tiny_chat import byte_tokenizer
 
+from sdft.data.records import Record, read_records
+from sdft.data.templates import get_template
 from sdft.distill import Distilled, Limits, Rewrite, choose, mix, read_distilled, write_distilled
 from sdft.distill.choose import repeated_share, words
 from sdft.errors import SdftError
-from sdft.experiment.lab import training_example
-from sdft.text.records import Record, read_records
-from sdft.text.templates import get_template
+from sdft.experiment.context import training_example
 
 RECORD = Record("a", "What is the capital of Norway?", "Oslo")
 
@@ -87,7 +87,7 @@ def test_far_too_long_means_both_against_the_reference_and_in_itself():
     assert reason(" ".join(f"word{i}" for i in range(300))) == ""
     essay = Record("a", "Write.", " ".join(f"other{i}" for i in range(100)))
     assert reason(long, record=essay) == ""
-    assert choose([RECORD], [rewrite(long)], accept, Limits(words=1000))[0].reason == ""
+    assert choose([RECORD], [rewrite(long)], accept, Limits(max_words=1000))[0].reason == ""
 
 
 def test_words_counts_marks_and_ideographs_one_by_one():
@@ -101,8 +101,8 @@ def test_rows_are_joined_by_id_not_by_position():
 
 
 def test_impossible_limits_are_refused():
-    with pytest.raises(SdftError, match="repetition in"):
-        Limits(repetition=0)
+    with pytest.raises(SdftError, match="max_repeated_ngrams in"):
+        Limits(max_repeated_ngrams=0)
 
 
 def test_distilled_rows_survive_the_file(tmp_path):

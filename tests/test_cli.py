@@ -11,7 +11,7 @@ from tiny_chat import byte_tokenizer
 
 from sdft.cli import COMMANDS, main
 from sdft.distill import leave_out, read_distilled
-from sdft.model.adapters import save_adapter
+from sdft.model.io.adapters import save_adapter
 from sdft.model.lora import add_lora, lora_layers
 from sdft.tasks import Item, Suite
 
@@ -25,7 +25,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(model, tmp_path_factory):
-    from sdft.model.loading import load_model
+    from sdft.model.io.loading import load_model
 
     folder, tuned = tmp_path_factory.mktemp("adapter"), load_model(model, "float32")
     add_lora(tuned, rank=2)
@@ -102,7 +102,7 @@ def test_the_stages_alone(model, adapter, data, tmp_path, capsys):
     scores = result("eval", *common, "--adapter", str(out / "sdft"), "--data", str(data), *columns,
                     "--out", str(out / "eval"))
     assert scores["metric"] == "rouge-l" and (out / "eval" / "custom.jsonl").is_file()
-    shift = result("measure", "shift", *common, "--adapter", str(adapter), "--spectra=v_proj")
+    shift = result("measure", "shift", *common, "--adapter", str(adapter), "--svd_layers=v_proj")
     assert shift["total"] > 0 and {"intruders" in row for row in shift["modules"] if row["kind"] == "v_proj"} == {True}
     gap = result("measure", "gap", *common, "--data", str(data), *columns)
     assert len(gap["records"]) == 6 and gap["nll"] > 0
@@ -119,7 +119,7 @@ def test_the_stages_alone(model, adapter, data, tmp_path, capsys):
     assert same["cosine"] == pytest.approx(1) and same["norms"] == [pytest.approx(shift["total"])] * 2
     merged = result("merge", str(adapter), *common, "--out", str(tmp_path / "merged"))
     assert merged["relative"] < 1e-6 and (tmp_path / "merged" / "tokenizer.json").is_file()
-    moved = result("measure", "weights", str(model), str(tmp_path / "merged"), "--spectra=v_proj")
+    moved = result("measure", "weights", str(model), str(tmp_path / "merged"), "--svd_layers=v_proj")
     assert moved["total"] == pytest.approx(merged["delta_norm"], rel=1e-4)      # fp32 weights subtracted
     assert main(["generate", "--model", str(tmp_path / "merged"), "--max_new_tokens=2", "x"]) == 0
 
@@ -176,7 +176,7 @@ def test_the_standalone_file_holds_the_mix_of_the_run_s_seed(model, data, tmp_pa
     everything = distil()[1]
     assert all(row.source == "rewrite" for row in everything)
     for seed in (0, 1, 2):
-        found, rows = distil("--ratio=0.4", f"--seed={seed}")
+        found, rows = distil("--mix_ratio=0.4", f"--seed={seed}")
         assert rows == leave_out(everything, 0.4, seed)
         assert found["accepted"] == 2 and found["reasons"] == {"not in the mix": 3}
         assert found["effective_share"] == sum(row.response != row.reference for row in rows) / 5
@@ -203,10 +203,10 @@ def test_answers_of_seed_and_adapter_stand_apart_and_fewer_prompts_follow_more(m
     assert _told(capsys, *drift, "--general_items=1", "--out=new")[0] == one
     item = Item("a", [{"role": "user", "content": "Hello"}])
     monkeypatch.setattr("sdft.tasks.general_suite", lambda: Suite("general", [item], None, "", 4))
-    for more, folder in ((["--adapter", adapter], adapter.name), ([], "seed")):
+    for more, folder in ((["--adapter", adapter], adapter.name), ([], "base")):
         shutil.rmtree("eval", ignore_errors=True)
         assert _told(capsys, "eval", *common, *more, "--suite=general")[0]["answers"] == f"eval/{folder}/general.jsonl"
-    message = _told(capsys, "eval", *common, "--adapter", adapter, "--suite=general", "--out=eval/seed", status=1)[1]
+    message = _told(capsys, "eval", *common, "--adapter", adapter, "--suite=general", "--out=eval/base", status=1)[1]
     assert "was made in another way: by another model or adapter than the one given now" in message
 
 
@@ -281,5 +281,5 @@ def test_help_shows_a_setting_once_with_what_it_holds(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     out = capsys.readouterr().out
-    assert out.count("--lr ") == 1 and "--lr X " in out and "--targets A,B,…" in out
+    assert out.count("--lr ") == 1 and "--lr X " in out and "--lora_targets A,B,…" in out
     assert "[-h] --out DIR [--KEY VALUE]" in out.splitlines()[0]

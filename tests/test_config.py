@@ -4,8 +4,8 @@ from dataclasses import fields
 import pytest
 
 from sdft.errors import SdftError
-from sdft.experiment.config import SECTIONS, Config, make_config, of_task, to_toml, with_machine, with_task
-from sdft.experiment.folder import default_folder
+from sdft.experiment.run_folder import default_folder
+from sdft.experiment.settings import SECTIONS, Config, make_config, of_task, to_toml, with_machine, with_task
 
 
 def test_every_leaf_has_a_name_of_its_own_and_a_help():
@@ -24,18 +24,18 @@ def test_the_same_setting_in_three_ways(tmp_path):
 
 def test_options_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path = tmp_path / "c.toml"
-    path.write_text('limit = 8\n[train]\nlr = 1\nrank = 4\ntargets = ["o_proj"]\n'
+    path.write_text('max_records = 8\n[train]\nlr = 1\nlora_rank = 4\nlora_targets = ["o_proj"]\n'
                     '[task]\ncolumns = {instruction = "q"}\n')
-    config, given = make_config(path, {"rank": "2", "rslora": "true", "targets": "q_proj, k_proj"})
-    assert (config.train.lr, config.train.rank, config.train.alpha, config.train.rslora) == (1.0, 2, 16.0, True)
-    assert config.train.targets == ("q_proj", "k_proj") and config.task.limit == 8
+    config, given = make_config(path, {"lora_rank": "2", "rslora": "true", "lora_targets": "q_proj, k_proj"})
+    assert (config.train.lr, config.train.lora_rank, config.train.lora_alpha, config.train.rslora) == (1.0, 2, 16.0, True)
+    assert config.train.lora_targets == ("q_proj", "k_proj") and config.task.max_records == 8
     assert config.task.columns == {"instruction": "q"}
-    assert given == {"lr", "rank", "rslora", "targets", "limit", "columns"}
+    assert given == {"lr", "lora_rank", "rslora", "lora_targets", "max_records", "columns"}
 
 
 def test_resolved_settings_read_back_the_same(tmp_path):
     config, _ = make_config(None, {"columns": "instruction=q,response=a", "model": 'odd "name"', "lr": "3e-5",
-                                   "limit": "2"})
+                                   "max_records": "2"})
     (tmp_path / "c.toml").write_text(to_toml(config))
     assert make_config(tmp_path / "c.toml")[0] == config
     (tmp_path / "d.toml").write_text(to_toml(Config()))
@@ -66,7 +66,7 @@ def test_paths_hold_from_any_working_directory(tmp_path, monkeypatch):
 
 
 def test_a_run_is_written_down_with_the_dtype_that_it_computes_in(monkeypatch):
-    monkeypatch.setattr("sdft.model.loading.multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr("sdft.model.io.loading.multiplies_bfloat16", lambda: False)
     assert with_machine(make_config()[0]).model.dtype == "float32"
     assert with_machine(make_config(None, {"dtype": "bfloat16"})[0]).model.dtype == "bfloat16"
 
@@ -80,11 +80,11 @@ def test_a_run_is_written_down_with_the_dtype_that_it_computes_in(monkeypatch):
     ({"epochs": "0"}, "epochs: expected at least 1, got 0"),
     ({"lr": "nan"}, "lr: expected a positive number"),
     ({"method": "prefix"}, "method: expected one of lora, full"),
-    ({"ratio": "1.5"}, "distill.ratio: expected a share from 0 to 1, got 1.5"),
-    ({"rows": "0"}, "generate.rows: expected at least 1"),
+    ({"mix_ratio": "1.5"}, "distill.mix_ratio: expected a share from 0 to 1, got 1.5"),
+    ({"generation_batch_size": "0"}, "generate.generation_batch_size: expected at least 1"),
     ({"instruction_items": "-1"}, "eval.instruction_items: expected 0 .none. or more"),
     ({"general_items": "0"}, "eval.general_items: expected at least 1"),
-    ({"probes": "0"}, "eval.probes: expected at least 1"),
+    ({"n_probe_texts": "0"}, "eval.n_probe_texts: expected at least 1"),
     ({"seed": "-1"}, "seed: expected a whole number from 0 to 4294967295"),
     ({"columns": "question"}, "task.columns: expected OURS=THEIRS"),
     ({"model": ""}, "model.model: expected a text"),
@@ -97,8 +97,8 @@ def test_wrong_options_are_one_line(options, message):
 @pytest.mark.parametrize(("text", "message"), [
     ("[train\n", "malformed TOML"), ("[trian]\nlr = 1\n", r"unknown section \[trian\] \(did you mean train\?\)"),
     ("[train]\nlearning_rate = 1\n", "c.toml: unknown setting 'train.learning_rate'"),
-    ("[train]\nrank = true\n", "c.toml: train.rank: expected a whole number, got True"),
-    ('[train]\nrank = "8.5"\n', "train.rank: expected a whole number"),
+    ("[train]\nlora_rank = true\n", "c.toml: train.lora_rank: expected a whole number, got True"),
+    ('[train]\nlora_rank = "8.5"\n', "train.lora_rank: expected a whole number"),
 ])
 def test_wrong_files_are_one_line(tmp_path, text, message):
     path = tmp_path / "c.toml"

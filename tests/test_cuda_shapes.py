@@ -11,8 +11,8 @@ from test_generate import NumberTokenizer, prompts
 from tiny import tiny_llama
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from sdft.generate import Request, Sampling, stream
-from sdft.generate.engine import Engine
+from sdft.generation import Request, Sampling, stream
+from sdft.generation.engine import Engine
 
 SETTINGS = [{}, {"temperature": 0.9, "top_k": 10, "top_p": 0.8}, {"temperature": 1.0, "repetition_penalty": 1.2}]
 

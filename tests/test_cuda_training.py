@@ -15,12 +15,12 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from training_parts import examples, tiny_model
 
+from sdft.model.batches import pack_within
+from sdft.objectives import HiddenStates, cross_entropy
+from sdft.objectives.penalties import EWC, KL, L2SP
+from sdft.objectives.weighted import Weighted, dft
 from sdft.train import TrainSettings
-from sdft.train.batches import pack_within
 from sdft.train.loop import gradient
-from sdft.train.objectives import Views, cross_entropy
-from sdft.train.objectives.penalties import EWC, KL, L2SP
-from sdft.train.objectives.weighted import Weighted, dft
 from sdft.train.optimiser import adamw
 from sdft.train.weights import Adapter, FullWeights
 
@@ -94,8 +94,8 @@ def test_walking_the_graph_equals_the_engine():
     batch = pack_within(examples(3), 100)[0]
     for differentiate in (torch.Tensor.backward, backward):
         model = tiny_model(torch.bfloat16)
-        adapter = Adapter(model, TrainSettings(rank=2))
-        differentiate(cross_entropy(batch, Views(model, batch)))
+        adapter = Adapter(model, TrainSettings(lora_rank=2))
+        differentiate(cross_entropy(batch, HiddenStates(model, batch)))
         found.append([factor.grad for factor in adapter.parameters.values()])
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
@@ -103,7 +103,7 @@ def test_walking_the_graph_equals_the_engine():
 @pytest.mark.parametrize("method", [Adapter, FullWeights])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_step_needs_no_host_sync_and_stays_on_its_device(cuda_without_gpu, method, dtype):
-    settings = TrainSettings(rank=2)
+    settings = TrainSettings(lora_rank=2)
     batches = pack_within(examples(6), 40)
     assert len(batches) > 1
     model = tiny_model(dtype)
@@ -126,7 +126,7 @@ def test_a_step_needs_no_host_sync_and_stays_on_its_device(cuda_without_gpu, met
 
 @pytest.mark.parametrize("name", ["dft", "weighted", "kl", "l2-sp", "ewc"])
 def test_the_rivals_need_no_host_sync_either(cuda_without_gpu, name):
-    settings, batches, model = TrainSettings(rank=2), pack_within(examples(6), 40), tiny_model(torch.bfloat16)
+    settings, batches, model = TrainSettings(lora_rank=2), pack_within(examples(6), 40), tiny_model(torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True):
         move_to_cuda(model)
         adapter = Adapter(model, settings)

@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from sdft.train import divergence
-from sdft.train.divergence import kl, kl_plain, token_nll
+from sdft.kernels.divergence import kl, kl_plain, token_nll
+from sdft.kernels import divergence
 
 
 def test_a_case_done_by_hand():

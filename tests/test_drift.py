@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny_chat import byte_tokenizer, tiny_chat_model
 
-import sdft.measure.drift as module
+import sdft.measure.outputs.drift as module
 from sdft.errors import SdftError
-from sdft.measure.drift import drift, drift_difference, reverse_drift, seed_answers, seed_view, token_drift
-from sdft.model.lora import add_lora, adapter_off, lora_layers, merge
+from sdft.measure.outputs.drift import base_answers, base_view, drift, drift_difference, reverse_drift, token_drift
+from sdft.model.lora import adapter_off, add_lora, lora_layers, merge
 from sdft.tasks.base import Item, Suite
 
 ITEMS = [Item(f"g{i}", [{"role": "user", "content": f"Tell me about {i}."}]) for i in range(4)]
@@ -40,7 +40,7 @@ def plain(p_model, q_model, example):
 
 
 def test_the_answers_hold_what_the_seed_chose_and_its_end_only_where_it_ended():
-    examples = seed_answers(byte_tokenizer(), SUITE, ROWS)
+    examples = base_answers(byte_tokenizer(), SUITE, ROWS)
     learned = {example.id: [token for token, own in zip(example.tokens, example.mask) if own] for example in examples}
     end = byte_tokenizer().eos_id
     assert learned == {"g0": [*b"Gladly.", end], "g1": [*b"It is a num"], "g3": [*b"No.", end]}
@@ -50,16 +50,16 @@ def test_the_answers_hold_what_the_seed_chose_and_its_end_only_where_it_ended():
 @torch.no_grad()
 def test_drift_is_the_mean_over_the_tokens_of_all_answers(monkeypatch, rows):
     monkeypatch.setattr(module, "ROWS", rows)
-    model, seed, examples = adapted(), tiny_chat_model(), seed_answers(byte_tokenizer(), SUITE, ROWS)
+    model, seed, examples = adapted(), tiny_chat_model(), base_answers(byte_tokenizer(), SUITE, ROWS)
     parts = [plain(seed, model, example) for example in examples]
-    for row, (kl, tv, same) in zip(token_drift(model, seed_view(model, examples)), parts, strict=True):
+    for row, (kl, tv, same) in zip(token_drift(model, base_view(model, examples)), parts, strict=True):
         assert row["kl"] == pytest.approx(kl.tolist(), rel=1e-3, abs=1e-6)      # fp32 against fp64
         assert row["tv"] == pytest.approx(tv.tolist(), rel=1e-3, abs=1e-6)
         assert row["top1"] == same.bool().tolist()
     first = torch.stack([kl[0] for kl, _, _ in parts])
     second = torch.cat([kl[1:8] for kl, _, _ in parts])
     kl, tv, same = (torch.cat(part) for part in zip(*parts))
-    found = drift(model, seed_view(model, examples))
+    found = drift(model, base_view(model, examples))
     assert found["kl"] == pytest.approx(kl.mean().item(), rel=1e-4) and found["kl"] > 0.01
     assert found["tv"] == pytest.approx(tv.mean().item(), rel=1e-4)
     assert found["tv_low"] < found["tv"] < found["tv_high"]
@@ -96,11 +96,11 @@ def test_reverse_drift_is_from_the_tuned_model_on_what_it_wrote():
     """On answers to the task's items, whose suite has a score; a second time with a seed of its own, no adapter."""
     task = Suite("task", ITEMS, lambda item, output: 1.0, "accuracy", 20)
     model, seed = adapted(), tiny_chat_model()
-    examples = seed_answers(byte_tokenizer(), task, [{**row, "output": row["output"] * 2} for row in ROWS])
+    examples = base_answers(byte_tokenizer(), task, [{**row, "output": row["output"] * 2} for row in ROWS])
     kl, tv, same = (torch.cat(part) for part in zip(*[plain(model, seed, example) for example in examples]))
     found = reverse_drift(model, examples)
     assert found["kl"] == pytest.approx(kl.mean().item(), rel=1e-4)
-    assert found["kl"] != pytest.approx(drift(model, seed_view(model, examples))["kl"], rel=1e-3)
+    assert found["kl"] != pytest.approx(drift(model, base_view(model, examples))["kl"], rel=1e-3)
     assert found["kl_low"] < found["kl"] < found["kl_high"]
     assert (found["tv"], found["top1"]) == pytest.approx((tv.mean().item(), same.mean().item()), rel=1e-4)
     assert (found["tokens"], found["n"]) == (len(kl), 3) and len(found["by_position"]) == 3
@@ -111,25 +111,25 @@ def test_reverse_drift_is_from_the_tuned_model_on_what_it_wrote():
 
 
 def test_a_model_that_wrote_nothing_has_no_reverse_drift():
-    nothing = seed_answers(byte_tokenizer(), SUITE, [{**row, "output": ""} for row in ROWS])
+    nothing = base_answers(byte_tokenizer(), SUITE, [{**row, "output": ""} for row in ROWS])
     assert reverse_drift(adapted(), nothing) == {"tokens": 0, "n": 0}
 
 
 def test_an_adapter_that_changes_nothing_has_no_drift_and_is_on_again_afterwards():
-    model, examples = adapted(size=0), seed_answers(byte_tokenizer(), SUITE, ROWS)
-    found = drift(model, seed_view(model, examples))
+    model, examples = adapted(size=0), base_answers(byte_tokenizer(), SUITE, ROWS)
+    found = drift(model, base_view(model, examples))
     assert found["kl"] == 0 and found["tv"] == 0 and found["top1"] == 1
     assert all(layer.enabled for layer in lora_layers(model).values())
 
 
 def test_full_fine_tuning_is_compared_with_a_second_model():
-    model, examples = adapted(), seed_answers(byte_tokenizer(), SUITE, ROWS)
+    model, examples = adapted(), base_answers(byte_tokenizer(), SUITE, ROWS)
     with adapter_off(model):
         seed = copy.deepcopy(model)
     tuned = adapted()
     merge(tuned)                                            # as full fine-tuning leaves it: other weights, no adapter
-    found = drift(tuned, seed_view(seed, examples))["kl"]
-    assert found == pytest.approx(drift(model, seed_view(model, examples))["kl"], rel=1e-5)
+    found = drift(tuned, base_view(seed, examples))["kl"]
+    assert found == pytest.approx(drift(model, base_view(model, examples))["kl"], rel=1e-5)
 
 
 def test_two_models_are_compared_on_the_same_answers():
@@ -148,8 +148,8 @@ def test_two_models_are_compared_on_the_same_answers():
 
 
 def test_every_answer_of_a_drift_has_its_mean():
-    model, seed, examples = adapted(), tiny_chat_model(), seed_answers(byte_tokenizer(), SUITE, ROWS)
-    found = drift(model, seed_view(model, examples))
+    model, seed, examples = adapted(), tiny_chat_model(), base_answers(byte_tokenizer(), SUITE, ROWS)
+    found = drift(model, base_view(model, examples))
     assert [row["id"] for row in found["answers"]] == ["g0", "g1", "g3"]
     assert sum(row["kl"] * row["tokens"] for row in found["answers"]) / found["tokens"] == pytest.approx(found["kl"])
     assert found["answers"][2]["kl"] == pytest.approx(plain(seed, model, examples[2])[0].mean().item(), rel=1e-3)

@@ -6,8 +6,8 @@ import torch
 
 import sdft
 from sdft.errors import SdftError
-from sdft.model import fetch as room
-from sdft.model.fetch import cache_folder, fetch, model_hash, resolve
+from sdft.model.io import fetch as room
+from sdft.model.io.fetch import cache_folder, fetch, model_hash, resolve
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ from adapted import adapted
 from tiny import tiny_llama
 
 from sdft.errors import SdftError
-from sdft.measure.fisher_shift import fisher_shift
+from sdft.measure.weights.fisher import fisher_shift
 from sdft.model.lora import lora_layers
 
 
@@ -31,7 +31,7 @@ def test_two_weights_by_hand():
 
 @pytest.mark.parametrize("at_once", [1 << 22, 100])
 def test_the_sum_over_all_modules(monkeypatch, at_once):
-    monkeypatch.setattr("sdft.measure.fisher_shift.AT_ONCE", at_once)
+    monkeypatch.setattr("sdft.measure.weights.fisher.AT_ONCE", at_once)
     model = adapted(targets=("q_proj", "down_proj"))
     fisher = made_up(model)
     direct = {name: (fisher[name] * layer.delta().double() ** 2).sum().item()

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from sdft.errors import SdftError
-from sdft.experiment.config import make_config
-from sdft.experiment.folder import check_folder, is_new, make_folder
+from sdft.experiment.run_folder import check_folder, is_new, make_folder
+from sdft.experiment.settings import make_config
 from sdft.files import locked
 
 
@@ -56,8 +56,8 @@ def test_with_dropout_the_packs_are_part_of_the_run(tmp_path):
     made_of = {"model_sha256": "a" * 64, "data_sha256": "b" * 64}
     for dropout in ("0", "0.1"):
         folder = tmp_path / dropout
-        make_folder(folder, make_config(None, {"dropout": dropout})[0], made_of)
-        other, _ = make_config(None, {"dropout": dropout, "micro_tokens": "64", "save_every": "3"})
+        make_folder(folder, make_config(None, {"lora_dropout": dropout})[0], made_of)
+        other, _ = make_config(None, {"lora_dropout": dropout, "micro_tokens": "64", "save_every": "3"})
         if dropout == "0":
             check_folder(folder, other, made_of)
         else:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny_chat import VOCABULARY, byte_tokenizer, records, tiny_chat_model
 
-import sdft.measure.gap as module
+import sdft.measure.outputs.gap as module
+from sdft.data.chat import Example, encode_example
+from sdft.data.templates import get_template
 from sdft.errors import SdftError
-from sdft.measure.gap import gap, gaps, target_nll, token_map, token_rank
-from sdft.measure.places import by_place
-from sdft.text.chat import Example, encode_example
-from sdft.text.templates import get_template
+from sdft.measure.outputs.gap import gap, gaps, target_nll, token_map, token_rank
+from sdft.measure.positions import by_position
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def lengthened(examples, by: int):
 
 @pytest.mark.parametrize(("pack", "rows"), [(4096, 128), (100, 3)])
 def test_every_record_has_the_nll_it_has_alone(examples, monkeypatch, pack, rows):
-    monkeypatch.setattr(module, "PACK", pack)
+    monkeypatch.setattr("sdft.measure.passes.PACK", pack)
     monkeypatch.setattr(module, "ROWS", rows)
     model = tiny_chat_model()
     found = target_nll(model, examples)
@@ -77,7 +77,7 @@ def test_sets_of_targets_for_the_same_prompts_have_the_gap_that_each_has_alone(e
     others = [*lengthened(examples[1:], by=2), Example("long", [1] * 600, [True] * 600)]
     model = tiny_chat_model()
     for pack in (4096, 150):
-        monkeypatch.setattr(module, "PACK", pack)
+        monkeypatch.setattr("sdft.measure.passes.PACK", pack)
         found = gaps(model, {"original": examples, "distilled": others})
         for name, alone in (("original", gap(model, examples)), ("distilled", gap(model, others[:-1]))):
             assert [row["id"] for row in found[name]["records"]] == [row["id"] for row in alone["records"]]
@@ -131,16 +131,16 @@ def test_tokens_as_probable_as_the_target_do_not_count_in_its_rank():
 
 def test_places_are_counted_from_one_in_bands_that_widen():
     rows = [[float(i) for i in range(1, n + 1)] for n in (1, 3, 35)]
-    assert by_place(rows, "nll") == [
+    assert by_position(rows, "nll") == [
         {"first": 1, "last": 1, "nll": 1.0, "tokens": 3}, {"first": 2, "last": 8, "nll": (5 + 35) / 9, "tokens": 9},
         {"first": 9, "last": 32, "nll": 20.5, "tokens": 24}, {"first": 33, "last": 35, "nll": 34.0, "tokens": 3}]
-    assert by_place([[5.0] * 8, [7.0]], "kl")[-1] == {"first": 2, "last": 8, "kl": 5.0, "tokens": 7}
+    assert by_position([[5.0] * 8, [7.0]], "kl")[-1] == {"first": 2, "last": 8, "kl": 5.0, "tokens": 7}
 
 
 def test_the_gap_by_place_is_that_of_the_plain_nlls(examples):
     model = tiny_chat_model()
     assert [band["nll"] for band in gap(model, examples)["by_position"]] == pytest.approx(
-        [band["nll"] for band in by_place([plain(model, example) for example in examples], "nll")], abs=1e-5)
+        [band["nll"] for band in by_position([plain(model, example) for example in examples], "nll")], abs=1e-5)
 
 
 def test_targets_are_paired_by_record_whole_and_over_equally_many_tokens(examples):

@@ -8,7 +8,7 @@ import torch
 from tiny import copy_of, hf_model
 
 from sdft.errors import SdftError
-from sdft.generate import Request, Sampling, generate, stream, stream_tokens
+from sdft.generation import Request, Sampling, generate, stream, stream_tokens
 
 STOPS = (2, 5, 17)          # several: eos and two more
 

@@ -6,7 +6,7 @@ import torch
 from tiny import copy_of, hf_model
 
 from sdft.errors import SdftError
-from sdft.model.gguf import GGUF, load_gguf
+from sdft.model.io.gguf import GGUF, load_gguf
 
 TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
 TOKENS = torch.arange(3, 23)[None]

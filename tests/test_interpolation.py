@@ -10,8 +10,8 @@ from tiny import tiny_llama
 from training_parts import examples, tiny_model
 
 from sdft.errors import SdftError
-from sdft.measure.gap import gap
-from sdft.measure.interpolation import AT, loss_along, moved
+from sdft.measure.outputs.gap import gap
+from sdft.measure.weights.interpolation import AT, loss_along, moved
 from sdft.model.lora import adapter_off, lora_layers, merge
 
 
@@ -42,7 +42,7 @@ def test_the_loss_between_two_models():
     for weight in model.parameters():
         weight.data += 0.1 * torch.randn(weight.shape, generator=generator)
     before = state(model)
-    found = loss_along(model, data, at=(0, 0.5, 1, 1.5), seed=seed)
+    found = loss_along(model, data, at=(0, 0.5, 1, 1.5), base=seed)
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     assert found[0]["nll"] == gap(seed, data)["nll"] and found[2]["nll"] == gap(model, data)["nll"]
     for row in (found[1], found[3]):
@@ -73,4 +73,4 @@ def test_what_has_no_way_to_go_is_refused():
     for model, seed, message in ((tiny_model(), None, "no adapter"), (merged, None, "unmerge.model. first"),
                                  (tiny_model(), tiny_llama(), "names or shapes differ")):
         with pytest.raises(SdftError, match=message):
-            loss_along(model, examples(2), seed=seed)
+            loss_along(model, examples(2), base=seed)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_llama
 
-import sdft.generate.cache as cache
-import sdft.generate.gpu as gpu
-from sdft.generate.packed import PackedLlama, filled
+import sdft.generation.cache as cache
+import sdft.generation.fast.cuda as gpu
+from sdft.generation.fast.prepacked import PackedLlama, filled
 from sdft.kernels.attention import DocumentAttention
 from sdft.kernels.cached_attention import prompt_attention, prompt_bias
-from sdft.model.lora import add_lora, adapter_off, lora_layers, merge
+from sdft.model.lora import adapter_off, add_lora, lora_layers, merge
 
 STATES = ["no adapter", "on", "off", "merged", "merged and off"]
 

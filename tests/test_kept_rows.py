@@ -11,13 +11,13 @@ from test_sweep import HEAD, SMALL
 
 from sdft.cli import main
 from sdft.errors import SdftError
-from sdft.experiment.collect import cell_key, cell_row
-from sdft.experiment.config import load_chosen
-from sdft.experiment.folder import data_hash, make_folder, sources
-from sdft.experiment.study import cells_of, read_study
-from sdft.experiment.sweep import carried, remaining, sweep, to_make
+from sdft.experiment.run_folder import data_hash, make_folder, sources
+from sdft.experiment.settings import load_chosen
 from sdft.files import read_json, write_json
-from sdft.model.fetch import model_hash
+from sdft.model.io.fetch import model_hash
+from sdft.studies.collect import cell_key, cell_row
+from sdft.studies.runs import carried, remaining, sweep, to_make
+from sdft.studies.specification import cells_of, read_study
 
 FEW = SMALL.replace("test_records = 3", "test_records = 1").replace("instruction_items = 2", "instruction_items = 0")
 
@@ -58,7 +58,7 @@ def test_rows_of_other_settings_stay_and_come_back_with_them(swept, write, tmp_p
     out = tmp_path / "out"
     before = _alone(swept, out)
     for _ in range(2):                                      # rank 3000 is refused before any work
-        assert main(["sweep", str(write("rank = 3000\n")), "--out", str(out)]) == 1
+        assert main(["sweep", str(write("lora_rank = 3000\n")), "--out", str(out)]) == 1
         after = read_json(out / "cells.json")
         assert after["earlier"] == before["cells"] and after["cells"] == [] and list(after["failed"]) == ["cell"]
         error = capsys.readouterr().err
@@ -73,8 +73,8 @@ def test_rows_of_measures_of_another_version_stay(swept, tmp_path, monkeypatch):
     out = tmp_path / "out"
     before = _alone(swept, out)
     study, cells = swept[1], cells_of(swept[1])
-    monkeypatch.setattr("sdft.experiment.collect.FORMAT", 10**6)
-    monkeypatch.setattr("sdft.experiment.sweep._run_cell", lambda *given: _stop())
+    monkeypatch.setattr("sdft.studies.collect.FORMAT", 10**6)
+    monkeypatch.setattr("sdft.studies.runs._run_cell", lambda *given: _stop())
     assert list(sweep(study, cells, out)) == ["cell"]
     assert read_json(out / "cells.json")["earlier"] == before["cells"]
 
@@ -148,8 +148,8 @@ def test_measures_of_an_older_version_are_planned_and_taken_anew(swept, tmp_path
 
 
 @pytest.mark.parametrize(("more", "same"), [
-    ("micro_tokens = 64\n", True), ("checkpoint = true\n", True), ("rows = 3\n", True),
-    ("dropout = 0.1\n", False), ("lr = 0.1\n", False), ("probes = 3\n", False)])
+    ("micro_tokens = 64\n", True), ("gradient_checkpointing = true\n", True), ("generation_batch_size = 3\n", True),
+    ("lora_dropout = 0.1\n", False), ("lr = 0.1\n", False), ("n_probe_texts = 3\n", False)])
 def test_a_key_is_of_the_settings_that_decide_the_result(write, more, same):
     (ours,), (theirs,) = cells_of(read_study(write())), cells_of(read_study(write(more)))
     assert (cell_key(ours) == cell_key(theirs)) == same
@@ -164,7 +164,7 @@ def test_a_key_is_the_same_wherever_the_model_lies_and_however_often_a_state_is_
 
 
 def test_with_dropout_the_packs_decide_the_result(write):
-    (ours,), (theirs,) = (cells_of(read_study(write(f"dropout = 0.1\nmicro_tokens = {n}\n"))) for n in (64, 128))
+    (ours,), (theirs,) = (cells_of(read_study(write(f"lora_dropout = 0.1\nmicro_tokens = {n}\n"))) for n in (64, 128))
     assert cell_key(ours) != cell_key(theirs)
 
 

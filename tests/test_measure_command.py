@@ -11,22 +11,22 @@ from tiny import tiny_llama
 from tiny_chat import VOCABULARY, byte_tokenizer
 
 from sdft.cli import main
+from sdft.data.chat import encode_example
 from sdft.measure.abilities import evaluate
-from sdft.measure.activations import activation_drift
-from sdft.measure.checkpoints import compare_checkpoints
-from sdft.measure.drift import drift, reverse_drift, seed_answers, seed_view
-from sdft.measure.fisher_shift import fisher_shift
-from sdft.measure.gap import gap
-from sdft.measure.interpolation import loss_along
-from sdft.measure.modules import module_measures
-from sdft.measure.texts import compare_texts
+from sdft.measure.outputs.activations import activation_drift
+from sdft.measure.outputs.drift import base_answers, base_view, drift, reverse_drift
+from sdft.measure.outputs.gap import gap
+from sdft.measure.outputs.texts import compare_texts
+from sdft.measure.weights.checkpoints import compare_checkpoints
+from sdft.measure.weights.fisher import fisher_shift
+from sdft.measure.weights.interpolation import loss_along
+from sdft.measure.weights.modules import module_measures
 from sdft.model import load
-from sdft.model.adapters import load_adapter
+from sdft.model.io.adapters import load_adapter
+from sdft.model.io.saving import save_checkpoint
 from sdft.model.lora import adapter_off
-from sdft.model.saving import save_checkpoint
+from sdft.objectives.fisher import fisher
 from sdft.tasks import general_suite, instruction_suite, load_task
-from sdft.text.chat import encode_example
-from sdft.train.fisher import fisher
 
 ITEMS = 2
 
@@ -68,7 +68,7 @@ def measured(model, capsys, tmp_path, monkeypatch):
     def run(what, *more):
         capsys.readouterr()
         assert main(["measure", what, "--model", str(model), "--dtype=float32", f"--general_items={ITEMS}",
-                     "--out", str(tmp_path / "eval" / "seed"), *map(str, more)]) == 0
+                     "--out", str(tmp_path / "eval" / "base"), *map(str, more)]) == 0
         return json.loads(capsys.readouterr().out)
     return run
 
@@ -78,16 +78,16 @@ class Direct:
 
     def __init__(self, model, folder, method, suite, out):
         self.model, self.tokenizer = load(model, "float32")
-        self.seed = None
+        self.base = None
         if method == "lora":
             load_adapter(self.model, folder)
         else:
-            self.seed, self.model = self.model, load(folder, "float32")[0]
-        self.before = self.seed or self.model
+            self.base, self.model = self.model, load(folder, "float32")[0]
+        self.before = self.base or self.model
         with adapter_off(self.before):
-            self.seed_rows = self.answers(self.before, suite, out / "a")
+            self.base_rows = self.answers(self.before, suite, out / "a")
         self.own_rows = self.answers(self.model, suite, out / "b")
-        self.texts, self.own = (seed_answers(self.tokenizer, suite, rows) for rows in (self.seed_rows, self.own_rows))
+        self.texts, self.own = (base_answers(self.tokenizer, suite, rows) for rows in (self.base_rows, self.own_rows))
 
     def answers(self, model, suite, folder):
         return evaluate(model, self.tokenizer, [suite], folder)[suite.name]
@@ -113,16 +113,16 @@ OPTION = {"lora": "--adapter", "full": "--tuned"}
 def test_measures_on_answers_are_those_of_the_functions(model, tuned, measured, tmp_path, method):
     pair, of = direct(model, tuned, method, tmp_path), (OPTION[method], tuned[method])
     found = measured("drift", *of)
-    assert found == close({**drift(pair.model, seed_view(pair.before, pair.texts)),
-                           "reverse": reverse_drift(pair.model, pair.own, pair.seed)})
+    assert found == close({**drift(pair.model, base_view(pair.before, pair.texts)),
+                           "reverse": reverse_drift(pair.model, pair.own, pair.base)})
     assert found["kl"] > 0 and found["reverse"]["kl"] > 0 and found["n"] == ITEMS
-    assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == sorted(["seed", method])
-    assert measured("activations", *of) == close(activation_drift(pair.model, pair.texts, pair.seed))
+    assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == sorted(["base", method])
+    assert measured("activations", *of) == close(activation_drift(pair.model, pair.texts, pair.base))
     texts = measured("texts", *of, "--own", tmp_path / "own")
-    assert texts == close(compare_texts(pair.own_rows, pair.seed_rows)) and texts["rouge_l"] < 1
+    assert texts == close(compare_texts(pair.own_rows, pair.base_rows)) and texts["rouge_l"] < 1
     assert (tmp_path / "own" / "general.jsonl").is_file()
     felt = measured("fisher", *of)
-    assert felt == close(fisher_shift(pair.model, fisher(pair.before, pair.texts), pair.seed) | {"n": ITEMS})
+    assert felt == close(fisher_shift(pair.model, fisher(pair.before, pair.texts), pair.base) | {"n": ITEMS})
     assert felt["total"] > 0 and len(felt["modules"]) == {"lora": 2, "full": 7}[method]     # q, v; all of a layer
 
 
@@ -130,12 +130,12 @@ def test_measures_on_answers_are_those_of_the_functions(model, tuned, measured, 
 def test_measures_of_weights_and_targets_are_those_of_the_functions(model, tuned, data, measured, tmp_path, method):
     pair, of = direct(model, tuned, method, tmp_path), (OPTION[method], tuned[method])
     shift = measured("shift", *of, "--spectra=v_proj")
-    assert shift == close(module_measures(pair.model, pair.seed, ["v_proj"])) and shift["total"] > 0
+    assert shift == close(module_measures(pair.model, pair.base, ["v_proj"])) and shift["total"] > 0
     targets = [encode_example(pair.tokenizer, [{"role": "user", "content": f"Say {i}."},
                                                {"role": "assistant", "content": f"{i} it is"}], str(i))
                for i in range(6)]
     along = measured("along", *of, "--data", data)
-    assert along == close(loss_along(pair.model, targets, seed=pair.seed)) and along[4]["nll"] < along[0]["nll"]
+    assert along == close(loss_along(pair.model, targets, base=pair.base)) and along[4]["nll"] < along[0]["nll"]
     assert measured("gap", *of, "--data", data)["nll"] == pytest.approx(gap(pair.model, targets)["nll"], rel=1e-5)
     assert measured("gap", "--data", data)["nll"] == along[0]["nll"]
 
@@ -147,9 +147,9 @@ def test_another_suite_s_prompts(model, tuned, measured, tmp_path, monkeypatch, 
     monkeypatch.setattr("sdft.tasks.load_task", lambda *_: task)
     pair = direct(model, tuned, method, tmp_path, task.suites[0])
     found = measured("drift", OPTION[method], tuned[method], "--suite=passages")
-    assert found["reverse"] == close(reverse_drift(pair.model, pair.own, pair.seed))
-    assert found["kl"] == pytest.approx(drift(pair.model, seed_view(pair.before, pair.texts))["kl"], rel=1e-5)
-    assert (tmp_path / "eval" / "seed" / "passages.jsonl").is_file()
+    assert found["reverse"] == close(reverse_drift(pair.model, pair.own, pair.base))
+    assert found["kl"] == pytest.approx(drift(pair.model, base_view(pair.before, pair.texts))["kl"], rel=1e-5)
+    assert (tmp_path / "eval" / "base" / "passages.jsonl").is_file()
     assert measured("drift", OPTION[method], tuned[method], "--suite=instructions", "--instruction_items=1")["n"] == 1
 
 
@@ -163,7 +163,7 @@ def test_an_arm_of_a_run_is_measured_again_from_its_own_answers(model, tmp_path,
     def again(what, *more):
         capsys.readouterr()
         assert main(["measure", what, "--model", str(model), "--dtype=float32", "--tuned", str(run / "sft"),
-                     "--out", str(run / "eval" / "seed"), *more]) == 0
+                     "--out", str(run / "eval" / "base"), *more]) == 0
         return json.loads(capsys.readouterr().out)
 
     general, task = ("--general_items=2",), ("--suite=passages", "--train_records=4", "--test_records=3")
@@ -186,7 +186,7 @@ def test_a_small_change_of_a_whole_model_is_not_lost_in_rounding(model, measured
     assert found["total"] == pytest.approx(compare_checkpoints(model, other)["total"])
     assert found["relative"] == pytest.approx(1e-5, rel=0.05)                   # fp32 rounds at 6e-8 of a weight
     (seed, tokenizer), suite = load(model, "bfloat16"), short(general_suite())
-    F = fisher(seed, seed_answers(tokenizer, suite, evaluate(seed, tokenizer, [suite], tmp_path)[suite.name]))
+    F = fisher(seed, base_answers(tokenizer, suite, evaluate(seed, tokenizer, [suite], tmp_path)[suite.name]))
     expected = sum((F[name].double() * (1e-5 * load_file(model / "model.safetensors")[f"{name}.weight"]) ** 2).sum()
                    for name in F)
     felt = measured("fisher", "--tuned", other, "--dtype=bfloat16")

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import pytest
 
+from sdft.data.records import Record
 from sdft.distill import Distilled, Rewrite, audit, changed_token_share, effective_share, leave_out, mix
 from sdft.errors import SdftError
-from sdft.text.records import Record
 
 RECORDS = [Record(f"r{i}", f"question {i}", f"{i}") for i in range(40)]
 ROWS = [Distilled(record.id, record.instruction, record.response, f"It is {record.response}.", "rewrite", "")

@@ -9,9 +9,9 @@ import torch
 from adapted import adapted
 
 from sdft.errors import SdftError
-from sdft.measure.modules import module_measures, spread_out
-from sdft.measure.spectrum import compare_spectra, effective_rank, stable_rank
-from sdft.measure.weights import shift
+from sdft.measure.weights.modules import module_measures, spread_out
+from sdft.measure.weights.shift import shift
+from sdft.measure.weights.spectrum import compare_spectra, effective_rank, stable_rank
 from sdft.model.lora import lora_layers, merge, remove_lora
 
 TARGETS = ("q_proj", "v_proj", "down_proj")

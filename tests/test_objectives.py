@@ -9,19 +9,19 @@ import torch
 import torch.nn.functional as F
 from training_parts import examples, tiny_model
 
+from sdft.data.chat import Example
 from sdft.errors import SdftError
 from sdft.files import read_tensors
+from sdft.model.batches import pack_within
 from sdft.model.lora import adapter_off, add_lora, lora_layers
-from sdft.text.chat import Example
+from sdft.objectives import NEEDS_ADAPTER, OBJECTIVES, PREPARED, ObjectiveInputs, Start, make_objective
+from sdft.objectives.ema_teacher import EmaTeacher
+from sdft.objectives.fisher import drawn, fisher
 from sdft.train import TrainSettings, loop, train
-from sdft.train.average import Average
-from sdft.train.batches import pack_within
-from sdft.train.fisher import drawn, fisher
 from sdft.train.loop import gradient
-from sdft.train.objectives import NEEDS_ADAPTER, OBJECTIVES, PREPARED, Material, Start, make_objective
 from sdft.train.state import describe
 
-SETTINGS = TrainSettings(lr=5e-3, epochs=2, batch_size=4, rank=2, alpha=4, save_every=100)
+SETTINGS = TrainSettings(lr=5e-3, epochs=2, batch_size=4, lora_rank=2, lora_alpha=4, save_every=100)
 RECORDS = examples(5, shared=20)
 TEXTS = examples(3, seed=5)
 SHOWN = [Example(e.id, e.tokens, [False] * len(e.tokens)) for e in examples(8, seed=6, shared=20)]
@@ -49,7 +49,7 @@ def log_p(model, example):
     return logits.log_softmax(-1), torch.tensor(example.tokens[1:])[learned]
 
 
-def seed_log_p(model, example):
+def base_log_p(model, example):
     with torch.no_grad(), adapter_off(model):
         return log_p(model, example)[0]
 
@@ -60,7 +60,7 @@ def picked(model, example, labels=None):
     return logs.gather(1, targets.unsqueeze(1)).squeeze(1)
 
 
-def seed_picked(model, example):
+def base_picked(model, example):
     with torch.no_grad(), adapter_off(model):
         return picked(model, example)
 
@@ -70,17 +70,17 @@ def direct_dft(model, folder):
 
 
 def direct_stm(model, folder):
-    return sum(-picked(model, e)[seed_picked(model, e).exp() >= 0.02].sum() for e in RECORDS)
+    return sum(-picked(model, e)[base_picked(model, e).exp() >= 0.02].sum() for e in RECORDS)
 
 
 def direct_flow(model, folder):
-    losses = [-seed_picked(model, e).mean().item() for e in RECORDS]
+    losses = [-base_picked(model, e).mean().item() for e in RECORDS]
     tau = sorted(losses)[2]                                             # the median of five
     return sum(-math.exp(-loss / tau) * picked(model, e).sum() for loss, e in zip(losses, RECORDS, strict=True))
 
 
 def direct_kl(model, folder):
-    apart = [F.kl_div(log_p(model, e)[0], seed_log_p(model, e), log_target=True, reduction="sum") for e in RECORDS]
+    apart = [F.kl_div(log_p(model, e)[0], base_log_p(model, e), log_target=True, reduction="sum") for e in RECORDS]
     return sum(-picked(model, e).sum() for e in RECORDS) + STRENGTH * sum(apart)
 
 
@@ -108,7 +108,7 @@ def direct_onpolicy(model, folder, reverse=False):
     for e, shown in zip(RECORDS, SHOWN):
         answer = e.tokens[e.mask.index(True):]
         told = Example(e.id, shown.tokens + answer, shown.mask + [True] * len(answer))
-        student, teacher = log_p(model, e)[0], seed_log_p(model, told)
+        student, teacher = log_p(model, e)[0], base_log_p(model, told)
         first, second = (student, teacher) if reverse else (teacher, student)
         total += (first.exp() * (first - second)).sum()
     return total
@@ -130,15 +130,15 @@ def sample(model, chosen, step):
                                for token, learned in zip(e.tokens, e.mask, strict=True)]) for e in chosen]
 
 
-MATERIAL = Material(TEXTS, SHOWN, sample, "by step")
+MATERIAL = ObjectiveInputs(TEXTS, SHOWN, sample, "by step")
 
 
 def prepared(name, folder, model=None):
-    settings = replace(SETTINGS, objective=name, strength=STRENGTH, floor=0.02)     # p₀ of 61 tokens: 0.4 is rare
+    settings = replace(SETTINGS, objective=name, penalty_weight=STRENGTH, stm_threshold=0.02)     # p₀ of 61 tokens: 0.4 is rare
     if model is None:
         model = tiny_model(torch.float64)
         add_lora(model, rank=2, alpha=4)
-    return make_objective(Start(model, RECORDS, settings, folder, Average(model, {}, 0.0), MATERIAL))
+    return make_objective(Start(model, RECORDS, settings, folder, EmaTeacher(model, {}, 0.0), MATERIAL))
 
 
 @pytest.mark.parametrize("name", DIRECT)
@@ -148,7 +148,7 @@ def test_loss_and_gradient_equal_autograd_on_full_logits_however_the_step_is_cut
     direct = torch.autograd.grad(expected, factors(model))
     objective = prepared(name, tmp_path)
     if name.startswith("onpolicy"):
-        objective = replace(objective, average=Average(model, {}, 0.0))                     # the teacher is this model
+        objective = replace(objective, teacher=EmaTeacher(model, {}, 0.0))                     # the teacher is this model
     for limit, share in ((1, False), (80, False), (10_000, False), (10_000, True)):         # 5 packs, some, one
         loss = gradient(model, pack_within(RECORDS, limit, share), objective)
         torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=0)     # the sum is kept in fp32
@@ -173,7 +173,7 @@ def test_the_weights_are_those_of_the_papers(tmp_path):
 
 def test_labels_of_the_fisher_are_drawn_as_probable_as_they_are(monkeypatch):
     """Not those that are likeliest, which would make it too small. Shares of 40,000 draws scatter by 0.0025."""
-    monkeypatch.setattr("sdft.train.fisher.ROWS", 1000)
+    monkeypatch.setattr("sdft.objectives.fisher.ROWS", 1000)
     generator = torch.Generator().manual_seed(2)
     head, x = torch.randn(5, 3, generator=generator), torch.randn(1, 3, generator=generator)
     labels = drawn(x.expand(40_000, 3), head, generator)
@@ -183,7 +183,7 @@ def test_labels_of_the_fisher_are_drawn_as_probable_as_they_are(monkeypatch):
 
 def test_the_fisher_is_the_mean_square_of_the_gradients_of_whole_texts(monkeypatch):
     model, labels = adapted(), []
-    monkeypatch.setattr("sdft.train.fisher.drawn", lambda *given: labels.append(drawn(*given)) or labels[-1])
+    monkeypatch.setattr("sdft.objectives.fisher.drawn", lambda *given: labels.append(drawn(*given)) or labels[-1])
     found = fisher(model, TEXTS)
     own = [[label for label, learned in zip(e.tokens, e.mask) if learned] for e in TEXTS]
     assert [len(each) for each in labels] == [len(each) for each in own]
@@ -216,10 +216,10 @@ def test_a_fisher_is_kept_and_a_foreign_one_refused(tmp_path):
 
 @pytest.mark.parametrize("name", sorted({*OBJECTIVES, *PREPARED} - {"cross_entropy"}))
 def test_each_trains_and_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
-    settings = replace(SETTINGS, objective=name, floor=0.02, save_every=1, ema=0.5 if "onpolicy" in name else 0.0)
-    material = MATERIAL if "onpolicy" in name else Material(TEXTS)
+    settings = replace(SETTINGS, objective=name, stm_threshold=0.02, save_every=1, teacher_ema=0.5 if "onpolicy" in name else 0.0)
+    inputs = MATERIAL if "onpolicy" in name else ObjectiveInputs(TEXTS)
     whole, cut = tiny_model(), tiny_model()
-    train(whole, examples(8), settings, tmp_path / "whole", material=material)
+    train(whole, examples(8), settings, tmp_path / "whole", inputs=inputs)
     calls = []
 
     def killed(*args):
@@ -230,10 +230,10 @@ def test_each_trains_and_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "gradient", killed)
     with pytest.raises(MemoryError):
-        train(cut, examples(8), settings, tmp_path / "cut", material=material)
+        train(cut, examples(8), settings, tmp_path / "cut", inputs=inputs)
     monkeypatch.setattr(loop, "gradient", gradient)
     cut = tiny_model()
-    train(cut, examples(8), settings, tmp_path / "cut", material=material)
+    train(cut, examples(8), settings, tmp_path / "cut", inputs=inputs)
     assert len(calls) == 3 and ("onpolicy" in name) == any(
         key.startswith("average.") for key in read_tensors(tmp_path / "cut" / "state.safetensors"))
     for ours, theirs in zip(factors(cut), factors(whole), strict=True):
@@ -243,27 +243,27 @@ def test_each_trains_and_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
 def test_a_penalty_holds_the_weights_back(tmp_path):
     norms = {}
     for name, strength in (("cross_entropy", None), ("l2-sp", 1.0), ("ewc", 1.0)):
-        settings = replace(SETTINGS, objective=name, strength=strength, lr=0.05, epochs=8)
-        summary = train(tiny_model(), examples(8), settings, tmp_path / name, material=Material(TEXTS))
+        settings = replace(SETTINGS, objective=name, penalty_weight=strength, lr=0.05, epochs=8)
+        summary = train(tiny_model(), examples(8), settings, tmp_path / name, inputs=ObjectiveInputs(TEXTS))
         norms[name] = summary["delta_norm"]
     assert max(norms["l2-sp"], norms["ewc"]) < 0.7 * norms["cross_entropy"]
 
 
 def test_a_state_of_another_objective_or_strength_is_refused(tmp_path):
-    settings = replace(SETTINGS, objective="l2-sp", strength=0.1)
+    settings = replace(SETTINGS, objective="l2-sp", penalty_weight=0.1)
     train(tiny_model(), examples(4), settings, tmp_path)
-    with pytest.raises(SdftError, match="objective was \"l2-sp\", is \"kl\"; strength was 0.1, is 0.2"):
-        train(tiny_model(), examples(4), replace(settings, objective="kl", strength=0.2), tmp_path)
+    with pytest.raises(SdftError, match="objective was \"l2-sp\", is \"kl\"; penalty_weight was 0.1, is 0.2"):
+        train(tiny_model(), examples(4), replace(settings, objective="kl", penalty_weight=0.2), tmp_path)
     assert describe(SETTINGS, "", "")["objective"] == '"cross_entropy"'
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"ema": 1.0}, "ema: expected at least 0 and below 1"),
+    ({"teacher_ema": 1.0}, "teacher_ema: expected at least 0 and below 1"),
     ({"objective": "onpolicy"}, "onpolicy needs the model's own samples and demonstrations"),
     ({"objective": "ewc"}, "ewc needs texts that the seed wrote"), ({"objective": "kll"}, "did you mean kl"),
     *(({"objective": name, "method": "full"}, f"{name} compares with the seed") for name in NEEDS_ADAPTER),
-    ({"objective": "stm", "floor": 1.0}, "stm: no target has a probability of 1.0"),
-    ({"strength": -1.0}, "strength: expected 0 or more"), ({"floor": 0.0}, "floor: expected a probability above 0")])
+    ({"objective": "stm", "stm_threshold": 1.0}, "stm: no target has a probability of 1.0"),
+    ({"penalty_weight": -1.0}, "penalty_weight: expected 0 or more"), ({"stm_threshold": 0.0}, "stm_threshold: expected a probability above 0")])
 def test_what_cannot_be_is_told(changes, message, tmp_path):
     with pytest.raises(SdftError, match=message):
         train(tiny_model(), examples(2), replace(SETTINGS, **changes), tmp_path)
@@ -272,25 +272,25 @@ def test_what_cannot_be_is_told(changes, message, tmp_path):
 def test_the_average_follows_by_its_decay_and_teaches_without_a_trace():
     model = adapted()
     parameters = {f"{name}.lora_B": layer.lora_B for name, layer in lora_layers(model).items()}
-    average = Average(model, parameters, 0.75)
+    teacher = EmaTeacher(model, parameters, 0.75)
     name, factor = next(iter(parameters.items()))
     before, tokens = factor.detach().clone(), torch.tensor([RECORDS[0].tokens])
     with torch.no_grad():
         first = model(tokens)
         factor.add_(4.0)
-        average.follow()
-    torch.testing.assert_close(average.tensors[name], before + 1.0)          # ¾·b + ¼·(b + 4)
+        teacher.follow()
+    torch.testing.assert_close(teacher.tensors[name], before + 1.0)          # ¾·b + ¼·(b + 4)
     model.train()
-    with average.teaching() as teacher:
-        assert not teacher.training and not torch.is_grad_enabled()
-        assert torch.equal(factor, average.tensors[name])
-        taught = teacher(tokens)
+    with teacher.teaching() as taught_by:
+        assert not taught_by.training and not torch.is_grad_enabled()
+        assert torch.equal(factor, teacher.tensors[name])
+        taught = taught_by(tokens)
     assert model.training and torch.equal(factor, before + 4.0) and torch.is_grad_enabled()
     with torch.no_grad():
         factor.sub_(3.0)
         torch.testing.assert_close(model(tokens), taught, rtol=0, atol=1e-4)    # the model with b + 1, rounded in fp32
         assert not torch.allclose(first, taught)
-    frozen = Average(model, parameters, 0.0)
+    frozen = EmaTeacher(model, parameters, 0.0)
     with frozen.teaching() as teacher, adapter_off(model):
         torch.testing.assert_close(teacher(tokens), tiny_model(torch.float64)(tokens), rtol=0, atol=0)
     assert not frozen.tensors
@@ -300,18 +300,18 @@ def test_an_average_taught_objective_is_another_one(tmp_path):
     deltas = []
     for ema in (0.0, 0.5):
         model = tiny_model()
-        settings = replace(SETTINGS, objective="onpolicy", ema=ema)
-        train(model, examples(8), settings, tmp_path / str(ema), material=MATERIAL)
+        settings = replace(SETTINGS, objective="onpolicy", teacher_ema=ema)
+        train(model, examples(8), settings, tmp_path / str(ema), inputs=MATERIAL)
         deltas.append([layer.delta() for layer in lora_layers(model).values()])
     assert not any(torch.equal(a, b) for a, b in zip(*deltas, strict=True))
 
 
 def test_a_state_of_another_sampling_is_refused(tmp_path):
     settings = replace(SETTINGS, objective="onpolicy")
-    train(tiny_model(), examples(8), settings, tmp_path, material=MATERIAL)
+    train(tiny_model(), examples(8), settings, tmp_path, inputs=MATERIAL)
     with pytest.raises(SdftError, match="sampling was by step, is otherwise"):
-        train(tiny_model(), examples(8), settings, tmp_path, material=replace(MATERIAL, sampling="otherwise"))
+        train(tiny_model(), examples(8), settings, tmp_path, inputs=replace(MATERIAL, sampling="otherwise"))
     with pytest.raises(SdftError, match="settings: data was"):
-        train(tiny_model(), examples(8), settings, tmp_path, material=replace(MATERIAL, shown=SHOWN[:-1]))
+        train(tiny_model(), examples(8), settings, tmp_path, inputs=replace(MATERIAL, shown=SHOWN[:-1]))
     with pytest.raises(SdftError, match="settings: data was"):
-        train(tiny_model(), examples(8), settings, tmp_path, material=replace(MATERIAL, seed_text=TEXTS[:-1]))
+        train(tiny_model(), examples(8), settings, tmp_path, inputs=replace(MATERIAL, base_text=TEXTS[:-1]))

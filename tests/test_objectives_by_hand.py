@@ -18,12 +18,12 @@ import pytest
 import torch
 from torch import nn
 
+from sdft.data.chat import Example
+from sdft.model.batches import pack
 from sdft.model.lora import adapt, lora_layers
-from sdft.text.chat import Example
+from sdft.objectives import HiddenStates, ObjectiveInputs, Start, cross_entropy, make_objective
+from sdft.objectives.ema_teacher import EmaTeacher
 from sdft.train import TrainSettings
-from sdft.train.average import Average
-from sdft.train.batches import pack
-from sdft.train.objectives import Material, Start, Views, cross_entropy, make_objective
 
 SCALE, A, B = 2.0, 0.25, 4.0                    # s·B·A = 2; exact in fp32
 FIRST = Example("first", [0, 0], [False, True])                 # after token 0 comes token 0
@@ -48,21 +48,21 @@ class Line(nn.Module):
         return self.proj(self.x[tokens[rows]])
 
 
-def prepared(model, folder, records, material=Material(), **settings):
+def prepared(model, folder, records, inputs=ObjectiveInputs(), **settings):
     """The objective as training would prepare it, before the adapter is moved away from zero."""
     settings = TrainSettings(**settings)
     factors = {name: getattr(model.proj, name) for name in ("lora_A", "lora_B")}
-    average = Average(model, factors, settings.ema)
-    objective = make_objective(Start(model, records, settings, folder, average, material))
+    teacher = EmaTeacher(model, factors, settings.teacher_ema)
+    objective = make_objective(Start(model, records, settings, folder, teacher, inputs))
     model.proj.lora_B.data.fill_(B)
-    average.follow()
+    teacher.follow()
     return objective
 
 
 def check(objective, model, records, loss, slope):
     """`slope` is the derivative by W, which reaches A by s·B and B by s·A; to 1e-6, as the factors are fp32."""
     batch = pack(records)
-    found = objective(batch, Views(model, batch))
+    found = objective(batch, HiddenStates(model, batch))
     found.backward()
     assert found.item() == pytest.approx(loss)
     assert model.proj.lora_A.grad.item() == pytest.approx(SCALE * B * slope)
@@ -96,7 +96,7 @@ def test_stm_learns_a_target_of_0_401_under_the_seed_and_none_of_0_399(tmp_path)
 
 def test_stm_has_the_floor_that_is_set(tmp_path):
     for floor, kept in ((0.26, [1, 0]), (0.24, [1, 1])):                # p₀ = 2/3 and 1/4
-        objective = prepared(Line(2, 1 / 3), tmp_path, [FIRST, SECOND], objective="stm", floor=floor)
+        objective = prepared(Line(2, 1 / 3), tmp_path, [FIRST, SECOND], objective="stm", stm_threshold=floor)
         assert [objective.weights[id].item() for id in ("first", "second")] == kept
 
 
@@ -116,7 +116,7 @@ def test_flow_weighs_a_record_by_its_mean_loss_over_the_median(tmp_path):
 def test_kl_adds_half_the_divergence_from_the_seed(given, strength, tmp_path):
     """KL(π₀ ‖ π) has ∂/∂h = p − p₀."""
     model = Line(2, 1 / 3)
-    objective = prepared(model, tmp_path, [FIRST, SECOND], objective="kl", strength=given)
+    objective = prepared(model, tmp_path, [FIRST, SECOND], objective="kl", penalty_weight=given)
     first = 2 / 3 * log((2 / 3) / (8 / 9)) + 1 / 3 * log((1 / 3) / (1 / 9))
     second = 1 / 4 * log((1 / 4) / (1 / 28)) + 3 / 4 * log((3 / 4) / (27 / 28))
     check(objective, model, [FIRST, SECOND], -log(8 / 9) - log(1 / 28) + strength * (first + second),
@@ -126,7 +126,7 @@ def test_kl_adds_half_the_divergence_from_the_seed(given, strength, tmp_path):
 def test_l2_sp_adds_the_squared_shift_for_every_target(tmp_path):
     """λ·(s·B·A)² = 4·λ, with 2·λ·s·B·A = 4·λ as its derivative by W."""
     model = Line(2, 1 / 3)
-    objective = prepared(model, tmp_path, [BOTH], objective="l2-sp", strength=0.3)
+    objective = prepared(model, tmp_path, [BOTH], objective="l2-sp", penalty_weight=0.3)
     check(objective, model, [BOTH], -log(8 / 9) - log(1 / 28) + 2 * 0.3 * 4,
           (8 / 9 - 1) * log(2) + (1 / 28 - 1) * log(1 / 3) + 2 * 0.3 * 4)
 
@@ -137,14 +137,14 @@ def test_ewc_adds_half_the_shift_weighed_by_the_fisher_for_every_target(tmp_path
     (λ/2)·F·(s·B·A)² = 2·λ·F, with λ·F·s·B·A = 2·λ·F as its derivative by W. h = 2·x, so p = o² / (1 + o²).
     """
     model = Line(2, 1 / 3, weight=0.0)
-    objective = prepared(model, tmp_path, [BOTH], Material([FIRST, SECOND]), objective="ewc", strength=0.3)
+    objective = prepared(model, tmp_path, [BOTH], ObjectiveInputs([FIRST, SECOND]), objective="ewc", penalty_weight=0.3)
     F = (log(2) ** 2 + log(3) ** 2) / 8
     assert objective.fisher["proj"].item() == pytest.approx(F)
     check(objective, model, [BOTH], -log(4 / 5) - log(1 / 10) + 2 * 0.3 * 2 * F,
           (4 / 5 - 1) * log(2) + (1 / 10 - 1) * log(1 / 3) + 2 * 0.3 * 2 * F)
 
 
-@pytest.mark.parametrize(("ema", "teacher"), [({}, 1 / 4), ({"ema": 0.5}, 1 / 10)])
+@pytest.mark.parametrize(("ema", "teacher"), [({}, 1 / 4), ({"teacher_ema": 0.5}, 1 / 10)])
 def test_onpolicy_pulls_to_the_shown_teacher_in_either_direction(ema, teacher, tmp_path):
     """The student reads 0 and wrote 1, 0; the teacher was shown 1. Student: p = 8/9, then 1/28; teacher: q twice.
 
@@ -152,17 +152,17 @@ def test_onpolicy_pulls_to_the_shown_teacher_in_either_direction(ema, teacher, t
     KL(q ‖ p) has ∂/∂h = p − q, KL(p ‖ q) has p·(1 − p)·(log p/(1 − p) − log q/(1 − q)).
     """
     wrote = Example("asked", [0, 1, 0], [False, True, True])
-    material = Material(shown=[Example("asked", [0, 1], [False, False])], sample=lambda model, chosen, step: chosen)
+    inputs = ObjectiveInputs(shown=[Example("asked", [0, 1], [False, False])], sample=lambda model, chosen, step: chosen)
     rows = ((8 / 9, log(2)), (1 / 28, log(1 / 3)))
 
     def apart(p, q):
         return p * log(p / q) + (1 - p) * log((1 - p) / (1 - q))
 
     model, q = Line(2, 1 / 3), teacher
-    objective = prepared(model, tmp_path, [wrote], material, objective="onpolicy", **ema)
+    objective = prepared(model, tmp_path, [wrote], inputs, objective="onpolicy", **ema)
     check(objective, model, [wrote], sum(apart(q, p) for p, _ in rows), sum((p - q) * x for p, x in rows))
     model = Line(2, 1 / 3)
-    objective = prepared(model, tmp_path, [wrote], material, objective="onpolicy-reverse", **ema)
+    objective = prepared(model, tmp_path, [wrote], inputs, objective="onpolicy-reverse", **ema)
     check(objective, model, [wrote], sum(apart(p, q) for p, _ in rows),
           sum(p * (1 - p) * (log(p / (1 - p)) - log(q / (1 - q))) * x for p, x in rows))
     assert lora_layers(model)["proj"].enabled

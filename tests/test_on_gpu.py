@@ -10,16 +10,16 @@ from tiny import FAMILIES, copy_of, hf_model, tiny_llama
 from training_parts import examples, tiny_model
 
 import sdft
-from sdft.generate import Request, Sampling, generate, stream
-from sdft.generate.cache import KVCache, PrefillAttention
-from sdft.generate.gpu import VarlenPrefill, fused
+from sdft.data.chat import encode_prompt
+from sdft.generation import Request, Sampling, generate, stream
+from sdft.generation.cache import KVCache, PrefillAttention
+from sdft.generation.fast.cuda import VarlenPrefill, fused
 from sdft.kernels.attention import DocumentAttention, causal_attention, causal_attention_plain
+from sdft.model.batches import pack_within
 from sdft.model.lora import add_lora, lora_layers
-from sdft.text.chat import encode_prompt
+from sdft.objectives import cross_entropy
 from sdft.train import TrainSettings
-from sdft.train.batches import pack_within
 from sdft.train.loop import gradient
-from sdft.train.objectives import cross_entropy
 from sdft.train.optimiser import adamw
 from sdft.train.weights import Adapter, FullWeights
 
@@ -74,7 +74,7 @@ def test_gradient_is_the_cpus(method) -> None:
     found = []
     for dtype, device in ((torch.float64, "cpu"), (torch.float32, "cuda")):
         model = tiny_model(torch.float32).to(device)
-        trained = method(model, TrainSettings(rank=2))
+        trained = method(model, TrainSettings(lora_rank=2))
         if method is Adapter:                       # B begins at 0, and then A has no gradient
             for name, factor in trained.parameters.items():
                 drawn = torch.randn(factor.shape, generator=torch.Generator().manual_seed(len(name)))
@@ -144,7 +144,7 @@ def test_half_precision_generates_with_a_shared_prefix_and_an_adapter(settings: 
 @pytest.mark.parametrize("method", [Adapter, FullWeights])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_training_step_never_waits_for_the_device(dtype, method) -> None:
-    model, settings, batches = tiny_model(dtype).to("cuda"), TrainSettings(rank=2), pack_within(examples(6), 40)
+    model, settings, batches = tiny_model(dtype).to("cuda"), TrainSettings(lora_rank=2), pack_within(examples(6), 40)
     trained = method(model, settings)
     optimiser = adamw(trained.parameters, settings)
 

@@ -20,11 +20,11 @@ from sdft.experiment.plan import (
     training_flops,
     training_memory,
 )
-from sdft.generate.cache import KVCache
+from sdft.generation.cache import KVCache
+from sdft.model.batches import pack
 from sdft.model.lora import add_lora, lora_layers
+from sdft.objectives import HiddenStates
 from sdft.train import TrainSettings
-from sdft.train.batches import pack
-from sdft.train.objectives import Views
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -33,7 +33,7 @@ def kept(settings: TrainSettings, batch) -> int:
     """Bytes that a forward pass keeps for its backward, beside the parameters; views of one storage count once."""
     model = tiny_model(torch.bfloat16)
     if settings.method == "lora":
-        add_lora(model, settings.rank, targets=settings.targets)
+        add_lora(model, settings.lora_rank, targets=settings.lora_targets)
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     found = {}
 
@@ -44,15 +44,15 @@ def kept(settings: TrainSettings, batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        Views(model, batch, settings.checkpoint).trained
+        HiddenStates(model, batch, settings.gradient_checkpointing).trained
     return sum(found.values())
 
 
 @pytest.mark.parametrize("change", [
-    {}, {"targets": ("o_proj",)}, {"targets": ("down_proj", "up_proj")}, {"targets": ALL},
-    {"targets": ("model.layers.1.self_attn.q_proj",)}, {"method": "full"}])
+    {}, {"lora_targets": ("o_proj",)}, {"lora_targets": ("down_proj", "up_proj")}, {"lora_targets": ALL},
+    {"lora_targets": ("model.layers.1.self_attn.q_proj",)}, {"method": "full"}])
 def test_the_activations_are_those_that_autograd_keeps(change):
-    settings, batch = TrainSettings(rank=1, **change), pack(examples(12, longest=40)).filled()
+    settings, batch = TrainSettings(lora_rank=1, **change), pack(examples(12, longest=40)).filled()
     config = tiny_model().config
     planned = training_memory(shape_of(config, settings), settings, 2, len(batch.tokens), len(batch.rows), 40)
     # 15 %: the plan leaves out each norm's number a row, LoRA's (N, R), the rotation, and what the first layer lacks, which
@@ -61,7 +61,7 @@ def test_the_activations_are_those_that_autograd_keeps(change):
 
 
 def test_parameters_are_counted_without_being_made():
-    settings = TrainSettings(rank=2, targets=ALL)
+    settings = TrainSettings(lora_rank=2, lora_targets=ALL)
     shape, model = shape_of(tiny_model().config, settings), tiny_model()
     assert shape.weights == sum(weight.numel() for weight in model.parameters())
     add_lora(model, rank=2, targets=ALL)
@@ -77,7 +77,7 @@ def test_the_cache_is_the_one_that_generation_makes():
 
 def test_operations_of_a_case_done_by_hand():
     config = tiny_model().config                    # D 32, F 48, 4 heads of 8, 2 of them with keys, 2 layers, V 61
-    shape = shape_of(config, TrainSettings(rank=1))
+    shape = shape_of(config, TrainSettings(lora_rank=1))
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
     behind = 32 * 32 + 3 * 32 * 48                              # in the last layer: of the 3 targets, not of all 10
     products = 4 * (2 * (layer + 64) * 10 - behind * 7 + 61 * 32 * 3)           # 64: the norms, counted with the matrices
@@ -99,7 +99,7 @@ def test_a_plan_needs_no_weights_and_says_what_fits(tmp_path, capsys):
     seconds = plan["tflops"]["train, each arm"] * 10
     assert plan["seconds"]["train, each arm"] == pytest.approx(seconds, abs=1)
     assert main(["plan", *options(folder), "--memory=0.000001"]) == 0
-    assert "less than the longest record needs: try --checkpoint" in capsys.readouterr().out
+    assert "less than the longest record needs: try --gradient_checkpointing" in capsys.readouterr().out
     capsys.readouterr()
     assert main(["plan", *options(folder), "--gflops=0"]) == 1
     assert "--gflops: expected a positive number, got 0" in capsys.readouterr().err
@@ -126,11 +126,11 @@ PEAK = """
 import re, sys, torch, sdft
 from pathlib import Path
 from sdft.experiment.plan import shape_of, training_memory
-from sdft.text.chat import Example
+from sdft.data.chat import Example
 from sdft.train import TrainSettings
-from sdft.train.batches import pack
+from sdft.model.batches import pack
 from sdft.train.loop import gradient
-from sdft.train.objectives import cross_entropy
+from sdft.objectives import cross_entropy
 from sdft.train.optimiser import adamw
 from sdft.train.weights import Adapter
 
@@ -168,7 +168,7 @@ def test_the_configuration_of_the_tests_is_the_one_counted():
 
 
 def test_a_gpus_plan_has_no_holes_and_its_own_groups():
-    config, settings = tiny_model().config, TrainSettings(rank=2, targets=ALL)
+    config, settings = tiny_model().config, TrainSettings(lora_rank=2, lora_targets=ALL)
     shape = shape_of(config, settings)
     on_cpu, on_gpu = (training_memory(shape, settings, 2, 128, 64, 32, on_cpu=cpu) for cpu in (True, False))
     assert "kept by the allocator" in on_cpu and "kept by the allocator" not in on_gpu

@@ -6,10 +6,10 @@ import pytest
 
 from sdft.cli import main
 from sdft.errors import SdftError
-from sdft.experiment.predictors import difference, explain, points_of, predict, rank, starts
-from sdft.experiment.study import read_study
 from sdft.files import write_json
-from sdft.report.study_ranking import begun, direction, ranking_figures, ranking_table, told
+from sdft.studies.predictors import difference, explain, points_of, predict, rank, starts
+from sdft.studies.ranking import begun, direction, ranking_figures, ranking_table, told
+from sdft.studies.specification import read_study
 
 ASKED = {"measures": ["kl", "shift", "gap", "tv"], "outcomes": ["instructions"]}
 TOML = ('name = "predictors"\nquestion = "Which?"\nreads = ["a", "b", "c", "d"]\n'
@@ -19,7 +19,7 @@ TOML = ('name = "predictors"\nquestion = "Which?"\nreads = ["a", "b", "c", "d"]\
 def _cell(instructions, kl, shift, gap=1.0, seed=0.5, task="passages", score=0.75):
     """A seed at 0.5; sft drops by 0.125 in every cell, with the same measures."""
     return {"values": {}, "suite": task, "items": {task: 8, "instructions": 40}, "measures": {"gap": gap}, "arms": {
-        "seed": {"instructions": seed, "kl": 0.0, task: 0.5},
+        "base": {"instructions": seed, "kl": 0.0, task: 0.5},
         "sft": {"instructions": seed - 0.125, "kl": 0.2, "shift": 5.0, task: 0.625},
         "sdft": {"instructions": instructions, "kl": kl, "shift": shift, task: score}}}
 

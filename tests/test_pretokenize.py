@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from sdft.errors import SdftError
-from sdft.text.pretokenize import DIGIT, GPT2, LLAMA3, QWEN2, PreTokenizer, nfc, replace_surrogates
-from sdft.text.unicode_versions import NFC_STARTERS
+from sdft.tokenizers.pretokenize import DIGIT, GPT2, LLAMA3, QWEN2, PreTokenizer, nfc, replace_surrogates
+from sdft.tokenizers.unicode_versions import NFC_STARTERS
 
 # Every code point but the surrogates, and the unassigned and private planes 4 to 13 and 15 to 16 thinned to the first 300.
 EVERY_CHARACTER = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from sdft.data.records import read_records
 from sdft.errors import SdftError
-from sdft.text.records import read_records
 
 
 def _write(path, rows):

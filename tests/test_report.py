@@ -11,7 +11,14 @@ from sdft.files import Journal, write_json, write_text
 from sdft.report import write_report
 from sdft.report.figures import draw_figures
 from sdft.report.findings import findings
-from sdft.report.measure_tables import between_table, drift_table, gap_table, likeness_table, paired_table, weights_table
+from sdft.report.measure_tables import (
+    between_table,
+    drift_table,
+    gap_table,
+    likeness_table,
+    paired_table,
+    weights_table,
+)
 from sdft.report.run import read_run
 from sdft.report.tables import difference_table, nats, result_table, verdict
 
@@ -32,7 +39,7 @@ def _arm(mean, kl, total, rng, trained=True):
     arm = {"suites": {"passages": suite, "instructions": dict(suite)}, "general": general}
     if trained:
         for row in arm["suites"].values():
-            row["against_seed"] = {"difference": 0.1, "low": 0.02, "high": 0.2}
+            row["against_base"] = {"difference": 0.1, "low": 0.02, "high": 0.2}
         modules = [{"name": f"layers.{i}.{kind}", "layer": i, "kind": kind, "norm": .1, "relative": .01 * (i + 1)}
                    for i in range(4) for kind in ("q_proj", "v_proj")]
         arm["shift"] = {"total": total, "relative": 0.0123, "modules": modules}
@@ -52,7 +59,7 @@ def folder(tmp_path):
                   "records": [{"id": key, "nll": nll + i / 10, "tokens": 5} for i, key in enumerate(ids)]}
            for name, nll in (("original", 5.33), ("distilled", 0.6))}
     write_json(folder / "measures.json", {
-        "arms": {"seed": _arm(.83, 0.0, 0, rng, False), "sft": _arm(.97, .147, 4.55, rng),
+        "arms": {"base": _arm(.83, 0.0, 0, rng, False), "sft": _arm(.97, .147, 4.55, rng),
                  "sdft": _arm(.89, .1, 4.24, rng)},
         "gap": gap,
         "audit": {"records": 10, "accepted": 7, "rejected": 3, "reasons": {"unfinished": 2, "answer missing": 1},
@@ -67,11 +74,11 @@ def folder(tmp_path):
         {"id": key, "instruction": f"question {key}", "reference": "ref", "response": "resp",
          "source": "rewrite" if key in rewritten else "original", "reason": "" if key in rewritten else "unfinished"}
         for key in ids])
-    for arm in ("seed", "sft", "sdft"):
+    for arm in ("base", "sft", "sdft"):
         _rows(folder / "eval" / arm / "general.jsonl",
               [{"id": f"g{i}", "prompt": f"prompt {i}", "output": f"<script>{arm} says {i}", "tokens": 3}
                for i in range(6)])
-        if arm != "seed":
+        if arm != "base":
             _rows(folder / arm / "log.jsonl",
                   [{"step": i + 1, "loss": 3 / (i + 1), "delta_norm": i / 3} for i in range(12)])
     return folder
@@ -111,7 +118,7 @@ def measured(folder):
         own["shift"]["modules"][0]["spectral_shift"] = own["shift"]["modules"][-1]["spectral_shift"] = 0.00123
         own["fisher"] = {"total": 0.0456, "n": 5, "layers": [{"layer": i, "shift": 0.01 * i} for i in range(4)]}
         for row in own["suites"].values():
-            row["against_seed"] |= {"p": 0.03, "p_holm": 0.12, "n": 8, "test": "McNemar"}
+            row["against_base"] |= {"p": 0.03, "p_holm": 0.12, "n": 8, "test": "McNemar"}
     measures["arms"]["sdft"]["suites"]["passages"]["against_sft"] = {
         "difference": -0.1, "low": -0.2, "high": -0.05, "n": 8, "p": 0.00001, "p_holm": 0.005, "test": "McNemar"}
     measures["between"] = {"sft, sdft": {"cosine": 0.31, "left_cosine": 0.42, "right_cosine": None, "norms": [4.5, 4.2]}}
@@ -148,7 +155,7 @@ def test_the_page_shows_the_numbers_of_the_run(folder):
 
 def test_every_arm_has_a_row_and_missing_numbers_are_dashes(folder):
     table = result_table(read_run(folder))
-    assert [row[0] for row in table.rows] == ["seed", "sft", "sdft"]
+    assert [row[0] for row in table.rows] == ["base", "sft", "sdft"]
     assert all(len(row) == len(table.head) for row in table.rows)
     assert table.rows[0][-2:] == ["–", "–"]
 
@@ -189,7 +196,7 @@ def test_the_drift_of_two_arms_is_judged_answer_by_answer(folder, low, high, exp
 def test_a_run_without_optional_parts_still_reports(folder):
     measures = json.loads((folder / "measures.json").read_text())
     del measures["gap"], measures["audit"]
-    measures["arms"] = {arm: measures["arms"][arm] for arm in ("seed", "sft")}
+    measures["arms"] = {arm: measures["arms"][arm] for arm in ("base", "sft")}
     write_json(folder / "measures.json", measures)
     for name in ("rewrites.jsonl", "distilled.jsonl", "summary.json"):
         (folder / name).unlink()
@@ -202,7 +209,7 @@ def test_a_folder_without_a_finished_run_is_one_line(tmp_path):
 
 
 def test_measures_without_arms_are_one_line(folder):
-    for arms in ({}, {"seed": {}}):
+    for arms in ({}, {"base": {}}):
         write_json(folder / "measures.json", {"arms": arms})
         with pytest.raises(SdftError, match="measures.json: expected the suites that each arm answered"):
             write_report(folder)
@@ -235,7 +242,7 @@ def test_every_measure_is_in_a_table_with_its_interval_and_count(measured):
 def test_a_direction_is_told_only_where_holm_agrees(measured):
     run = read_run(measured)
     rows = {tuple(row[:3]): row[3:] for row in difference_table(run).rows}
-    assert rows["sft", "seed", "passages"] == ["no difference detected, +10.0 points (+2.0 to +20.0)", "8", "McNemar",
+    assert rows["sft", "base", "passages"] == ["no difference detected, +10.0 points (+2.0 to +20.0)", "8", "McNemar",
                                                "0.030", "0.120"]
     assert rows["sdft", "sft", "passages"][0].startswith("lost -10.0 points") and len(rows) == 5
     assert rows["sdft", "sft", "passages"][-2:] == ["< 0.001", "0.005"]
@@ -266,6 +273,6 @@ def test_a_figure_names_its_axes_and_counts(measured):
                         "activations": ("layer", "(n = 1,234 tokens)", "CKA"),
                         "spectrum": ("singular value of ΔW", "σ", "(n = 8 matrices)"),
                         "fisher": ("layer", "Σ F·ΔW², nats²", "(F of n = 5 answers)"),
-                        "interpolation": ("NLL, nats/token", "seed", "tuned")}.items():
+                        "interpolation": ("NLL, nats/token", "base", "tuned")}.items():
         drawn = re.sub(r"<!-- (.*?) -->", r"\1", figures[name].svg)     # matplotlib writes a text above its glyphs
         assert all(text in drawn for text in texts), name

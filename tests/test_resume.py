@@ -23,14 +23,14 @@ import torch
 torch.set_num_threads(1)
 from training_parts import examples, tiny_model
 from sdft.train import TrainSettings, train
-from sdft.train.objectives import OBJECTIVES, cross_entropy
+from sdft.objectives import OBJECTIVES, cross_entropy
 
 def slow(batch, views):
     time.sleep(float(sys.argv[3]))
     return cross_entropy(batch, views)
 
 OBJECTIVES["slow"] = slow
-settings = TrainSettings(objective="slow", method=sys.argv[1], lr=1e-2, batch_size=4, micro_tokens=40, rank=2,
+settings = TrainSettings(objective="slow", method=sys.argv[1], lr=1e-2, batch_size=4, micro_tokens=40, lora_rank=2,
                          dropout=0.2, save_every=4)
 train(tiny_model(torch.bfloat16), examples(28), settings, Path(sys.argv[2]), validation=examples(3, seed=5))
 """

@@ -14,14 +14,14 @@ import pytest
 from tiny_chat import byte_tokenizer, records, tiny_chat_model
 
 import sdft.distill.rewrite as module
+from sdft.data.records import Record
+from sdft.data.templates import get_template
 from sdft.distill import rewrite_records
 from sdft.distill.rewrite import distill_prompt, shuffle_references
 from sdft.errors import SdftError
-from sdft.generate import Sampling
-from sdft.model.fingerprint import fingerprint
-from sdft.model.lora import add_lora, adapter_off
-from sdft.text.records import Record
-from sdft.text.templates import get_template
+from sdft.generation import Sampling
+from sdft.model.io.fingerprint import fingerprint
+from sdft.model.lora import adapter_off, add_lora
 
 SAMPLED = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
 USING = get_template("using")

@@ -3,7 +3,7 @@ import random
 
 from rouge_score.rouge_scorer import RougeScorer
 
-from sdft.text.rouge import rouge_l
+from sdft.tasks.rouge import rouge_l
 
 
 def test_equal_to_rouge_score_on_random_texts():

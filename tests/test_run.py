@@ -37,7 +37,7 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
         for suite in ("passages", "instructions", "general"):
             rows = [json.loads(line) for line in (finished / "eval" / arm / f"{suite}.jsonl").read_text().splitlines()]
             assert rows and {"id", "prompt", "output", "tokens", "finish", "score"} <= rows[0].keys()
-        if arm != "seed":
+        if arm != "base":
             for name in ("adapter_model.safetensors", "adapter_config.json", "log.jsonl", "state.safetensors"):
                 assert (finished / arm / name).is_file(), (arm, name)
     rewrite = json.loads((finished / "rewrites.jsonl").read_text().splitlines()[0])
@@ -62,7 +62,7 @@ def test_the_measures_agree_with_the_files(finished):
         assert shift["total"] == pytest.approx(log[-1]["delta_norm"], rel=1e-6) and shift["total"] > 0
         assert measures["arms"][arm]["general"]["kl"] > 0
     table = json.loads((finished / "summary.json").read_text())["table"]
-    assert table["sft"]["kl"] == measures["arms"]["sft"]["general"]["kl"] and table["seed"]["kl"] == 0
+    assert table["sft"]["kl"] == measures["arms"]["sft"]["general"]["kl"] and table["base"]["kl"] == 0
     assert {row["id"] for row in measures["gap"]["original"]["records"]} == {
         json.loads(line)["id"] for line in (finished / "distilled.jsonl").read_text().splitlines()}
 
@@ -97,7 +97,7 @@ def test_other_settings_are_refused_and_named(finished, model, capsys):
     error = capsys.readouterr().err
     assert "was made with other settings" in error
     assert "train.lr was 0.0005, is 0.001" in error and "distill.rewrite_tokens was 8, is 9" in error
-    assert main(["run", *options(model), "--out", str(finished), "--rows=3", "--save_every=7"]) == 0     # how, not what
+    assert main(["run", *options(model), "--out", str(finished), "--generation_batch_size=3", "--save_every=7"]) == 0     # how, not what
 
 
 def test_another_model_under_the_same_name_is_refused(finished, model, tmp_path, capsys):
@@ -158,7 +158,7 @@ def test_a_folder_of_a_version_that_told_neither_data_nor_format_is_gone_on_with
     assert main(["run", *options(model), "--out", str(folder)]) == 0
     (folder / "summary.json").unlink()
     assert main(["run", *options(model), "--out", str(folder)]) == 0
-    assert main(["run", *options(model), "--out", str(folder), "--repetition=0.6"]) == 1
+    assert main(["run", *options(model), "--out", str(folder), "--max_repeated_ngrams=0.6"]) == 1
 
 
 def test_the_resolved_settings_are_a_valid_input(finished, tmp_path, monkeypatch):
@@ -205,8 +205,8 @@ def test_the_mix_decides_what_is_trained_and_what_the_distilled_file_says(model,
     def accept(records, rewrites, check, limits):
         return [Distilled(r.id, r.instruction, r.response, "My own words.", "rewrite", "") for r in records]
 
-    monkeypatch.setattr("sdft.experiment.method.choose", accept)
-    assert main(["run", *options(model), "--ratio=0.5", "--out", str(tmp_path / "half")]) == 0
+    monkeypatch.setattr("sdft.experiment.compare.choose", accept)
+    assert main(["run", *options(model), "--mix_ratio=0.5", "--out", str(tmp_path / "half")]) == 0
     rows = Journal(tmp_path / "half" / "distilled.jsonl").read()
     assert sorted(row["reason"] for row in rows) == ["", "", "not in the mix", "not in the mix"]
     assert all((row["response"] == "My own words.") == (row["source"] == "rewrite") for row in rows)

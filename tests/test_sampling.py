@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sdft.errors import SdftError
-from sdft.generate.sampling import Sampling, candidates, choose, penalise, record_uniforms
+from sdft.generation.sampling import Sampling, candidates, choose, penalise, record_uniforms
 
 
 def random_logits(rows: int = 4, vocabulary: int = 50) -> torch.Tensor:

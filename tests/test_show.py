@@ -3,9 +3,9 @@ import re
 
 import pytest
 
-from sdft.text.chat import encode_example
-from sdft.text.show import show
-from sdft.text.tokenizer_files import load_tokenizer
+from sdft.data.chat import encode_example
+from sdft.data.show import show
+from sdft.tokenizers.loading import load_tokenizer
 
 MESSAGES = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because of 3."}]
 

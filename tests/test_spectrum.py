@@ -5,8 +5,17 @@ import pytest
 import torch
 
 from sdft.errors import SdftError
-from sdft.measure.spectrum import (Factors, compare_spectra, effective_rank, factor_cosine, factor_spaces,
-                                   factor_spectrum, named_by, principal_cosines, stable_rank)
+from sdft.measure.weights.spectrum import (
+    Factors,
+    compare_spectra,
+    effective_rank,
+    factor_cosine,
+    factor_spaces,
+    factor_spectrum,
+    named_by,
+    principal_cosines,
+    stable_rank,
+)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -5,10 +5,10 @@ import pytest
 import torch
 from test_generate import NumberTokenizer, models, prompts, theirs
 
-from sdft.generate import Report, Request, Sampling, generate, stream
-from sdft.generate.engine import Engine
-from sdft.generate.sampling import choose
-from sdft.generate.speculation import NgramIndex, accepted, draft_length
+from sdft.generation import Report, Request, Sampling, generate, stream
+from sdft.generation.engine import Engine
+from sdft.generation.fast.drafts import NgramIndex, accepted, draft_length
+from sdft.generation.sampling import choose
 
 
 def test_the_longest_match_wins_and_of_equals_the_latest() -> None:
@@ -51,7 +51,7 @@ def looping(count: int = 12) -> list[list[int]]:
                                       {"temperature": 0.6, "top_k": 4, "top_p": 0.9}])
 @pytest.mark.parametrize("batch_size", [1, 5, 11])           # 11: rows in three groups
 def test_same_tokens_with_and_without_drafts(settings: dict, batch_size: int, monkeypatch) -> None:
-    monkeypatch.setattr("sdft.generate.cache.GROUP", 4)
+    monkeypatch.setattr("sdft.generation.cache.GROUP", 4)
     model, tokenizer, sampling = models()[1], NumberTokenizer(), Sampling(max_new_tokens=40, **settings)
     requests = [Request(str(i), prompt) for i, prompt in enumerate(looping())]
     drafted, plain = Report(), Report()

@@ -8,9 +8,9 @@ from test_generate import NumberTokenizer, models, prompts
 from tiny import tiny_llama
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sdft.generate import Request, Sampling
-from sdft.generate.engine import Engine
-from sdft.generate.graph import StepGraphs, rounded_rows, rounded_slots
+from sdft.generation import Request, Sampling
+from sdft.generation.engine import Engine
+from sdft.generation.fast.cuda_graphs import StepGraphs, rounded_rows, rounded_slots
 
 SETTINGS = [{}, {"temperature": 0.9, "top_k": 10, "top_p": 0.8, "seed": 3},
             {"temperature": 1.0, "repetition_penalty": 1.2}, {"temperature": 1.0, "top_p": 0.9}]

@@ -6,7 +6,7 @@ import pytest
 from test_sweep import HEAD
 
 from sdft.errors import SdftError
-from sdft.experiment.study import cells_of, read_study
+from sdft.studies.specification import cells_of, read_study
 
 STUDIES = Path(__file__).parent.parent / "benchmarks" / "studies"
 
@@ -18,13 +18,13 @@ STUDIES = Path(__file__).parent.parent / "benchmarks" / "studies"
     ('name = "a"\nquestion = "b"', "expected 'primary', which says by which column"),
     (HEAD.replace('arm = "sdft"\n', ""), "[primary]: expected column, arm, against, but arm is missing"),
     (HEAD.replace("column", "colum"), "unknown key 'primary.colum' (did you mean column?)"),
-    (HEAD + "[grid]\nratioo = [1]", "unknown setting 'ratioo' (did you mean ratio?)"),
-    (HEAD + "[grid]\nratio = 1", "grid.ratio: expected a list of values, got 1"),
-    (HEAD + "[grid]\nratio = [1, 1.0]", "grid.ratio: expected different values"),
-    (HEAD + '[grid]\nratio = ["x"]', "distill.ratio: expected a number, got 'x'"),
+    (HEAD + "[grid]\nratioo = [1]", "unknown setting 'ratioo' (did you mean mix_ratio?)"),
+    (HEAD + "[grid]\nmix_ratio = 1", "grid.mix_ratio: expected a list of values, got 1"),
+    (HEAD + "[grid]\nmix_ratio = [1, 1.0]", "grid.mix_ratio: expected different values"),
+    (HEAD + '[grid]\nmix_ratio = ["x"]', "distill.mix_ratio: expected a number, got 'x'"),
     (HEAD + "[settings]\nlr = 1\n[grid]\ntrain.lr = [1]", "lr is set twice"),
     (HEAD + "[settings]\nlr = 1\n[[cells]]\nlr = 2", "lr is set twice"),
-    (HEAD.replace('"sft"', "{ratio = 2}") + "[grid]\nratio = [0, 1]", "primary.against: expected settings of a cell"),
+    (HEAD.replace('"sft"', "{mix_ratio = 2}") + "[grid]\nmix_ratio = [0, 1]", "primary.against: expected settings of a cell"),
     ("plots = [[1]]\n" + HEAD, "plots: expected pairs of columns"),
     ('plots = [["kl", ["x"]]]\n' + HEAD, "plots: expected pairs of columns"),
     ('matched = [1]\n' + HEAD, "matched: expected a list of texts, got [1]"),
@@ -59,7 +59,7 @@ def test_unequal_cells_are_each_crossed_with_the_grid(tmp_path):
         rows = [{"instruction": f"Call {index}.", "output": f"f({index})"} for index in range(4)]
         (data / f"openfunction_{part}.json").write_text(json.dumps(rows))
     path = tmp_path / "study.toml"
-    path.write_text(HEAD + '[settings]\nrank = 2\n[grid]\nseed = [1, 2]\n[[cells]]\ntask = "passages"\n'
+    path.write_text(HEAD + '[settings]\nlora_rank = 2\n[grid]\nseed = [1, 2]\n[[cells]]\ntask = "passages"\n'
                     '[[cells]]\nname = "the calls"\ntask = "openfunctions"\nepochs = 3\n')
     cells = cells_of(read_study(path), str(data))
     assert [cell.name for cell in cells] == ["task=passages,seed=1", "task=passages,seed=2",

@@ -7,11 +7,11 @@ import pytest
 
 from sdft.cli import main
 from sdft.errors import SdftError
-from sdft.experiment.study import read_study
-from sdft.experiment.study_statistics import statistics
 from sdft.files import write_json
-from sdft.report.study import cells_table, matched, sentence, write_study
-from sdft.report.study_figures import apart, axis, measured_on
+from sdft.studies.figures import apart, axis, measured_on
+from sdft.studies.page import cells_table, matched, sentence, write_study
+from sdft.studies.specification import read_study
+from sdft.studies.statistics import statistics
 
 STUDIES = Path(__file__).parent.parent / "benchmarks" / "studies"
 PRIMARY = {"column": "kl", "arm": "sdft", "against": "sft"}
@@ -25,7 +25,7 @@ def _arm(score, kl, nll):
 def _cell(ratio, seed, sdft):
     return {"name": f"ratio={ratio},seed={seed}", "values": {"ratio": ratio, "seed": seed}, "suite": "passages",
             "items": {"passages": 80}, "measures": {"changed_token_share": ratio * 0.9}, "seconds": 9.0,
-            "arms": {"seed": {"passages": 0.5, "kl": 0.0, "top1": 1.0, "rouge_l": 1.0, "length": 40.0},
+            "arms": {"base": {"passages": 0.5, "kl": 0.0, "top1": 1.0, "rouge_l": 1.0, "length": 40.0},
                      "sft": _arm(0.75, 0.25 + seed / 100, 4.5), "sdft": _arm(0.625, sdft, 4.5 - 3 * ratio)}}
 
 
@@ -144,7 +144,7 @@ def test_only_a_suite_is_a_score(column, label):
 
 def test_how_much_a_column_is_measured_on():
     cells = [{"items": {"sums": n}, "measures": {"texts.n": 7},
-              "arms": {"seed": {"general.n": 4}, "sft": {"on_task.n": 2}}} for n in (5, 8)]
+              "arms": {"base": {"general.n": 4}, "sft": {"on_task.n": 2}}} for n in (5, 8)]
     for column, told in (("sums", "n = 5–8 items"), ("kl", "n = 4 general answers"), ("texts.bleu", "n = 7 rewrites"),
                          ("general.tv", "n = 4 general answers"), ("on_task.reverse.kl", "n = 2 answers to the task"),
                          ("shift", "")):
@@ -185,7 +185,7 @@ def test_cells_compared_with_cells_have_a_page(folder, content):
 def test_a_cell_that_lacks_an_arm_or_a_column_has_dashes(content):
     del content["cells"][3]["arms"]["sdft"], content["cells"][0]["arms"]["sft"]["shift"]
     rows = {tuple(row[:2]): row for row in cells_table(content).rows}
-    assert rows["ratio 1", "sdft"][2] == "2" and rows["all", "seed"][-1] == "–"
+    assert rows["ratio 1", "sdft"][2] == "2" and rows["all", "base"][-1] == "–"
 
 
 def test_an_arm_that_is_the_same_in_all_conditions_has_one_row_and_what_is_plotted_a_column(content):
@@ -193,7 +193,7 @@ def test_an_arm_that_is_the_same_in_all_conditions_has_one_row_and_what_is_plott
         cell["measures"]["accepted_share"] = 0.25
     content["statistics"]["correlations"] += [{"x": "accepted_share", "y": "kl"}]
     table = cells_table(content)
-    assert [row[:2] for row in table.rows] == [["all", "seed"], ["all", "sft"], ["ratio 0.5", "sdft"],
+    assert [row[:2] for row in table.rows] == [["all", "base"], ["all", "sft"], ["ratio 0.5", "sdft"],
                                                ["ratio 1", "sdft"]]
     assert [row[table.head.index("accepted_share")] for row in table.rows] == ["–", "–", "0.250", "0.250"]
 

@@ -4,16 +4,28 @@ import math
 import numpy as np
 import pytest
 
-from sdft.experiment.study_statistics import (
-    compare, compared_columns, correlate, correlation, crossing, interval, judge, match, more_is_better, paired, ranks,
-    statistics, t_quantile, t_test,
+from sdft.studies.statistics import (
+    compare,
+    compared_columns,
+    correlate,
+    correlation,
+    crossing,
+    interval,
+    judge,
+    match,
+    more_is_better,
+    paired,
+    ranks,
+    statistics,
+    t_quantile,
+    t_test,
 )
 
 
 def row(ratio, seed, sft, sdft, nll=1.0):
     return {"values": {"ratio": ratio, "seed": seed}, "suite": "passages", "items": {"passages": 400},
             "measures": {"gap": nll},
-            "arms": {"seed": {"kl": 0.0}, "sft": {"kl": sft, "passages": 0.5}, "sdft": {"kl": sdft, "passages": 0.25}}}
+            "arms": {"base": {"kl": 0.0}, "sft": {"kl": sft, "passages": 0.5}, "sdft": {"kl": sdft, "passages": 0.25}}}
 
 
 ROWS = [row(0, 1, 1.0, 1.2, 4), row(0, 2, 2.0, 1.9, 4), row(0, 3, 3.0, 3.1, 4),
@@ -56,7 +68,7 @@ def test_one_seed_has_no_interval_and_equal_differences_are_certain():
 def test_one_item_more_in_each_of_three_seeds_is_no_certainty():
     """Scores of 48 items: the differences are equal, but no finer than an item. t = 1 / (1/√3) = √3 of 2 degrees."""
     rows = [{"values": {"seed": seed}, "suite": "passages", "items": {"passages": 48}, "measures": {},
-             "arms": {"seed": {}, "sft": {"passages": 20 / 48}, "sdft": {"passages": 21 / 48}}} for seed in range(3)]
+             "arms": {"base": {}, "sft": {"passages": 20 / 48}, "sdft": {"passages": 21 / 48}}} for seed in range(3)]
     (found,) = judged(rows, PRIMARY | {"column": "passages"})
     assert found["p"] == pytest.approx(t_test(math.sqrt(3), 2))
     assert found["items"] == 48 and found["agree"] == 3 and not found["detected"]
@@ -83,7 +95,7 @@ def test_retention_is_told_beside_what_was_learned_and_what_differs_over_the_see
 
 def test_a_study_of_several_tasks_tells_the_score_of_each():
     rows = [{"values": {"task": suite, "seed": 1}, "suite": suite, "items": {suite: 4}, "measures": {},
-             "arms": {"seed": {}, "sft": {"kl": 1.0, suite: 0.5}, "sdft": {"kl": 1.0, suite: 0.75}}}
+             "arms": {"base": {}, "sft": {"kl": 1.0, suite: 0.5}, "sdft": {"kl": 1.0, suite: 0.75}}}
             for suite in ("sums", "calls")]
     found = statistics({"primary": PRIMARY, "plots": [], "matched": []}, rows)["comparisons"]
     assert [(row["column"], row["condition"]["task"], row["mean"]) for row in found] == [
@@ -112,7 +124,7 @@ def test_cells_are_compared_with_the_cell_of_the_same_seed():
 
 
 def test_what_a_cell_lacks_is_left_out():
-    rows = [*ROWS[:2], {**ROWS[2], "arms": {"seed": {}, "sdft": {"kl": 1.0}}}]
+    rows = [*ROWS[:2], {**ROWS[2], "arms": {"base": {}, "sdft": {"kl": 1.0}}}]
     assert compare(rows, PRIMARY)[0]["n"] == 2
     assert compare(rows, PRIMARY | {"column": "tv"}) == []
 
@@ -199,7 +211,7 @@ def at(lr, sft, sdft, scores=(0.5, 0.75), **values):
     arms = {name: {"shift": shift, "kl": kl, "passages": score}
             for name, (shift, kl), score in zip(("sft", "sdft"), (sft, sdft), scores, strict=True)}
     return {"values": {"lr": lr, **values}, "suite": "passages", "items": {"passages": 8}, "measures": {},
-            "arms": arms | {"seed": {"kl": 0}}}
+            "arms": arms | {"base": {"kl": 0}}}
 
 
 def test_at_equal_accuracy_an_overtrained_run_is_not_joined_to_a_good_one():

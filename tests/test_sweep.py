@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from small_run import save_tiny_model
 
 from sdft.cli import main
 from sdft.errors import SdftError
-from sdft.experiment.study import cells_of, read_study
-from sdft.experiment.sweep import carried, pieces, remaining, take_over, to_make
+from sdft.studies.runs import carried, pieces, remaining, take_over, to_make
+from sdft.studies.specification import cells_of, read_study
 
 SMALL = """
 dtype = "float32"
@@ -31,7 +30,7 @@ save_every = 1
 max_length = 2048
 """
 HEAD = 'name = "tiny"\nquestion = "Does it work?"\n[primary]\ncolumn = "kl"\narm = "sdft"\nagainst = "sft"\n'
-GRID = "[grid]\nratio = [0, 1]\nseed = [1, 2]\n"
+GRID = "[grid]\nmix_ratio = [0, 1]\nseed = [1, 2]\n"
 NAMES = ["ratio=0,seed=1", "ratio=0,seed=2", "ratio=1,seed=1", "ratio=1,seed=2"]
 
 
@@ -54,7 +53,7 @@ def write(model, tmp_path):
 def swept(model, tmp_path_factory):
     """A finished sweep, and how often the seed rewrote, something was answered, a step was trained, the seed viewed."""
     import sdft.distill.rewrite
-    import sdft.experiment.lab
+    import sdft.experiment.context
     import sdft.measure.abilities
     import sdft.train.loop
 
@@ -65,8 +64,8 @@ def swept(model, tmp_path_factory):
         for module, name, count in ((sdft.distill.rewrite, "stream", "rewritten"),
                                     (sdft.measure.abilities, "stream", "answered"),
                                     (sdft.train.loop, "gradient", "steps"),
-                                    (sdft.experiment.lab, "seed_view", "seed"),
-                                    (sdft.experiment.lab, "fisher", "seed")):
+                                    (sdft.experiment.context, "base_view", "seed"),
+                                    (sdft.experiment.context, "fisher", "seed")):
             def counted(*given, work=getattr(module, name), count=count):
                 counts[count] += 1 if count in ("steps", "seed") else len(given[2])
                 return work(*given)
@@ -84,7 +83,7 @@ def test_every_cell_is_a_run_folder_named_by_its_own_settings(swept):
     assert [cell["name"] for cell in _cells(base / "out")["cells"]] == NAMES
     for name in NAMES:
         assert (base / "out" / name / "summary.json").is_file()
-    assert 'ratio = 1.0' in (base / "out" / NAMES[2] / "config.toml").read_text()
+    assert 'mix_ratio = 1.0' in (base / "out" / NAMES[2] / "config.toml").read_text()
     assert 'seed = 2' in (base / "out" / NAMES[3] / "config.toml").read_text()
 
 
@@ -96,7 +95,7 @@ def test_what_cells_have_in_common_is_made_once(swept):
 
 def test_a_cell_that_took_over_is_the_run_that_did_not(swept, write, tmp_path):
     base, _ = swept
-    assert main(["sweep", str(write("[grid]\nratio = [1]\nseed = [2]\n")), "--out", str(tmp_path / "alone")]) == 0
+    assert main(["sweep", str(write("[grid]\nmix_ratio = [1]\nseed = [2]\n")), "--out", str(tmp_path / "alone")]) == 0
     alone, shared = tmp_path / "alone" / NAMES[3], base / "out" / NAMES[3]
     for arm in ("sft", "sdft"):
         ours, theirs = (load_file(str(path / arm / "adapter_model.safetensors")) for path in (alone, shared))
@@ -160,15 +159,15 @@ def test_rewrites_go_to_cells_with_the_same_template_only(write, tmp_path):
 
 
 @pytest.mark.parametrize(("change", "shared"), [
-    ("ratio = 0.5", {"rewrite", "eval seed", "train sft", "eval sft", "measure sft"}),
-    ('template = "refer"', {"eval seed", "train sft", "eval sft", "measure sft"}),
-    ("rewrite_tokens = 9", {"eval seed", "train sft", "eval sft", "measure sft"}),
-    ("times = 6", {"rewrite", "eval seed", "train sft", "eval sft", "measure sft"}),
-    ("seed = 3", {"rewrite", "gap", "eval seed"}),
-    ("lr = 0.1", {"rewrite", "gap", "eval seed"}),
-    ("probes = 3", {"rewrite", "gap", "eval seed", "train sft", "eval sft", "train sdft", "eval sdft"}),
-    ("spectra = 1", {"rewrite", "gap", "eval seed", "train sft", "eval sft", "train sdft", "eval sdft"}),
-    ('train_template = "alpaca"', {"rewrite", "eval seed"}),
+    ("mix_ratio = 0.5", {"rewrite", "eval base", "train sft", "eval sft", "measure sft"}),
+    ('template = "refer"', {"eval base", "train sft", "eval sft", "measure sft"}),
+    ("rewrite_tokens = 9", {"eval base", "train sft", "eval sft", "measure sft"}),
+    ("max_length_ratio = 6", {"rewrite", "eval base", "train sft", "eval sft", "measure sft"}),
+    ("seed = 3", {"rewrite", "gap", "eval base"}),
+    ("lr = 0.1", {"rewrite", "gap", "eval base"}),
+    ("n_probe_texts = 3", {"rewrite", "gap", "eval base", "train sft", "eval sft", "train sdft", "eval sdft"}),
+    ("svd_layers = 1", {"rewrite", "gap", "eval base", "train sft", "eval sft", "train sdft", "eval sdft"}),
+    ('train_template = "alpaca"', {"rewrite", "eval base"}),
     ("sampling_seed = 1", {"train sft"}),
     ("general_items = 1", {"rewrite", "gap", "train sft", "train sdft"}),
     ("instruction_items = 1", {"rewrite", "gap", "train sft", "train sdft"}),
@@ -187,9 +186,9 @@ def test_a_piece_is_shared_where_no_setting_that_it_depends_on_differs(write, ch
 def test_a_piece_that_a_cell_has_begun_is_left_to_it(write, tmp_path):
     cells = cells_of(read_study(write()))
     for cell in cells[:2]:
-        (tmp_path / cell.name / "eval" / "seed").mkdir(parents=True)
+        (tmp_path / cell.name / "eval" / "base").mkdir(parents=True)
         (tmp_path / cell.name / "rewrites.jsonl").write_text(f"{cell.name}\n")
-    (tmp_path / cells[0].name / "eval" / "seed" / "a.jsonl").write_text("1\n")
+    (tmp_path / cells[0].name / "eval" / "base" / "a.jsonl").write_text("1\n")
     assert take_over(cells[1], cells[:1], tmp_path) == []
     assert (tmp_path / cells[1].name / "rewrites.jsonl").read_text() == f"{cells[1].name}\n"
 
@@ -203,12 +202,12 @@ def test_a_journal_taken_over_is_a_copy_and_a_state_the_same_file(swept):
 
 
 def test_a_rival_on_the_original_answers_is_trained_once_over_ratios(write, tmp_path):
-    path, out = write("[grid]\nratio = [0, 1]\n", 'arms = ["kl", "self-output"]\n',
+    path, out = write("[grid]\nmix_ratio = [0, 1]\n", 'arms = ["kl", "self-output"]\n',
                       HEAD.replace('"sdft"', '"self-output"').replace('"sft"', '"kl"')), tmp_path / "out"
     assert main(["sweep", str(path), "--out", str(out)]) == 0
     kl, own = ([out / f"ratio={ratio}" / arm / "state.safetensors" for ratio in (0, 1)] for arm in ("kl", "self-output"))
     assert kl[0].samefile(kl[1]) and not own[0].samefile(own[1])
-    assert list(_cells(out)["cells"][1]["arms"]) == ["seed", "kl", "self-output"]
+    assert list(_cells(out)["cells"][1]["arms"]) == ["base", "kl", "self-output"]
 
 
 def test_a_killed_sweep_goes_on_to_the_same_result(swept, write, tmp_path):
@@ -234,7 +233,7 @@ def test_a_killed_sweep_goes_on_to_the_same_result(swept, write, tmp_path):
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(write, tmp_path, capsys):
-    path, out = write("[grid]\nrank = [2, 3000]\n"), tmp_path / "out"
+    path, out = write("[grid]\nlora_rank = [2, 3000]\n"), tmp_path / "out"
     assert main(["sweep", str(path), "--out", str(out)]) == 1
     error = capsys.readouterr().err
     assert "cell rank=3000 failed: " in error and "sdft: 1 of 2 cells failed: rank=3000" in error
@@ -303,14 +302,14 @@ def test_cells_of_other_settings_are_not_carried_on(swept, write, tmp_path):
     shutil.copy(base / "out" / "cells.json", tmp_path / "out")
     cells = cells_of(read_study(write(more="lr = 0.1\n")))
     assert carried(cells, tmp_path / "out") == {}
-    assert list(carried(cells_of(read_study(write(more="rows = 3\n"))), tmp_path / "out")) == NAMES
+    assert list(carried(cells_of(read_study(write(more="generation_batch_size = 3\n"))), tmp_path / "out")) == NAMES
 
 
 def test_settings_that_no_run_takes_name_the_study(write):
-    with pytest.raises(SdftError, match="study.toml: distill.ratio: expected a share from 0 to 1, got 2.0"):
-        cells_of(read_study(write("[grid]\nratio = [2]\n")))
+    with pytest.raises(SdftError, match="study.toml: distill.mix_ratio: expected a share from 0 to 1, got 2.0"):
+        cells_of(read_study(write("[grid]\nmix_ratio = [2]\n")))
     with pytest.raises(SdftError, match="two cells are named 'ratio=0.1'"):
-        cells_of(read_study(write("[grid]\nratio = [0.1, 0.1000000001]\n")))
+        cells_of(read_study(write("[grid]\nmix_ratio = [0.1, 0.1000000001]\n")))
 
 
 def test_an_end_point_of_arms_that_no_cell_has_is_refused_at_once(write):

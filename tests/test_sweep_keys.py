@@ -12,24 +12,24 @@ from sdft.cli import main
 from sdft.commands.sweep import _planned
 from sdft.distill import Distilled
 from sdft.experiment.arms import ARMS, arms_of
-from sdft.experiment.config import load_chosen
-from sdft.experiment.lab import Lab
-from sdft.experiment.study import cells_of, read_study
-from sdft.experiment.sweep import pieces, take_over, to_make
+from sdft.experiment.context import Context
+from sdft.experiment.settings import load_chosen
 from sdft.model import load
-from sdft.train.batches import fingerprint
+from sdft.model.batches import fingerprint
+from sdft.studies.runs import pieces, take_over, to_make
+from sdft.studies.specification import cells_of, read_study
 
 FEW = SMALL.replace("test_records = 3", "test_records = 1").replace("instruction_items = 2", "instruction_items = 0")
 ON_POLICY = {name for name in ARMS if name.startswith("sdft-onpolicy")}
 REWRITTEN = {"sdft", "token-matched-sft"}
 ANSWERED = {*REWRITTEN, "self-output"}
 CHANGES = [                     # a setting, the arms whose training depends on it
-    ("strength = 0.3", {"kl", "l2-sp", "ewc"}), ("floor = 0.3", {"stm"}), ("ema = 0.5", set()),
-    ("replay = 0.6", {"replay"}), ("wise = 0.3", set()), ("ratio = 0.5", ANSWERED), ("times = 6", ANSWERED),
+    ("penalty_weight = 0.3", {"kl", "l2-sp", "ewc"}), ("stm_threshold = 0.3", {"stm"}), ("teacher_ema = 0.5", set()),
+    ("replay_fraction = 0.6", {"replay"}), ("wise_ft_alpha = 0.3", set()), ("mix_ratio = 0.5", ANSWERED), ("max_length_ratio = 6", ANSWERED),
     ('template = "refer"', {*REWRITTEN, *ON_POLICY}),
     ("rewrite_tokens = 9", {*ANSWERED, *ON_POLICY, "replay", "ewc"}), ("temperature = 0.7", ANSWERED),
     ("sampling_seed = 1", {*ANSWERED, "replay", "ewc"}), ("general_items = 1", {"replay", "ewc"}),
-    ("probes = 3", set()), ("lr = 0.1", set(ARMS) - {"wise-ft"}),
+    ("n_probe_texts = 3", set()), ("lr = 0.1", set(ARMS) - {"wise-ft"}),
 ]
 
 
@@ -45,7 +45,7 @@ def cells(model, tmp_path):
         name = more.partition(" ")[0]
         kept = "\n".join(line for line in small.splitlines() if not name or not line.startswith(f"{name} "))
         path = tmp_path / "study.toml"
-        head = HEAD.replace('against = "sft"', 'against = "seed"')
+        head = HEAD.replace('against = "sft"', 'against = "base"')
         path.write_text(f'{head}[settings]\nmodel = "{model}"\n{kept}\n{more}\n{grid}')
         return cells_of(read_study(path))
     return _cells
@@ -62,7 +62,7 @@ def test_an_arm_is_trained_anew_where_it_reads_what_differs(cells, change, anew)
     assert train == {f"train {arm}" for arm in ARMS if arm != "wise-ft"}         # which goes on from sft
     assert {stage.removeprefix("train ") for stage in train if ours[stage] != theirs[stage]} == anew
     assert (ours["eval wise-ft"] == theirs["eval wise-ft"]) == (
-        not change.startswith(("wise", "lr", "temperature", "sampling_seed", "general_items")))
+        not change.startswith(("wise_ft_alpha", "lr", "temperature", "sampling_seed", "general_items")))
 
 
 def test_what_is_trained_on_is_the_same_where_a_training_is_shared(cells, tmp_path, monkeypatch):
@@ -73,22 +73,22 @@ def test_what_is_trained_on_is_the_same_where_a_training_is_shared(cells, tmp_pa
 
     monkeypatch.setattr("sdft.experiment.arms.choose", accept)
     monkeypatch.setattr("sdft.experiment.arms.FISHER_TEXTS", 3)
-    monkeypatch.setattr("sdft.experiment.seed_text.TURN_TOKENS", 8)
+    monkeypatch.setattr("sdft.experiment.base_text.TURN_TOKENS", 8)
 
     def asked(cell, folder):
         task = load_chosen(cell.config.task)
-        lab = Lab(cell.config, folder, *load(cell.config.model.model, "float32"), task)
-        lab.arms = replace(lab.arms, arms=tuple(ARMS))
-        rewrites = rewrite(lab)
-        originals = lab.examples(task.train)
-        return {arm.name: (arm.settings, fingerprint([*arm.targets, *arm.material.seed_text, *arm.material.shown]),
-                           arm.material.sampling) for arm in arms_of(lab, originals, lab.examples(rewrites))}
+        context = Context(cell.config, folder, *load(cell.config.model.model, "float32"), task)
+        context.arms = replace(context.arms, arms=tuple(ARMS))
+        rewrites = rewrite(context)
+        originals = context.examples(task.train)
+        return {arm.name: (arm.settings, fingerprint([*arm.targets, *arm.inputs.base_text, *arm.inputs.shown]),
+                           arm.inputs.sampling) for arm in arms_of(context, originals, context.examples(rewrites))}
 
-    def rewrite(lab):
+    def rewrite(context):
         from sdft.distill import leave_out, mix, rewrite_records
-        made = rewrite_records(lab.seed, lab.tokenizer, lab.task.train, lab.distill_template, lab.sampling,
-                               lab.folder / "rewrites.jsonl", lab.rows, lab.chat)
-        return mix(lab.task.train, leave_out(accept(lab.task.train, made, None, None), lab.ratio, lab.settings.seed))
+        made = rewrite_records(context.base, context.tokenizer, context.task.train, context.distill_template, context.sampling,
+                               context.folder / "rewrites.jsonl", context.rows, context.chat)
+        return mix(context.task.train, leave_out(accept(context.task.train, made, None, None), context.ratio, context.settings.seed))
 
     (cell,) = cells(small=SMALL)
     before = asked(cell, tmp_path / "before")
@@ -97,21 +97,21 @@ def test_what_is_trained_on_is_the_same_where_a_training_is_shared(cells, tmp_pa
         after = asked(other, tmp_path / str(number))
         moved = {arm for arm in ARMS if before[arm] != after[arm]}
         assert moved - {"wise-ft"} <= anew, change
-        if change.partition(" ")[0] not in ("times", "general_items", "sampling_seed"):     # which change nothing here
+        if change.partition(" ")[0] not in ("max_length_ratio", "general_items", "sampling_seed"):     # which change nothing here
             assert moved >= anew - {"token-matched-sft"}, change                        # as many tokens, as many steps
 
 
 def test_a_training_that_was_taken_over_is_gone_on_with(cells, tmp_path, monkeypatch):
     """A whole sweep: a ratio and a strength differ, and every arm is trained as often as it has to be."""
     monkeypatch.setattr("sdft.experiment.arms.FISHER_TEXTS", 2)
-    monkeypatch.setattr("sdft.experiment.seed_text.TURN_TOKENS", 8)
+    monkeypatch.setattr("sdft.experiment.base_text.TURN_TOKENS", 8)
     path, out = tmp_path / "study.toml", tmp_path / "out"
     arms = ("sdft", "wise-ft", "kl", "ewc", "sdft-onpolicy")
-    cells('[[cells]]\nname = "a"\nratio = 0\nstrength = 0.1\n[[cells]]\nname = "b"\nratio = 1\nstrength = 0.1\n'
-          '[[cells]]\nname = "c"\nratio = 1\nstrength = 1\n', f"arms = {json.dumps(arms)}")
+    cells('[[cells]]\nname = "a"\nmix_ratio = 0\npenalty_weight = 0.1\n[[cells]]\nname = "b"\nmix_ratio = 1\npenalty_weight = 0.1\n'
+          '[[cells]]\nname = "c"\nmix_ratio = 1\npenalty_weight = 1\n', f"arms = {json.dumps(arms)}")
     assert main(["sweep", str(path), "--out", str(out)]) == 0
     content = json.loads((out / "cells.json").read_text())
-    assert [list(cell["arms"]) for cell in content["cells"]] == [["seed", *arms]] * 3 and not content["failed"]
+    assert [list(cell["arms"]) for cell in content["cells"]] == [["base", *arms]] * 3 and not content["failed"]
 
     def made(arm):
         states = [out / f"cell={name}" / arm / "state.safetensors" for name in "abc"]
@@ -137,14 +137,14 @@ def test_what_the_seed_writes_for_single_arms_is_shared_over_learning_rates(cell
     ours, theirs = (_own(cell, ("replay", "ewc", "self-output", "sft", "sdft"))
                     for cell in cells("[grid]\nlr = [0.1, 0.2]\n"))
     shared = {stage for stage in ours if ours[stage] == theirs[stage]}
-    assert shared == {"rewrite", "gap", "eval seed", "seed text", "answer self-output"}
+    assert shared == {"rewrite", "gap", "eval base", "base text", "answer self-output"}
 
 
 def test_text_of_the_seed_is_shared_where_as_much_of_it_is_needed(cells):
     def key(cell, *arms):
-        return pieces(cell.config, arms)["seed text"].key
+        return pieces(cell.config, arms)["base text"].key
 
-    low, high = cells("[grid]\nreplay = [0.1, 0.5]\n")
+    low, high = cells("[grid]\nreplay_fraction = [0.1, 0.5]\n")
     assert key(low, "ewc") == key(high, "ewc") != key(low, "replay") != key(high, "replay")
     assert key(low, "ewc", "replay") not in (key(low, "ewc"), key(low, "replay"))
 

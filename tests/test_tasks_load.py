@@ -126,7 +126,7 @@ def test_a_file_of_the_users_own_with_columns(tmp_path):
     (("dolly", "nowhere"), "task dolly expects nowhere.dolly_train.json, and nowhere is not a folder; pass --data"),
     (("custom",), r"task custom reads a file of yours: pass --data FILE"),
     (("custom", "nowhere.csv"), "nowhere.csv is not there; pass --data FILE"),
-    (("passages", None, None, 0), "limit = 0: expected a whole number of at least 1"),
+    (("passages", None, None, 0), "max_records = 0: expected a whole number of at least 1"),
 ])
 def test_what_is_not_there_is_told_in_one_line(arguments, message):
     with pytest.raises(SdftError, match=message) as caught:

@@ -1,9 +1,9 @@
 """The method's prompts, word by word as published (arXiv 2402.13669), and ours."""
 import pytest
 
+from sdft.data.records import Record
+from sdft.data.templates import TEMPLATES, get_template
 from sdft.errors import SdftError
-from sdft.text.records import Record
-from sdft.text.templates import TEMPLATES, get_template
 
 RECORD = Record("r", "Add {two} and 3.", "It is {reference} {instruction} 5.", history=(("Hi", "Hello"),))
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-import sdft.measure.texts as module
+import sdft.measure.outputs.texts as module
 from sdft.distill import Distilled
 from sdft.errors import SdftError
-from sdft.measure.texts import bleu, compare_targets, compare_texts, embedding_cosine, likeness
+from sdft.measure.outputs.texts import bleu, compare_targets, compare_texts, embedding_cosine, likeness
 
 SEED = [{"id": "a", "output": "", "tokens": 0}, {"id": "b", "output": "the cat sat on the mat", "tokens": 6}]
 MINE = [{"id": "b", "output": "the cat sat", "tokens": 3}, {"id": "a", "output": "", "tokens": 0}]

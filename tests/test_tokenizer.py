@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer as Library
 from transformers import AutoTokenizer
 
-from sdft.text.bpe import BYTE_CHARS, merge, merge_plain
-from sdft.text.tokenizer_files import load_tokenizer, tokenizer_from_gguf
+from sdft.tokenizers.bpe import BYTE_CHARS, merge, merge_plain
+from sdft.tokenizers.loading import load_tokenizer, tokenizer_from_gguf
 
 NASTY = [
     "", " ", "\n", "Hello, world!", "I'll, WE'LL, it'S don'T 'ſ", "  leading and trailing   ", "a" * 300, " " * 500 + "x", "\n" * 99,

@@ -11,18 +11,19 @@ import pytest
 import torch
 from training_parts import HF_CONFIG, examples, tiny_model
 
+from sdft.data.chat import Example
 from sdft.errors import Interrupted, SdftError
 from sdft.files import read_tensors
+from sdft.model.batches import pack, pack_within
 from sdft.model.lora import add_lora, lora_layers
-from sdft.text.chat import Example
+from sdft.objectives import OBJECTIVES, HiddenStates, cross_entropy
 from sdft.train import TrainSettings, evaluate, train
-from sdft.train.batches import pack, pack_within, step_batches
 from sdft.train.loop import gradient
-from sdft.train.objectives import OBJECTIVES, Views, cross_entropy
 from sdft.train.optimiser import learning_rate
+from sdft.train.order import step_batches
 from sdft.train.weights import FullWeights
 
-SETTINGS = TrainSettings(lr=5e-3, epochs=2, batch_size=4, rank=2, alpha=4, save_every=100)
+SETTINGS = TrainSettings(lr=5e-3, epochs=2, batch_size=4, lora_rank=2, lora_alpha=4, save_every=100)
 
 
 def log_lines(folder):
@@ -88,7 +89,7 @@ def test_no_gradient_below_the_first_adapted_layer():
 
 def test_twenty_steps_equal_peft_with_torchs_adamw(tmp_path):
     peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
-    settings = replace(SETTINGS, epochs=5, warmup=3, weight_decay=0.1, clip=0.5)
+    settings = replace(SETTINGS, epochs=5, warmup=3, weight_decay=0.1, max_grad_norm=0.5)
     records = examples(16, shared=20)
     ours = tiny_model()
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**HF_CONFIG))
@@ -164,9 +165,9 @@ def test_every_line_logs_how_far_its_step_left_the_weights_from_the_seed(method,
             weight.detach() - seed[name] for name, weight in model.named_parameters()]
         return sum(delta.double().square().sum() for delta in deltas).sqrt().item()
 
-    def reading(batch, views):
+    def reading(batch, hidden):
         found.append(moved())
-        return cross_entropy(batch, views)
+        return cross_entropy(batch, hidden)
 
     monkeypatch.setitem(OBJECTIVES, "reading", reading)
     summary = train(model, examples(10), replace(SETTINGS, method=method, objective="reading"), tmp_path)
@@ -181,7 +182,7 @@ def test_training_learns_its_records_and_full_training_keeps_fp32_masters(tmp_pa
     for method, rate in (("lora", 0.1), ("full", 0.01)):
         settings = replace(SETTINGS, method=method, lr=rate, epochs=16, batch_size=4)
         model = tiny_model(torch.bfloat16)
-        seed_weights = {name: weight.detach().float().clone() for name, weight in model.named_parameters()}
+        base_weights = {name: weight.detach().float().clone() for name, weight in model.named_parameters()}
         before = evaluate(model, records, 100)
         summary = train(model, records, settings, tmp_path / method)
         assert evaluate(model, records, 100) < 0.5 * before, method
@@ -190,7 +191,7 @@ def test_training_learns_its_records_and_full_training_keeps_fp32_masters(tmp_pa
         assert state[f"weight.{name}"].dtype == torch.float32
         torch.testing.assert_close(state[f"weight.{name}"].bfloat16(), weight, rtol=0, atol=0)
         torch.testing.assert_close(read_tensors(tmp_path / "full" / "model.safetensors")[name], weight, rtol=0, atol=0)
-    moved = sum((state[f"weight.{name}"] - seed).square().sum() for name, seed in seed_weights.items()).sqrt().item()
+    moved = sum((state[f"weight.{name}"] - seed).square().sum() for name, seed in base_weights.items()).sqrt().item()
     assert summary["delta_norm"] == pytest.approx(moved, rel=1e-5)
 
 
@@ -199,7 +200,7 @@ def test_full_gradients_add_up_in_fp32_over_packs():
     targets = sum(batch.targets for batch in batches)
     plain, model = tiny_model(torch.bfloat16), tiny_model(torch.bfloat16)
     weights = dict(plain.named_parameters())
-    packs = [torch.autograd.grad(cross_entropy(batch, Views(plain, batch)) / targets, list(weights.values()))
+    packs = [torch.autograd.grad(cross_entropy(batch, HiddenStates(plain, batch)) / targets, list(weights.values()))
              for batch in batches]
     masters = FullWeights(model, SETTINGS).parameters
     gradient(model, batches, cross_entropy)
@@ -211,8 +212,8 @@ def test_full_gradients_add_up_in_fp32_over_packs():
 
 def test_an_objective_sees_the_seed_beside_the_trained_model(tmp_path, monkeypatch):
     """KL from the seed, written as a rival would be: zero at the start, and no gradient through the seed."""
-    def kl(batch, views: Views):
-        ours, seeds = ((x @ views.head.t()).log_softmax(-1) for x in (views.trained, views.seed))
+    def kl(batch, hidden: HiddenStates):
+        ours, seeds = ((x @ hidden.head.t()).log_softmax(-1) for x in (hidden.trained, hidden.base))
         assert not seeds.requires_grad and len(ours) == batch.targets
         return (seeds.exp() * (seeds - ours)).sum()
 
@@ -221,9 +222,9 @@ def test_an_objective_sees_the_seed_beside_the_trained_model(tmp_path, monkeypat
     assert log_lines(tmp_path)[0]["loss"] == pytest.approx(0, abs=1e-6)
     model, _ = adapted()
     batch = pack(examples(2))
-    assert kl(batch, Views(model, batch)) > 1e-4
+    assert kl(batch, HiddenStates(model, batch)) > 1e-4
     with pytest.raises(SdftError, match="method = lora"):
-        Views(tiny_model(), batch).seed
+        HiddenStates(tiny_model(), batch).base
 
 
 @pytest.mark.parametrize("number, at", [(signal.SIGINT, 3), (signal.SIGTERM, 3), (signal.SIGINT, 6)])
@@ -231,11 +232,11 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, monkey
     """In the last step as well: what would follow the training must not begin."""
     calls = []
 
-    def interrupting(batch, views):
+    def interrupting(batch, hidden):
         calls.append(batch)
         if len(calls) == at:
             os.kill(os.getpid(), number)
-        return cross_entropy(batch, views)
+        return cross_entropy(batch, hidden)
 
     monkeypatch.setitem(OBJECTIVES, "interrupting", interrupting)
     settings = replace(SETTINGS, objective="interrupting")
@@ -251,8 +252,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, monkey
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path, monkeypatch):
-    def failing(batch, views):
-        return cross_entropy(batch, views) * (float("nan") if "record-5" in batch.ids else 1.0)
+    def failing(batch, hidden):
+        return cross_entropy(batch, hidden) * (float("nan") if "record-5" in batch.ids else 1.0)
 
     monkeypatch.setitem(OBJECTIVES, "failing", failing)
     settings = replace(SETTINGS, objective="failing", batch_size=1, epochs=1)
@@ -274,8 +275,8 @@ def test_a_state_of_another_run_is_refused_by_name(tmp_path):
     records = examples(8)
     train(tiny_model(), records, SETTINGS, tmp_path)
     finished = (tmp_path / "adapter_model.safetensors").read_bytes()
-    with pytest.raises(SdftError, match="lr was 0.005, is 0.001; rank was 2, is 4"):
-        train(tiny_model(), records, replace(SETTINGS, lr=1e-3, rank=4), tmp_path)
+    with pytest.raises(SdftError, match="lr was 0.005, is 0.001; lora_rank was 2, is 4"):
+        train(tiny_model(), records, replace(SETTINGS, lr=1e-3, lora_rank=4), tmp_path)
     with pytest.raises(SdftError, match="settings: data was"):
         train(tiny_model(), records[:-1], SETTINGS, tmp_path)
     with pytest.raises(SdftError, match="settings: model was"):
@@ -293,21 +294,21 @@ def test_weights_that_overflow_are_told_and_never_saved(tmp_path):
 
 def test_how_a_step_is_cut_may_change_in_mid_run(tmp_path, monkeypatch):
     """As the advice for a machine out of memory needs it; only the order of the sums differs."""
-    def failing(batch, views):
+    def failing(batch, hidden):
         raise MemoryError
 
     records = examples(8)
     whole, cut = tiny_model(), tiny_model()
     train(whole, records, SETTINGS, tmp_path / "whole")
-    monkeypatch.setitem(OBJECTIVES, "cross_entropy", lambda batch, views: failing(batch, views) if (
-        tmp_path / "cut" / "state.safetensors").exists() else cross_entropy(batch, views))
+    monkeypatch.setitem(OBJECTIVES, "cross_entropy", lambda batch, hidden: failing(batch, hidden) if (
+        tmp_path / "cut" / "state.safetensors").exists() else cross_entropy(batch, hidden))
     with pytest.raises(MemoryError):
         train(tiny_model(), records, replace(SETTINGS, save_every=2), tmp_path / "cut")
     monkeypatch.setitem(OBJECTIVES, "cross_entropy", cross_entropy)
-    assert train(cut, records, replace(SETTINGS, micro_tokens=1, checkpoint=True), tmp_path / "cut")["steps"] == 4
+    assert train(cut, records, replace(SETTINGS, micro_tokens=1, gradient_checkpointing=True), tmp_path / "cut")["steps"] == 4
     for ours, theirs in zip(lora_layers(cut).values(), lora_layers(whole).values(), strict=True):
         torch.testing.assert_close(ours.delta(), theirs.delta(), rtol=1e-3, atol=1e-5)
-    dropping = replace(SETTINGS, dropout=0.1)                           # there the draws go by pack
+    dropping = replace(SETTINGS, lora_dropout=0.1)                           # there the draws go by pack
     train(tiny_model(), records, dropping, tmp_path / "dropout")
     with pytest.raises(SdftError, match="micro_tokens was 2048, is 1"):
         train(tiny_model(), records, replace(dropping, micro_tokens=1), tmp_path / "dropout")
@@ -327,10 +328,10 @@ def test_a_log_that_does_not_fit_the_state_is_told(tmp_path, damage, message):
 
 @pytest.mark.parametrize("wrong, message", [
     ({"lr": 1e300}, "lr: expected a positive number up to a million"), ({"seed": 2**32}, "seed: .* got 4294967296"),
-    ({"rank": 33}, "rank: expected at most (16|32), the full rank of model.layers.[01].self_attn.[qv]_proj, got 33"),
-    ({"lr": 0.0}, "lr: expected a positive number up to a million, got 0.0"), ({"dropout": 1.0}, "dropout: .* below 1"),
+    ({"lora_rank": 33}, "rank: expected at most (16|32), the full rank of model.layers.[01].self_attn.[qv]_proj, got 33"),
+    ({"lr": 0.0}, "lr: expected a positive number up to a million, got 0.0"), ({"lora_dropout": 1.0}, "lora_dropout: .* below 1"),
     ({"method": "lorra"}, "did you mean lora"), ({"epochs": 0}, "epochs: expected at least 1"),
-    ({"objective": "cross_entrpy"}, "did you mean cross_entropy"), ({"targets": ()}, "targets")])
+    ({"objective": "cross_entrpy"}, "did you mean cross_entropy"), ({"lora_targets": ()}, "lora_targets")])
 def test_impossible_settings_are_told_in_one_line(wrong, message, tmp_path):
     with pytest.raises(SdftError, match=message):
         train(tiny_model(), examples(2), TrainSettings(**wrong), tmp_path)

@@ -10,7 +10,7 @@ from adapted import adapted
 from tiny import tiny_llama
 
 from sdft.errors import SdftError
-from sdft.measure.weights import factor_norm, shift
+from sdft.measure.weights.shift import factor_norm, shift
 from sdft.model.lora import lora_layers, merge
 
 

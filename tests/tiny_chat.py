@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from tiny import tiny_llama
 
-from sdft.text.bpe import BYTE_CHARS, ByteLevelBPE
-from sdft.text.records import Record
-from sdft.text.tokenizer import Settings
+from sdft.data.records import Record
+from sdft.tokenizers.bpe import BYTE_CHARS, ByteLevelBPE
+from sdft.tokenizers.tokenizer import Settings
 
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 VOCABULARY = 256 + len(SPECIAL)

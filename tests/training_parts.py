@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import torch
 
+from sdft.data.chat import Example
 from sdft.model.config import LlamaConfig
 from sdft.model.llama import Llama
-from sdft.text.chat import Example
 
 VOCABULARY = 61
 HF_CONFIG = {

@@ -1,6 +1,6 @@
 """The commands, one function each: it adds its arguments to a parser, and returns what runs them.
 
-Settings are made from the dataclasses of `sdft.experiment.config`: each field is an option of its name, and also of its
+Settings are made from the dataclasses of `sdft.experiment.settings`: each field is an option of its name, and also of its
 section and name (--lr, --train.lr).
 """
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft.errors import SdftError
-from sdft.experiment.config import SECTIONS, Config, default_of, kind_of, load_chosen, make_config
+from sdft.experiment.settings import SECTIONS, Config, default_of, kind_of, load_chosen, make_config
 
 if TYPE_CHECKING:
     from sdft.model.llama import Llama
-    from sdft.text.tokenizer import Tokenizer
+    from sdft.tokenizers.tokenizer import Tokenizer
 
 METAVARS = {int: "N", float: "X", bool: "true|false", str: "TEXT", tuple: "A,B,…", dict: "OURS=THEIRS,…"}
 
@@ -46,7 +46,7 @@ def settings(options: argparse.Namespace, path: str | None = None) -> tuple[Conf
 def load_with_adapter(config: Config, adapter: str | None) -> tuple[Llama, Tokenizer]:
     """The model of the settings, with the adapter of a folder on it where one is named."""
     import sdft.model
-    from sdft.model.adapters import load_adapter
+    from sdft.model.io.adapters import load_adapter
 
     model, tokenizer = sdft.model.load(config.model.model, config.model.dtype, config.model.device)
     if adapter:
@@ -62,11 +62,11 @@ def task_of(config: Config) -> Any:
 
 def records_of(config: Config) -> list:
     """The records of --data (a file), or those that the task trains on."""
-    from sdft.text.records import read_records
+    from sdft.data.records import read_records
 
     data = config.task.data
     if data and (Path(data).is_file() or Path(data).suffix in (".json", ".jsonl", ".csv", ".gz")):
-        return read_records(data, config.task.columns, config.task.limit)
+        return read_records(data, config.task.columns, config.task.max_records)
     return task_of(config).train
 
 

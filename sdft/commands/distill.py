@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdft.commands import add_settings, load_with_adapter, settings, task_of
-from sdft.experiment.config import of_task, with_task
+from sdft.experiment.settings import of_task, with_task
 
 
 def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -18,11 +18,11 @@ def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], N
 
     def execute(options: argparse.Namespace) -> None:
         config, given = settings(options)
+        from sdft.data.templates import get_template
         from sdft.distill import Limits, audit, choose, leave_out, mix, rewrite_records, write_distilled
         from sdft.distill.resume import settings_path
-        from sdft.experiment.lab import sampling
+        from sdft.experiment.context import sampling
         from sdft.files import write_json
-        from sdft.text.templates import get_template
 
         task, out = task_of(config), Path(options.out)
         config = with_task(config, given, **task.decides)
@@ -31,13 +31,13 @@ def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], N
         print(f"distill: {len(task.train)} records ({task.source})", file=sys.stderr)
         model, tokenizer = load_with_adapter(config, None)
         rewrites = rewrite_records(model, tokenizer, task.train, template, sampling(config, knobs.rewrite_tokens),
-                                   out / "rewrites.jsonl", config.generate.rows, config.model.chat)
-        chosen = choose(task.train, rewrites, task.check, Limits(knobs.repetition, knobs.times, knobs.words))
-        distilled = leave_out(chosen, knobs.ratio, config.train.seed)
+                                   out / "rewrites.jsonl", config.generate.generation_batch_size, config.model.chat)
+        chosen = choose(task.train, rewrites, task.check, Limits(knobs.max_repeated_ngrams, knobs.max_length_ratio, knobs.max_words))
+        distilled = leave_out(chosen, knobs.mix_ratio, config.train.seed)
         write_json(settings_path(out / "distilled.jsonl"), of_task(config))
         write_distilled(out / "distilled.jsonl", distilled)
         mixed = mix(task.train, distilled)
-        counts = audit(task.train, rewrites, distilled, mixed, knobs.ratio, tokenizer)
+        counts = audit(task.train, rewrites, distilled, mixed, knobs.mix_ratio, tokenizer)
         del counts["examples"]
         print(json.dumps(counts | {"distilled": str(out / "distilled.jsonl")}, ensure_ascii=False))
 

@@ -16,12 +16,12 @@ def eval(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None
     parser.add_argument("--suite", action="append", metavar="NAME",
                         help="a suite of the task, instructions, or general; can be given again (default: the task's)")
     parser.add_argument("--out", metavar="DIR",
-                        help="folder for the answers (default: eval/NAME of the adapter's folder, or eval/seed)")
+                        help="folder for the answers (default: eval/NAME of the adapter's folder, or eval/base)")
     add_settings(parser, {"model": (), "task": (), "generate": ()})
 
     def execute(options: argparse.Namespace) -> None:
         config, _ = settings(options)
-        from sdft.experiment.lab import sampling
+        from sdft.experiment.context import sampling
         from sdft.measure.abilities import evaluate, summarise
         from sdft.tasks import general_suite, instruction_suite
 
@@ -33,10 +33,10 @@ def eval(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None
         for name in chosen:
             if name not in known:
                 raise SdftError(f"--suite: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
-        out = Path(options.out or Path("eval") / (Path(options.adapter).resolve().name if options.adapter else "seed"))
+        out = Path(options.out or Path("eval") / (Path(options.adapter).resolve().name if options.adapter else "base"))
         model, tokenizer = load_with_adapter(config, options.adapter)
         suites = [known[name] for name in dict.fromkeys(chosen)]
-        answers = evaluate(model, tokenizer, suites, out, sampling(config), config.generate.rows, config.model.chat)
+        answers = evaluate(model, tokenizer, suites, out, sampling(config), config.generate.generation_batch_size, config.model.chat)
         for suite in suites:
             rows = answers[suite.name]
             scores = {"metric": suite.metric, **summarise(rows)} if suite.score else {"n": len(rows)}

@@ -11,10 +11,10 @@ from sdft.commands import add_settings, existing, settings
 from sdft.commands.measure_pair import Pair
 from sdft.commands.train import training_data
 from sdft.errors import SdftError
-from sdft.experiment.config import Config
+from sdft.experiment.settings import Config
 
 if TYPE_CHECKING:
-    from sdft.text.chat import Example
+    from sdft.data.chat import Example
 
 HELP = """\
 of --adapter or --tuned against the seed of --model:
@@ -47,8 +47,8 @@ def measure(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], N
     parser.add_argument("--suite", default="general", metavar="NAME",
                         help="fisher, drift, texts, activations: whose prompts are answered: general, instructions, or "
                         "a suite of the task (default: general)")
-    parser.add_argument("--out", default="eval/seed", metavar="DIR",
-                        help="…: folder of the seed's answers; what is missing is answered now (default: eval/seed)")
+    parser.add_argument("--out", default="eval/base", metavar="DIR",
+                        help="…: folder of the seed's answers; what is missing is answered now (default: eval/base)")
     parser.add_argument("--own", metavar="DIR",
                         help="drift, texts: folder of the tuned model's (default: its name, beside --out)")
     add_settings(parser, {"model": (), "task": (), "generate": (),
@@ -79,7 +79,7 @@ def _refuse(options: argparse.Namespace) -> None:
 
 
 def _weights(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.checkpoints import compare_checkpoints
+    from sdft.measure.weights.checkpoints import compare_checkpoints
 
     return compare_checkpoints(*_checkpoints(options), _spectra(options))
 
@@ -87,8 +87,8 @@ def _weights(config: Config, options: argparse.Namespace) -> dict[str, Any]:
 def _between(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     from contextlib import ExitStack
 
-    from sdft.measure.checkpoint_pairs import compare_changes
-    from sdft.model.loading import open_checkpoint
+    from sdft.measure.weights.checkpoint_pairs import compare_changes
+    from sdft.model.io.loading import open_checkpoint
 
     with ExitStack() as stack:
         opened = [stack.enter_context(open_checkpoint(folder)) for folder in _checkpoints(options)]
@@ -100,17 +100,17 @@ def _checkpoints(options: argparse.Namespace) -> list[Path]:
 
 
 def _adapters(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.adapter_pairs import adapter_in, compare_adapters
+    from sdft.measure.weights.adapter_pairs import adapter_in, compare_adapters
 
     first, second = (adapter_in(existing(folder, "an adapter folder")) for folder in options.folders)
     return compare_adapters(first, second)
 
 
 def _shift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.modules import module_measures
+    from sdft.measure.weights.modules import module_measures
 
     pair = Pair(config, options, exact=True)
-    return module_measures(pair.model, pair.seed, _spectra(options))
+    return module_measures(pair.model, pair.base, _spectra(options))
 
 
 def _spectra(options: argparse.Namespace) -> list[str]:
@@ -119,58 +119,58 @@ def _spectra(options: argparse.Namespace) -> list[str]:
 
 def _fisher(config: Config, options: argparse.Namespace) -> dict[str, Any]:
     """Of an adapter the adapted layers, of a whole model every linear layer of the decoder."""
-    from sdft.measure.fisher_shift import fisher_shift
-    from sdft.measure.gap import fitting
-    from sdft.train.fisher import fisher
+    from sdft.measure.passes import fitting
+    from sdft.measure.weights.fisher import fisher_shift
+    from sdft.objectives.fisher import fisher
 
     pair = Pair(config, options)
-    texts = fitting(pair.before, pair.seed_texts(), "fisher")
+    texts = fitting(pair.before, pair.base_texts(), "fisher")
     found = fisher(pair.before, texts)
     if options.tuned:
         pair = Pair(config, options, exact=True)
-    return fisher_shift(pair.model, found, pair.seed) | {"n": len(texts)}
+    return fisher_shift(pair.model, found, pair.base) | {"n": len(texts)}
 
 
 def _drift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.drift import drift, reverse_drift, seed_view
+    from sdft.measure.outputs.drift import base_view, drift, reverse_drift
 
     pair = Pair(config, options)
-    texts, own = pair.seed_texts(), pair.tuned_texts()
-    return drift(pair.model, seed_view(pair.before, texts)) | {"reverse": reverse_drift(pair.model, own, pair.seed)}
+    texts, own = pair.base_texts(), pair.tuned_texts()
+    return drift(pair.model, base_view(pair.before, texts)) | {"reverse": reverse_drift(pair.model, own, pair.base)}
 
 
 def _texts(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.texts import compare_texts
+    from sdft.measure.outputs.texts import compare_texts
 
     pair = Pair(config, options)
-    return compare_texts(pair.tuned_rows(), pair.seed_rows())
+    return compare_texts(pair.tuned_rows(), pair.base_rows())
 
 
 def _activations(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.activations import activation_drift
+    from sdft.measure.outputs.activations import activation_drift
 
     pair = Pair(config, options)
-    return activation_drift(pair.model, pair.seed_texts(), pair.seed)
+    return activation_drift(pair.model, pair.base_texts(), pair.base)
 
 
 def _gap(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.gap import gap
+    from sdft.measure.outputs.gap import gap
 
     pair, examples = _targets(options)
     return gap(pair.model, examples)
 
 
 def _along(config: Config, options: argparse.Namespace) -> list[dict[str, float]]:
-    from sdft.measure.interpolation import loss_along
+    from sdft.measure.weights.interpolation import loss_along
 
     pair, examples = _targets(options)
-    return loss_along(pair.model, examples, seed=pair.seed)
+    return loss_along(pair.model, examples, base=pair.base)
 
 
 def _targets(options: argparse.Namespace) -> tuple[Pair, list[Example]]:
     """The models, and the records of --data as they would be trained on."""
-    from sdft.experiment.lab import training_example
-    from sdft.text.templates import get_template
+    from sdft.data.templates import get_template
+    from sdft.experiment.context import training_example
 
     config, records = training_data(*settings(options))
     template, pair = get_template(config.eval.train_template or "plain"), Pair(config, options)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from sdft.commands import load_with_adapter, task_of
 from sdft.errors import SdftError, nearest
-from sdft.experiment.config import Config
+from sdft.experiment.settings import Config
 
 if TYPE_CHECKING:
+    from sdft.data.chat import Example
     from sdft.model.llama import Llama
     from sdft.tasks import Suite
-    from sdft.text.chat import Example
-    from sdft.text.tokenizer import Tokenizer
+    from sdft.tokenizers.tokenizer import Tokenizer
 
 Rows = list[dict[str, Any]]             # lines of `evaluate`
 
@@ -41,16 +41,16 @@ class Pair:
         self.config, self.options = config, options
         self.suite, self.ids = _asked(config, options.suite)
         if options.tuned:
-            self.seed, self.model, self.tokenizer = _two_models(config, options.tuned, exact)
+            self.base, self.model, self.tokenizer = _two_models(config, options.tuned, exact)
         else:
-            self.seed, (self.model, self.tokenizer) = None, load_with_adapter(config, options.adapter)
+            self.base, (self.model, self.tokenizer) = None, load_with_adapter(config, options.adapter)
 
     @property
     def before(self) -> Llama:
         """The model that is the seed, or that is it with its adapter off."""
-        return self.seed or self.model
+        return self.base or self.model
 
-    def seed_rows(self) -> Rows:
+    def base_rows(self) -> Rows:
         """The seed's answers: those in --out, or given now."""
         from sdft.model.lora import adapter_off
 
@@ -61,9 +61,9 @@ class Pair:
         name = Path(self.options.adapter or self.options.tuned).resolve().name
         return self._answers(nullcontext(self.model), Path(self.options.own or Path(self.options.out).parent / name))
 
-    def seed_texts(self) -> list[Example]:
+    def base_texts(self) -> list[Example]:
         """The seed's answers as examples (SdftError where it wrote nothing)."""
-        if texts := self._texts(self.seed_rows()):
+        if texts := self._texts(self.base_rows()):
             return texts
         raise SdftError(f"suite {self.suite.name}: expected answers of the seed to measure on, but all "
                         f"{len(self.ids)} are empty; take another --suite, or more prompts")
@@ -74,7 +74,7 @@ class Pair:
 
     def _answers(self, answering: AbstractContextManager[Llama], folder: Path) -> Rows:
         from sdft.distill.resume import answers
-        from sdft.experiment.lab import sampling
+        from sdft.experiment.context import sampling
         from sdft.files import Journal
         from sdft.measure.abilities import evaluate
 
@@ -82,14 +82,14 @@ class Pair:
         suite = replace(self.suite, items=[item for item in self.suite.items if item.id in self.ids | there])
         config = self.config                                        # more than is asked for now may be answered
         with answering as model:
-            rows = evaluate(model, self.tokenizer, [suite], folder, sampling(config), config.generate.rows,
+            rows = evaluate(model, self.tokenizer, [suite], folder, sampling(config), config.generate.generation_batch_size,
                             config.model.chat)
         return [row for row in rows[suite.name] if row["id"] in self.ids]
 
     def _texts(self, rows: Rows) -> list[Example]:
-        from sdft.measure.drift import seed_answers
+        from sdft.measure.outputs.drift import base_answers
 
-        return seed_answers(self.tokenizer, self.suite, rows, self.config.model.chat)
+        return base_answers(self.tokenizer, self.suite, rows, self.config.model.chat)
 
 
 def _asked(config: Config, name: str) -> tuple[Suite, set[str]]:
@@ -113,18 +113,18 @@ def _two_models(config: Config, tuned: str, exact: bool) -> tuple[Llama, Llama, 
     if (Path(tuned) / "adapter_config.json").is_file() and not (Path(tuned) / "config.json").is_file():
         raise SdftError(f"--tuned {tuned}: expected a whole model, found an adapter; name it with --adapter")
     name, dtype = config.model.model, "float32" if exact else config.model.dtype
-    (seed, tokenizer), (model, own) = (
+    (base, tokenizer), (model, own) = (
         load_with_adapter(replace(config, model=replace(config.model, model=each, dtype=dtype)), None)
         for each in (name, tuned))
     told = f"--tuned {tuned}: expected a model tuned from {name}"
-    _same_weights(seed, model, told)
+    _same_weights(base, model, told)
     _same_vocabulary(tokenizer, own, told)
-    return seed, model, tokenizer
+    return base, model, tokenizer
 
 
-def _same_weights(seed: Llama, tuned: Llama, told: str) -> None:
+def _same_weights(base: Llama, tuned: Llama, told: str) -> None:
     shapes, others = ({name: tuple(weight.shape) for name, weight in model.named_parameters()}
-                      for model in (seed, tuned))
+                      for model in (base, tuned))
     if shapes != others:
         name = min(name for name, _ in shapes.items() ^ others.items())
         here, there = (each.get(name, "missing") for each in (others, shapes))

@@ -17,7 +17,7 @@ def fetch(parser: argparse.ArgumentParser) -> Execute:
     parser.add_argument("name", metavar="NAME", help="smollm2-135m, or org/name of the hub")
 
     def execute(options: argparse.Namespace) -> None:
-        from sdft.model.fetch import fetch as fetch_model
+        from sdft.model.io.fetch import fetch as fetch_model
 
         print(fetch_model(options.name))
 
@@ -32,8 +32,8 @@ def merge(parser: argparse.ArgumentParser) -> Execute:
 
     def execute(options: argparse.Namespace) -> None:
         config, _ = settings(options)
+        from sdft.model.io.saving import save_checkpoint
         from sdft.model.lora import merge as merge_adapter
-        from sdft.model.saving import save_checkpoint
 
         model, tokenizer = load_with_adapter(config, options.adapter)
         report, dtype = merge_adapter(model), str(model.dtype).removeprefix("torch.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from sdft.commands import add_settings, settings, task_of
 from sdft.errors import SdftError
-from sdft.experiment.config import SECTIONS, Config, with_task
+from sdft.experiment.settings import SECTIONS, Config, with_task
 
 GFLOPS = "matrix products of the machine, in 10⁹ operations a second, for {} (default: measured here)"
 
@@ -51,7 +51,7 @@ def _measured(dtype: str, device: str) -> float | None:
     import torch
 
     from sdft.experiment.plan import matmul_peak
-    from sdft.model.loading import as_dtype
+    from sdft.model.io.loading import as_dtype
 
     try:
         return matmul_peak(as_dtype(dtype, device), device) / 1e9
@@ -64,12 +64,13 @@ def needs(config: Config, task: Any, gflops: float | None, memory: float | None)
 
     No seconds without `gflops`.
     """
+    from sdft.data.templates import get_template
     from sdft.distill.rewrite import distill_prompt
     from sdft.experiment import plan as p
-    from sdft.experiment.lab import training_example
-    from sdft.model.loading import as_dtype
-    from sdft.text.templates import get_template
-    from sdft.train.batches import may_share, step_batches, steps_per_epoch, trainable
+    from sdft.experiment.context import training_example
+    from sdft.model.batches import may_share, trainable
+    from sdft.model.io.loading import as_dtype
+    from sdft.train.order import step_batches, steps_per_epoch
 
     model_config, tokenizer = _model(config)
     train, size = config.train, as_dtype(config.model.dtype, config.model.device).itemsize
@@ -78,7 +79,7 @@ def needs(config: Config, task: Any, gflops: float | None, memory: float | None)
     template = get_template(config.eval.train_template)
     examples, _ = trainable([training_example(tokenizer, record, template, config.model.chat)
                              for record in task.train], context)
-    share = may_share(config.model.device, train.dropout)
+    share = may_share(config.model.device, train.lora_dropout)
     steps = steps_per_epoch(examples, train.batch_size)
     batches = [batch for step in range(steps)
                for batch in step_batches(examples, step, train.batch_size, train.micro_tokens, train.seed, share)]
@@ -111,7 +112,7 @@ def needs(config: Config, task: Any, gflops: float | None, memory: float | None)
             "tflops": {name: round(value / 1e12, 1) for name, value in flops.items()},
             "seconds": {name: round(value / 1e9 / gflops, 1) for name, value in flops.items() if gflops},
             "gflops": gflops,
-            "bytes": {"rewrite": generation(config.generate.rows), "train": training(len(largest.tokens))},
+            "bytes": {"rewrite": generation(config.generate.generation_batch_size), "train": training(len(largest.tokens))},
             "largest_pack": len(largest.tokens)}
     if memory is not None:
         room = memory * 1e9
@@ -124,9 +125,9 @@ def needs(config: Config, task: Any, gflops: float | None, memory: float | None)
 def _model(config: Config) -> tuple[Any, Any]:
     """The configuration and the tokenizer of a model whose weights need not be there."""
     from sdft.model import tokenizer_at
-    from sdft.model.fetch import resolve
-    from sdft.model.gguf import GGUF, gguf_config
-    from sdft.model.loading import load_config
+    from sdft.model.io.fetch import resolve
+    from sdft.model.io.gguf import GGUF, gguf_config
+    from sdft.model.io.loading import load_config
 
     path = resolve(config.model.model)
     return (load_config(path) if Path(path).is_dir() else gguf_config(GGUF(path))), tokenizer_at(path)
@@ -149,7 +150,7 @@ def as_text(plan: dict[str, Any]) -> str:
         lines += ["", f"in {plan['fits']['memory_gb']:g} GB fit"]
         lines += [f"  {name:<28}{plan['fits'][name]:>14,}" for name in ("rows at a time", "tokens in a pack")]
         if plan["fits"]["tokens in a pack"] < plan["fits"]["tokens of the longest record"]:
-            lines.append("  less than the longest record needs: try --checkpoint, --max_length, or a smaller model")
+            lines.append("  less than the longest record needs: try --gradient_checkpointing, --max_length, or a smaller model")
     lines += ["", "A process needs more than its tensors: about 0.3 GB for its imports, and while it rewrites what the",
               "allocator does not give back."]
     return "\n".join(lines)

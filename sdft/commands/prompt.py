@@ -23,11 +23,11 @@ def prompt(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], No
 
     def execute(options: argparse.Namespace) -> None:
         config, _ = settings(options)
+        from sdft.data.chat import Example, encode_example, encode_prompt
+        from sdft.data.show import show
+        from sdft.data.templates import get_template
         from sdft.model import tokenizer_at
-        from sdft.model.fetch import resolve
-        from sdft.text.chat import Example, encode_example, encode_prompt
-        from sdft.text.show import show
-        from sdft.text.templates import get_template
+        from sdft.model.io.fetch import resolve
 
         record = _record(config, options)
         template = get_template(options.template)
@@ -46,7 +46,7 @@ def prompt(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], No
 
 def _record(config, options: argparse.Namespace):
     from sdft.commands import records_of
-    from sdft.text.records import Record
+    from sdft.data.records import Record
 
     if options.instruction is not None and (config.task.data or options.id):
         raise SdftError("prompt: expected TEXT or a record of --data or --id, got both; leave one out")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdft.commands import add_settings, existing, settings
-from sdft.experiment.config import SECTIONS
+from sdft.experiment.settings import SECTIONS
 
 Execute = Callable[[argparse.Namespace], None]
 
@@ -34,7 +34,7 @@ def report(parser: argparse.ArgumentParser) -> Execute:
     parser.add_argument("folder", metavar="DIR", help="run folder, or a study's folder with cells.json")
 
     def execute(options: argparse.Namespace) -> None:
-        from sdft.report.study import NAME, write_study
+        from sdft.studies.page import NAME, write_study
 
         folder = existing(options.folder, "a run folder")
         if (folder / NAME).is_file():

@@ -11,7 +11,7 @@ from sdft.commands.plan import GFLOPS, check_rate, needs, rate
 from sdft.errors import SdftError
 
 if TYPE_CHECKING:
-    from sdft.experiment.study import Cell, Study
+    from sdft.studies.specification import Cell, Study
 
 
 def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -24,8 +24,8 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
     parser.add_argument("--dry_run", action="store_true", help="tell what would be run and how long it takes, and stop")
 
     def execute(options: argparse.Namespace) -> None:
-        from sdft.experiment.study import cells_of, read_study
         from sdft.report.figures import require_matplotlib
+        from sdft.studies.specification import cells_of, read_study
 
         check_rate(options.gflops)
         require_matplotlib()          # told before the long work, not after it
@@ -46,9 +46,9 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
 
 
 def _run(study: Study, cells: Sequence[Cell], folder: Path) -> None:
-    from sdft.experiment.sweep import sweep as run_cells
     from sdft.files import locked
-    from sdft.report.study import write_study
+    from sdft.studies.page import write_study
+    from sdft.studies.runs import sweep as run_cells
 
     with locked(folder):
         failed = run_cells(study, cells, folder)
@@ -61,10 +61,10 @@ def _run(study: Study, cells: Sequence[Cell], folder: Path) -> None:
 
 def _read(study: Study, folder: Path) -> None:
     """The study of what other studies have found."""
-    from sdft.experiment.predictors import predict
-    from sdft.experiment.sweep import claim
     from sdft.files import locked, write_json
-    from sdft.report.study import write_study
+    from sdft.studies.page import write_study
+    from sdft.studies.predictors import predict
+    from sdft.studies.runs import claim
 
     content = predict(study)
     with locked(folder):
@@ -75,7 +75,7 @@ def _read(study: Study, folder: Path) -> None:
 
 def _plan(cells: Sequence[Cell], folder: Path, gflops: float | None) -> str:
     """The cells, what each will make that none before it has, and the time of all."""
-    from sdft.experiment.sweep import remaining, to_make
+    from sdft.studies.runs import remaining, to_make
 
     waiting = {cell.name: stages for cell, stages in to_make(cells, folder)}
     width = max(len(cell.name) for cell in cells)
@@ -97,8 +97,8 @@ def _plan(cells: Sequence[Cell], folder: Path, gflops: float | None) -> str:
 
 def _planned(cells: Sequence[Cell], folder: Path, gflops: float | None) -> float:
     """Seconds of rewriting and training that `sdft plan` gives for the pieces that are not shared."""
-    from sdft.experiment.config import load_chosen
-    from sdft.experiment.sweep import to_make
+    from sdft.experiment.settings import load_chosen
+    from sdft.studies.runs import to_make
 
     total = 0.0
     plans: dict[str, dict[str, Any] | None] = {}

@@ -28,15 +28,15 @@ def generate(parser: argparse.ArgumentParser) -> Execute:
             prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
         if not prompts:
             raise SdftError("expected at least one prompt, as an argument or on stdin; got none")
-        from sdft.experiment.lab import sampling
-        from sdft.generate import Request, stream
-        from sdft.text.chat import encode_prompt
+        from sdft.data.chat import encode_prompt
+        from sdft.experiment.context import sampling
+        from sdft.generation import Request, stream
 
         model, tokenizer = load_with_adapter(config, options.adapter)
         turns = ([{"role": "user", "content": prompt}] for prompt in prompts)
         requests = [Request(str(index), encode_prompt(tokenizer, messages, chat=config.model.chat))
                     for index, messages in enumerate(turns)]
-        answers = stream(model, tokenizer, requests, sampling(config, options.max_new_tokens), config.generate.rows)
+        answers = stream(model, tokenizer, requests, sampling(config, options.max_new_tokens), config.generate.generation_batch_size)
         for answer in _in_order(answers):
             if options.json:
                 print(json.dumps(asdict(answer), ensure_ascii=False), flush=True)
@@ -53,7 +53,7 @@ def chat(parser: argparse.ArgumentParser) -> Execute:
 
     def execute(options: argparse.Namespace) -> None:
         config, _ = settings(options)
-        from sdft.experiment.lab import sampling
+        from sdft.experiment.context import sampling
 
         model, tokenizer = load_with_adapter(config, options.adapter)
         messages = [{"role": "system", "content": options.system}] if options.system else []
@@ -97,8 +97,8 @@ def _turns() -> Iterator[str]:
 
 def _answer(model, tokenizer, messages: list[dict[str, str]], sampling, chat_format: str | None) -> str:
     """Print an answer as it is written, and return it."""
-    from sdft.generate import stream_tokens
-    from sdft.text.chat import encode_prompt
+    from sdft.data.chat import encode_prompt
+    from sdft.generation import stream_tokens
 
     tokens, shown = [], ""
     with suppress(KeyboardInterrupt):                 # the answer so far stands

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from sdft.commands import add_settings, load_with_adapter, records_of, settings, task_of
 from sdft.errors import SdftError
-from sdft.experiment.config import Config, of_task, with_task
+from sdft.experiment.settings import Config, of_task, with_task
 
 if TYPE_CHECKING:
-    from sdft.text.records import Record
+    from sdft.data.records import Record
 
 
 def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
@@ -23,9 +23,9 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
 
     def execute(options: argparse.Namespace) -> None:
         config, given = settings(options)
-        from sdft.experiment.lab import training_example
+        from sdft.data.templates import get_template
+        from sdft.experiment.context import training_example
         from sdft.files import locked
-        from sdft.text.templates import get_template
         from sdft.train import train as train_model
 
         out = Path(options.out)

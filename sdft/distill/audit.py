@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from sdft.data.records import Record
 from sdft.distill.distilled import Distilled
 from sdft.distill.mix import changed_token_share, effective_share
 from sdft.distill.rewrite import Rewrite
-from sdft.text.records import Record
-from sdft.text.rouge import rouge_l
+from sdft.tasks.rouge import rouge_l
 
 EXAMPLES = 3           # accepted ones, and rejected ones of every reason
 

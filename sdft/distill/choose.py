@@ -22,10 +22,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from sdft.data.records import Record
 from sdft.distill.distilled import Distilled
 from sdft.distill.rewrite import Rewrite
 from sdft.errors import SdftError
-from sdft.text.records import Record
 
 BANNED = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 BANNED_START = "Your turn"
@@ -36,14 +36,14 @@ _WORD = re.compile(r"[぀-ヿ㐀-鿿]|\w+|[^\w\s]")          # an ideograph, a w
 class Limits:
     """From where on a finished rewrite is no answer any more."""
 
-    repetition: float = 0.5          # share of its word 4-grams that have occurred before
-    times: float = 5.0               # times as many words as the reference has,
-    words: int = 300                 # and more words than this
+    max_repeated_ngrams: float = 0.5          # share of its word 4-grams that have occurred before
+    max_length_ratio: float = 5.0               # times as many words as the reference has,
+    max_words: int = 300                 # and more words than this
 
     def __post_init__(self) -> None:
-        if not 0 < self.repetition <= 1 or self.times < 1 or self.words < 1:
-            raise SdftError(f"expected repetition in (0, 1], times ≥ 1 and words ≥ 1, got {self.repetition}, "
-                            f"{self.times} and {self.words}")
+        if not 0 < self.max_repeated_ngrams <= 1 or self.max_length_ratio < 1 or self.max_words < 1:
+            raise SdftError("expected max_repeated_ngrams in (0, 1], max_length_ratio ≥ 1 and max_words ≥ 1, got "
+                            f"{self.max_repeated_ngrams}, {self.max_length_ratio} and {self.max_words}")
 
 
 def choose(records: Iterable[Record], rewrites: Iterable[Rewrite], check: Callable[[Record, str], str | None],
@@ -91,7 +91,7 @@ def tell_tale(text: str) -> str:
 def repeats_itself(text: str, reference: str, limits: Limits = Limits()) -> str:
     """An endless repetition, told by repeated 4-grams; a reference that repeats itself (a table, a song) excuses it."""
     share = repeated_share(words(text))
-    return "repeats itself" if share > limits.repetition and share > repeated_share(words(reference)) else ""
+    return "repeats itself" if share > limits.max_repeated_ngrams and share > repeated_share(words(reference)) else ""
 
 
 def repeated_share(units: Sequence[str], n: int = 4) -> float:
@@ -103,7 +103,7 @@ def repeated_share(units: Sequence[str], n: int = 4) -> float:
 def far_too_long(text: str, reference: str, limits: Limits = Limits()) -> str:
     """Longer than `limits.words`, and than `limits.times` the reference."""
     count = len(words(text))
-    return "far too long" if count > max(limits.words, limits.times * len(words(reference))) else ""
+    return "far too long" if count > max(limits.max_words, limits.max_length_ratio * len(words(reference))) else ""
 
 
 def words(text: str) -> list[str]:

@@ -17,10 +17,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from sdft.data.records import Record
 from sdft.distill.distilled import Distilled
 from sdft.errors import SdftError
-from sdft.text.records import Record
-from sdft.text.rouge import longest_common_subsequence
+from sdft.tasks.rouge import longest_common_subsequence
 
 OUTSIDE = "not in the mix"          # the reason in distilled.jsonl
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from sdft.errors import SdftError
 from sdft.files import Journal, read_json, write_json
-from sdft.generate import Request
+from sdft.generation import Request
 
 
 def settings_path(journal: Path) -> Path:

@@ -17,14 +17,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sdft.data.chat import encode_prompt
+from sdft.data.records import Record
+from sdft.data.templates import Template
 from sdft.distill.resume import fitting, resume
 from sdft.errors import SdftError
-from sdft.generate import Request, Sampling, stream
-from sdft.model.fingerprint import fingerprint
+from sdft.generation import Request, Sampling, stream
+from sdft.model.io.fingerprint import fingerprint
 from sdft.progress import progress
-from sdft.text.chat import encode_prompt
-from sdft.text.records import Record
-from sdft.text.templates import Template
 
 
 @dataclass(frozen=True)

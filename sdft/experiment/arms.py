@@ -18,26 +18,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from sdft.data.chat import Example
 from sdft.distill import choose, leave_out, mix, rewrite_records, write_distilled
 from sdft.errors import SdftError, nearest
-from sdft.experiment.config import DistillConfig, GenerateConfig
+from sdft.experiment.base_text import base_dialogues
+from sdft.experiment.context import Context
 from sdft.experiment.onpolicy import demonstrations, student_samples
-from sdft.experiment.seed_text import seed_dialogues
-from sdft.model.adapters import save_adapter
+from sdft.experiment.settings import DistillConfig, GenerateConfig
+from sdft.model.batches import trainable
+from sdft.model.io.adapters import save_adapter
+from sdft.model.io.saving import save_checkpoint
 from sdft.model.llama import Llama
 from sdft.model.lora import lora_layers
-from sdft.model.saving import save_checkpoint
-from sdft.text.chat import Example
-from sdft.train.batches import hold_out, step_examples, steps_per_epoch, trainable
-from sdft.train.objectives import Material, check_objective
+from sdft.objectives import ObjectiveInputs, check_objective
+from sdft.train.order import hold_out, step_examples, steps_per_epoch
 from sdft.train.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from sdft.experiment.lab import Lab
 
 FISHER_TEXTS = 32           # of ewc
 
@@ -49,29 +48,29 @@ class Arm:
     name: str
     targets: Sequence[Example]
     settings: TrainSettings
-    material: Material = Material()
+    inputs: ObjectiveInputs = ObjectiveInputs()
     folder: str = ""                # of its training, in the run folder: see TRAINED_AS
     on: str = ""                    # "original" or "distilled": the set that its targets are; "": neither
     kept: float = 1.0               # the share of the change of the weights that stays after training
 
-    def finish(self, lab: Lab, model: Llama) -> None:
+    def finish(self, context: Context, model: Llama) -> None:
         """What comes after training: the interpolation of wise-ft, saved in a folder of its own."""
         if self.kept == 1:
             return
-        interpolate(model, lab.other_seed(model), self.kept)
+        interpolate(model, context.separate_base(model), self.kept)
         if lora_layers(model):
-            save_adapter(model, lab.folder / self.name, lab.model_name)
+            save_adapter(model, context.folder / self.name, context.model_name)
         else:
-            save_checkpoint(model, lab.tokenizer, lab.folder / self.name)
+            save_checkpoint(model, context.tokenizer, context.folder / self.name)
 
 
-def arms_of(lab: Lab, originals: Sequence[Example], rewritten: Sequence[Example]) -> Iterator[Arm]:
+def arms_of(context: Context, originals: Sequence[Example], rewritten: Sequence[Example]) -> Iterator[Arm]:
     """The arms that the settings name, in their order; what an arm needs is made when its turn comes."""
-    for name in dict.fromkeys(lab.arms.arms):
-        settings = settings_of(name, lab.settings)
+    for name in dict.fromkeys(context.arms.arms):
+        settings = settings_of(name, context.settings)
         sft, sdft = (Arm(name, targets, settings, folder=TRAINED_AS.get(name, name), on=on)
                      for on, targets in (("original", originals), ("distilled", rewritten)))
-        yield ARMS[name](lab, sft, sdft)
+        yield ARMS[name](context, sft, sdft)
 
 
 def settings_of(name: str, settings: TrainSettings) -> TrainSettings:
@@ -94,32 +93,32 @@ def check_arms(names: Sequence[str], settings: TrainSettings) -> None:
             raise SdftError("arm low-rank has an adapter of rank 1: expected method = lora, got full; leave it out")
 
 
-def self_output(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+def self_output(context: Context, sft: Arm, sdft: Arm) -> Arm:
     """As sdft, but the seed is asked as in training: it sees no reference answer."""
-    records, folder = lab.task.train, lab.folder / "self-output"
-    with lab.timed("answer self-output"):
-        answers = rewrite_records(lab.seed, lab.tokenizer, records, lab.train_template, lab.sampling,
-                                  folder / "answers.jsonl", lab.rows, lab.chat)
-    chosen = leave_out(choose(records, answers, lab.task.check, lab.limits), lab.ratio, lab.settings.seed)
+    records, folder = context.task.train, context.folder / "self-output"
+    with context.timed("answer self-output"):
+        answers = rewrite_records(context.base, context.tokenizer, records, context.train_template, context.sampling,
+                                  folder / "answers.jsonl", context.rows, context.chat)
+    chosen = leave_out(choose(records, answers, context.task.check, context.limits), context.ratio, context.settings.seed)
     write_distilled(folder / "distilled.jsonl", chosen)
-    return replace(sft, targets=lab.examples(mix(records, chosen)), on="")
+    return replace(sft, targets=context.examples(mix(records, chosen)), on="")
 
 
-def token_matched(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+def token_matched(context: Context, sft: Arm, sdft: Arm) -> Arm:
     """As sft, ending after the step at which it has learned most nearly as many target tokens as sdft in all epochs.
 
     The learning rate falls to 0 over these steps. An epoch more or less than sft's is begun like any other.
     """
-    settings, ours, theirs = sft.settings, _trained(lab, sft.targets), _trained(lab, sdft.targets)
+    settings, ours, theirs = sft.settings, _trained(context, sft.targets), _trained(context, sdft.targets)
     total = settings.steps or settings.epochs * steps_per_epoch(theirs, settings.batch_size)
     goal = sum(_learned(theirs, step, settings) for step in range(total))
     return replace(sft, settings=replace(settings, steps=_steps_to(goal, ours, settings)))
 
 
-def _trained(lab: Lab, targets: Sequence[Example]) -> list[Example]:
+def _trained(context: Context, targets: Sequence[Example]) -> list[Example]:
     """What remains for training of an arm's targets."""
-    settings = lab.settings
-    kept, _ = trainable(targets, min(settings.max_length, lab.seed.config.context_length))
+    settings = context.settings
+    kept, _ = trainable(targets, min(settings.max_length, context.base.config.context_length))
     return hold_out(kept, settings.validation, settings.seed)[0]
 
 
@@ -136,65 +135,65 @@ def _steps_to(goal: int, examples: Sequence[Example], settings: TrainSettings) -
     return step
 
 
-def replay(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+def replay(context: Context, sft: Arm, sdft: Arm) -> Arm:
     """As sft, with so many dialogues of the seed's own that they are the share `replay` of what is trained on."""
-    share = lab.arms.replay
-    count = max(1, round(share / (1 - share) * len(lab.task.train)))                # m of n + m
-    return replace(sft, targets=[*sft.targets, *seed_dialogues(lab, count)], on="")
+    share = context.arms.replay_fraction
+    count = max(1, round(share / (1 - share) * len(context.task.train)))                # m of n + m
+    return replace(sft, targets=[*sft.targets, *base_dialogues(context, count)], on="")
 
 
-def wise_ft(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+def wise_ft(context: Context, sft: Arm, sdft: Arm) -> Arm:
     """Sft, trained once for both where it is an arm too; then the share `wise` of its ΔW."""
-    return replace(sft, kept=lab.arms.wise)
+    return replace(sft, kept=context.arms.wise_ft_alpha)
 
 
-def ewc(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+def ewc(context: Context, sft: Arm, sdft: Arm) -> Arm:
     """The Fisher of ewc is taken on dialogues that the seed wrote by itself, however few the records are."""
-    return replace(sft, material=Material(seed_text=seed_dialogues(lab, FISHER_TEXTS)))
+    return replace(sft, inputs=ObjectiveInputs(base_text=base_dialogues(context, FISHER_TEXTS)))
 
 
-def on_policy(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+def on_policy(context: Context, sft: Arm, sdft: Arm) -> Arm:
     """The records' own prompts, answered anew by the model at every step, with the arm's objective and teacher."""
-    shown = demonstrations(lab)
+    shown = demonstrations(context)
     kept = {prompt.id for prompt in shown}
     return replace(sft, targets=[example for example in sft.targets if example.id in kept], on="",
-                   material=student_samples(lab, shown))
+                   inputs=student_samples(context, shown))
 
 
-def stm(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+def stm(context: Context, sft: Arm, sdft: Arm) -> Arm:
     """Of its targets only the probable ones are learned, so they are not the set that they are taken from."""
     return replace(sft, on="")
 
 
-def _as_sft(lab: Lab, sft: Arm, sdft: Arm) -> Arm:
+def _as_sft(context: Context, sft: Arm, sdft: Arm) -> Arm:
     return sft
 
 
 @torch.no_grad()
-def interpolate(model: Llama, seed: Llama | None, share: float) -> None:
+def interpolate(model: Llama, base: Llama | None, share: float) -> None:
     """Leave (1 − a)·θ₀ + a·θ₁ in `model`, a the `share` (WiSE-FT, arXiv 2109.01903).
 
     With an adapter that is a·ΔW, by a factor on B; else `seed` holds θ₀, and the sum is taken in fp32.
     """
     for layer in lora_layers(model).values():
         layer.lora_B.mul_(share)
-    if seed is not None:
-        before = dict(seed.named_parameters())
+    if base is not None:
+        before = dict(base.named_parameters())
         for name, weight in model.named_parameters():
             weight.copy_(before[name].float().lerp(weight.float(), share))
 
 
 def low_rank(settings: TrainSettings) -> dict[str, Any]:
     """ΔW of rank 1 at the same scale: α/R, or α/√R where the settings say rslora."""
-    return {"rank": 1, "alpha": settings.alpha / settings.rank ** (0.5 if settings.rslora else 1)}
+    return {"lora_rank": 1, "lora_alpha": settings.lora_alpha / settings.lora_rank ** (0.5 if settings.rslora else 1)}
 
 
-Make = Callable[["Lab", Arm, Arm], Arm]         # lab, then sft and sdft with the arm's name and settings → the arm
+Make = Callable[[Context, Arm, Arm], Arm]         # lab, then sft and sdft with the arm's name and settings → the arm
 OBJECTIVES = ("kl", "l2-sp", "ewc", "dft", "stm", "flow")
-ON_POLICY = {f"sdft-onpolicy{direction}{teacher}": {"objective": f"onpolicy{direction}", "ema": ema}
+ON_POLICY = {f"sdft-onpolicy{direction}{teacher}": {"objective": f"onpolicy{direction}", "teacher_ema": ema}
              for direction in ("", "-reverse") for teacher, ema in (("", 0.0), ("-ema", 0.99))}
 ARMS: Mapping[str, Make] = {
-    "sft": _as_sft, "sdft": lambda lab, sft, sdft: sdft, "self-output": self_output,
+    "sft": _as_sft, "sdft": lambda context, sft, sdft: sdft, "self-output": self_output,
     "token-matched-sft": token_matched, "replay": replay, "wise-ft": wise_ft, "low-lr": _as_sft, "low-rank": _as_sft,
     **dict.fromkeys(OBJECTIVES, _as_sft), "ewc": ewc, "stm": stm, **dict.fromkeys(ON_POLICY, on_policy),
 }
@@ -207,16 +206,16 @@ CHANGES: Mapping[str, Callable[[TrainSettings], dict[str, Any]]] = {
     **{name: lambda _, own=own: own for name, own in ON_POLICY.items()},
 }
 # Training setting → the objectives that read it; all others are read by every one.
-READ_BY = {"strength": ("kl", "l2-sp", "ewc"), "floor": ("stm",), "ema": ("onpolicy", "onpolicy-reverse")}
+READ_BY = {"penalty_weight": ("kl", "l2-sp", "ewc"), "stm_threshold": ("stm",), "teacher_ema": ("onpolicy", "onpolicy-reverse")}
 
 # Arm → the settings of other sections that it depends on beside those of the model and the data, and the training
 # template. An arm that is not named: on none. `rows` is among them where a near-tie in bf16 can decide what is written.
 DECODING = tuple(knob.name for knob in fields(GenerateConfig))
 REWRITES = (*(knob.name for knob in fields(DistillConfig)), *DECODING)
-SEED_TEXT = ("rewrite_tokens", "sampling_seed", "rows", "general_items")
+SEED_TEXT = ("rewrite_tokens", "sampling_seed", "generation_batch_size", "general_items")
 READS: Mapping[str, tuple[str, ...]] = {
     "sdft": REWRITES, "token-matched-sft": REWRITES,
     "self-output": tuple(name for name in REWRITES if name != "template"),
-    "replay": (*SEED_TEXT, "replay"), "ewc": SEED_TEXT, "wise-ft": ("wise",),
-    **dict.fromkeys(ON_POLICY, ("template", "rewrite_tokens", "rows")),
+    "replay": (*SEED_TEXT, "replay_fraction"), "ewc": SEED_TEXT, "wise-ft": ("wise_ft_alpha",),
+    **dict.fromkeys(ON_POLICY, ("template", "rewrite_tokens", "generation_batch_size")),
 }

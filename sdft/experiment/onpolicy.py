@@ -8,53 +8,50 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
 
+from sdft.data.chat import Example
 from sdft.distill.resume import fitting
 from sdft.distill.rewrite import distill_requests
 from sdft.errors import SdftError
-from sdft.experiment.seed_text import answered, end_of_answer
-from sdft.generate import Request, Sampling, stream
+from sdft.experiment.base_text import answered, end_of_answer
+from sdft.experiment.context import Context
+from sdft.generation import Request, Sampling, stream
 from sdft.model.llama import Llama
-from sdft.text.chat import Example
-from sdft.train.objectives import Material
-
-if TYPE_CHECKING:
-    from sdft.experiment.lab import Lab
+from sdft.objectives import ObjectiveInputs
 
 
-def demonstrations(lab: Lab) -> list[Example]:
+def demonstrations(context: Context) -> list[Example]:
     """The teacher's prompts, without the template's forced prefix: the student's answer stands right behind them.
 
     A record whose prompt fills the context is told on stderr and left out. Raises SdftError where none is left.
     """
-    template = replace(lab.distill_template, prefix="")
-    requests = distill_requests(lab.tokenizer, lab.task.train, template, lab.chat)
-    kept = fitting(requests, lab.seed.config.context_length, "sdft-onpolicy")
+    template = replace(context.distill_template, prefix="")
+    requests = distill_requests(context.tokenizer, context.task.train, template, context.chat)
+    kept = fitting(requests, context.base.config.context_length, "sdft-onpolicy")
     if not kept:
         raise SdftError("sdft-onpolicy: no record with its reference answer fits the model's context; use shorter "
                         "records")
     return [Example(request.id, request.tokens, [False] * len(request.tokens)) for request in kept]
 
 
-def student_samples(lab: Lab, shown: Sequence[Example]) -> Material:
+def student_samples(context: Context, shown: Sequence[Example]) -> ObjectiveInputs:
     """A step's answers are drawn at temperature 1 from the model itself, each seeded by the step and its record.
 
     An answer has at most `rewrite_tokens`, and fewer where the teacher's prompt leaves less room in the context.
     """
-    sampling = Sampling(max_new_tokens=lab.sampling.max_new_tokens, temperature=1.0, seed=lab.settings.seed)
-    end, context = end_of_answer(lab.tokenizer, lab.chat), lab.seed.config.context_length
+    sampling = Sampling(max_new_tokens=context.sampling.max_new_tokens, temperature=1.0, seed=context.settings.seed)
+    end, context = end_of_answer(context.tokenizer, context.chat), context.base.config.context_length
     room = {prompt.id: min(sampling.max_new_tokens, context - len(prompt.tokens)) for prompt in shown}
 
     def sample(model: Llama, examples: Sequence[Example], step: int) -> list[Example]:
         prompts = {example.id: _prompt(example) for example in examples}
         requests = [Request(f"{step} {id}", prompt, room[id]) for id, prompt in prompts.items()]
-        outputs = {output.id: output for output in stream(model, lab.tokenizer, requests, sampling, lab.rows)}
+        outputs = {output.id: output for output in stream(model, context.tokenizer, requests, sampling, context.rows)}
         found = [(id, prompt, outputs[f"{step} {id}"]) for id, prompt in prompts.items()]
         return [answered(id, prompt, output.tokens, end if output.finish == "stop" else None)
                 for id, prompt, output in found]
 
-    return Material(shown=shown, sample=sample, sampling=json.dumps(asdict(sampling), sort_keys=True))
+    return ObjectiveInputs(shown=shown, sample=sample, sampling=json.dumps(asdict(sampling), sort_keys=True))
 
 
 def _prompt(example: Example) -> list[int]:

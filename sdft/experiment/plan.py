@@ -18,18 +18,18 @@ from dataclasses import dataclass
 
 import torch
 
-from sdft.generate.cache import GPU_GROUP, GROUP, blocks
-from sdft.generate.engine import PREFILL_TOKENS
-from sdft.generate.gpu import PROMPT_TOKENS
-from sdft.generate.joined import LARGEST
-from sdft.generate.speculation import MOST
+from sdft.generation.cache import GPU_GROUP, GROUP, blocks
+from sdft.generation.engine import PREFILL_TOKENS
+from sdft.generation.fast.cuda import PROMPT_TOKENS
+from sdft.generation.fast.drafts import MOST
+from sdft.generation.fast.fused import LARGEST
 from sdft.kernels.attention import BLOCK, CELLS
 from sdft.kernels.linear_cross_entropy import CACHED, ROWS
+from sdft.model.batches import STEP
 from sdft.model.config import LlamaConfig
+from sdft.model.io.loading import as_device
 from sdft.model.llama import Llama
-from sdft.model.loading import as_device
 from sdft.model.lora import match_targets
-from sdft.train.batches import STEP
 from sdft.train.settings import TrainSettings
 
 FP32 = 4                                # bytes of the masters, AdamW's moments, the softmax
@@ -65,8 +65,8 @@ def shape_of(config: LlamaConfig, settings: TrainSettings) -> Shape:
     rest = sum(weight.numel() for weight in parameters.values()) - in_layers
     if settings.method == "full":
         return Shape(config, in_layers, rest, 0, behind, dict.fromkeys(("attention", "o", "mlp", "down"), True), 0)
-    names = match_targets(model, settings.targets, settings.rank)
-    adapter = sum(settings.rank * sum(model.get_submodule(name).weight.shape) for name in names)
+    names = match_targets(model, settings.lora_targets, settings.lora_rank)
+    adapter = sum(settings.lora_rank * sum(model.get_submodule(name).weight.shape) for name in names)
     kinds = {name.rpartition(".")[2] for name in names}
     saves = {"attention": bool(kinds & {"q_proj", "k_proj", "v_proj"}), "o": "o_proj" in kinds,
              "mlp": bool(kinds & {"gate_proj", "up_proj"}), "down": "down_proj" in kinds}
@@ -91,9 +91,9 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
     behind = D + 2 * F + HC * saves["o"] + D * saves["mlp"] + F * saves["down"]     # attention; in the last layer: of targets
     layers = c.num_hidden_layers - shape.first
     attended = layers if saves["attention"] else layers - 1              # the first layer's needs no gradient
-    kept = size * (tokens * layers * D if settings.checkpoint
+    kept = size * (tokens * layers * D if settings.gradient_checkpointing
                    else tokens * attended * before + (tokens * (layers - 1) + targets) * behind)
-    layer = tokens * size * (before + behind if settings.checkpoint else 0)      # the layer that is computed again
+    layer = tokens * size * (before + behind if settings.gradient_checkpointing else 0)      # the layer that is computed again
     backward = tokens * size * (4 * F + 2 * D)                                   # of the gate: dy, dy·up, dgate, dup
     block = c.num_attention_heads * min(longest, BLOCK) * longest                # scores of one block
     scores = 2 * size * (block * max(1, CELLS // block) if batched else block)                  # P and dP
@@ -117,7 +117,7 @@ def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Seq
     most = max(longest, default=0)
     group, together = (GROUP, PREFILL_TOKENS) if on_cpu else (GPU_GROUP, PROMPT_TOKENS)
     slots = sum(blocks(longest[first]) * len(longest[first : first + group]) for first in range(0, len(longest), group))
-    # On a CPU all weights once more, reordered (sdft/generate/packed.py); on a GPU those of joined products (gpu.py).
+    # On a CPU all weights once more, reordered (sdft/generation/fast/prepacked.py); on a GPU those of joined products (gpu.py).
     copied = weights if on_cpu else L * D * ((c.num_attention_heads + 2 * K) * C + 2 * F)
     return {"weights": (weights + copied * (weights * size <= LARGEST)) * size,
             "cache": slots * 2 * L * K * C * size,

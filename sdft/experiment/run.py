@@ -7,12 +7,21 @@ from typing import Any
 
 import sdft.model
 from sdft.distill.resume import settings_path
-from sdft.experiment.config import Config, load_chosen, of_task, with_machine, with_task
-from sdft.experiment.folder import check_folder, data_hash, default_folder, is_finished, is_new, make_folder, sources
-from sdft.experiment.lab import FORMAT, Lab, Shared
-from sdft.experiment.method import compare
+from sdft.experiment.arms import check_arms
+from sdft.experiment.compare import compare
+from sdft.experiment.context import FORMAT, Context, Shared
+from sdft.experiment.run_folder import (
+    check_folder,
+    data_hash,
+    default_folder,
+    is_finished,
+    is_new,
+    make_folder,
+    sources,
+)
+from sdft.experiment.settings import Config, load_chosen, of_task, with_machine, with_task
 from sdft.files import locked, write_json
-from sdft.model.fetch import resolve
+from sdft.model.io.fetch import resolve
 
 
 def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None = None,
@@ -35,18 +44,19 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     if (folder / "summary.json").exists():
         print(f"{folder}: its measures are those of an older version, and are taken anew", file=sys.stderr)
     model, tokenizer = sdft.model.load(path, config.model.dtype, config.model.device)
-    lab = Lab(config, folder, model, tokenizer, task, shared)
-    lab.check()
+    context = Context(config, folder, model, tokenizer, task, shared)
+    check_arms(config.arms.arms, config.train)
+    context.check()
     with locked(folder):
         if is_new(folder):                      # not made before: impossible settings would refuse better ones
             make_folder(folder, config, made_of)
         else:
             check_folder(folder, config, made_of)
         write_json(settings_path(folder / "distilled.jsonl"), of_task(config))
-        measures = compare(lab)
+        measures = compare(context)
         write_json(folder / "measures.json", measures)
         write_json(folder / "summary.json", summary(measures) | {
-            "format": FORMAT, "seconds": lab.seconds(), "source": task.source, "report": str(folder / "report.html")})
+            "format": FORMAT, "seconds": context.seconds(), "source": task.source, "report": str(folder / "report.html")})
     return folder
 
 
@@ -59,4 +69,4 @@ def summary(measures: dict[str, Any]) -> dict[str, Any]:
                       "kl": general["kl"], "top1": general["top1"], "rouge_l": general["rouge_l"],
                       "length": general["length_mean"], "shift": shift.get("total"),
                       "relative_shift": shift.get("relative")}
-    return {"columns": list(table["seed"]), "table": table}
+    return {"columns": list(table["base"]), "table": table}

@@ -3,7 +3,7 @@
     items ─encode→ requests ─stream→ eval/<arm>/<suite>.jsonl ─summarise→ mean and interval, by kind
                                      (a line as each finishes)  ─against→ paired difference from another arm, p-value
 
-    sdft eval --suite instructions --model smollm2-135m --out eval/seed
+    sdft eval --suite instructions --model smollm2-135m --out eval/base
 """
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from sdft.data.chat import encode_prompt
 from sdft.distill.resume import fitting, resume
 from sdft.errors import SdftError
-from sdft.generate import Request, Sampling, stream
+from sdft.generation import Request, Sampling, stream
 from sdft.measure.statistics import bootstrap_mean, holm, mcnemar, paired_difference, sign_flip
-from sdft.model.fingerprint import fingerprint
+from sdft.model.io.fingerprint import fingerprint
 from sdft.progress import progress
 from sdft.tasks.base import Item, Suite
-from sdft.text.chat import encode_prompt
 
 
 class Sheet:

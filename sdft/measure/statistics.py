@@ -6,7 +6,7 @@ and deterministic: the same values and the same seed give the same interval, bit
     scores of two arms     paired_difference (interval over items), mcnemar or sign_flip (p), holm over the family
     means over tokens      bootstrap_ratio (interval over the texts that hold them)
 
-Several training seeds are set against each other in sdft/experiment/study_statistics.py.
+Several training seeds are set against each other in sdft/studies/statistics.py.
 
     from sdft.measure.statistics import bootstrap_mean
     mean, low, high = bootstrap_mean([1, 0, 1, 1])

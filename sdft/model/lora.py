@@ -14,7 +14,7 @@ gives the seed model back, without a copy.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 
@@ -193,3 +193,9 @@ def unmerge(model: Llama) -> None:
     for layer in lora_layers(model).values():
         if layer.unmerged is not None:
             layer.weight.data, layer.unmerged = layer.unmerged, None
+
+
+def squared_shift(layers: Mapping[str, LoRALinear]) -> Tensor:
+    """Σ ‖s·B·A‖²_F over the layers, from the factors' R × R Gram matrices; fp64, with a gradient."""
+    factors = [(layer.scale, layer.lora_A, layer.lora_B) for layer in layers.values()]
+    return sum(scale**2 * inner_product(A, B, A, B) for scale, A, B in factors)

@@ -13,7 +13,14 @@ from sdft.report.draw import Figure
 from sdft.report.figures import draw_figures
 from sdft.report.findings import findings
 from sdft.report.heat import heat_map
-from sdft.report.measure_tables import between_table, drift_table, gap_table, likeness_table, paired_table, weights_table
+from sdft.report.measure_tables import (
+    between_table,
+    drift_table,
+    gap_table,
+    likeness_table,
+    paired_table,
+    weights_table,
+)
 from sdft.report.run import Row, Run, read_run
 from sdft.report.style import STYLE
 from sdft.report.tables import Table, difference_table, kinds_table, reasons_table, result_table, training_table

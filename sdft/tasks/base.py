@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdft.data.records import Record, read_records
+from sdft.data.templates import Message, get_template
 from sdft.errors import SdftError
-from sdft.text.records import Record, read_records
-from sdft.text.templates import Message, get_template
 
 
 @dataclass(frozen=True)
@@ -77,26 +77,26 @@ class Selection:
     task: str
     data: Path | None = None
     columns: Mapping[str, str] | None = None
-    limit: int | None = None
+    max_records: int | None = None
     train_records: int | None = None
     test_records: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("limit", "train_records", "test_records"):
+        for name in ("max_records", "train_records", "test_records"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SdftError(f"{name} = {value}: expected a whole number of at least 1")
 
     def train_size(self, available: int) -> int:
         """The number of training records out of `available`."""
-        return min(x for x in (self._asked("train_records", available), self.limit) if x is not None)
+        return min(x for x in (self._asked("train_records", available), self.max_records) if x is not None)
 
     def test_size(self, available: int) -> int:
         """The number of test items out of `available`."""
-        if self.test_records is not None or self.limit is None:
+        if self.test_records is not None or self.max_records is None:
             return self._asked("test_records", available)
-        return min(available, max(32, self.limit // 2))
+        return min(available, max(32, self.max_records // 2))
 
     def _asked(self, name: str, available: int) -> int:
         asked = getattr(self, name)

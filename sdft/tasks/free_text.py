@@ -8,15 +8,15 @@ response against the held-out reference. The paper trains on all 2000 records, t
 A file of the user's own (`custom`) is trained with the template `plain`, so that conversations of several turns keep
 the shape that the chat model knows; everything else is the same.
 
-    sdft run --task dolly --data FOLDER --limit 64
+    sdft run --task dolly --data FOLDER --max_records 64
     sdft run --task custom --data mine.csv --columns instruction=prompt,response=answer
 """
 from __future__ import annotations
 
+from sdft.data.records import Record, read_records
 from sdft.errors import SdftError
 from sdft.tasks.base import Item, Selection, Suite, Task, items_of
-from sdft.text.records import Record, read_records
-from sdft.text.rouge import rouge_l
+from sdft.tasks.rouge import rouge_l
 
 
 def check(record: Record, response: str) -> str | None:

@@ -2,7 +2,7 @@
 
 They have no right answer. Each arm's outputs are kept, and the drift from the seed is measured on the seed's own
 answers: forward KL, top-1 agreement, response length, ROUGE-L (arXiv 2402.13669, section 3, asks for the gap between
-distributions; whether forward KL predicts forgetting is disputed: sdft/measure/drift.py).
+distributions; whether forward KL predicts forgetting is disputed: sdft/measure/outputs/drift.py).
 
 The prompts stand in general.txt: a line "# kind", then one prompt a line.
 

@@ -4,13 +4,13 @@ arXiv 2402.13669, section 4: trained with the template `gsm8k`, rewritten with `
 `gsm8k_infer` (their training and evaluation prompts differ), 5 epochs, at most 512 new tokens. Its files:
 gsm8k_train.json and gsm8k_test.json (question, answer), multiarith_test.json (instruction, output).
 
-    sdft run --task gsm8k --data FOLDER --limit 64
+    sdft run --task gsm8k --data FOLDER --max_records 64
 """
 from __future__ import annotations
 
+from sdft.data.records import Record
 from sdft.tasks.base import Item, Selection, Suite, Task, items_of
 from sdft.tasks.scorers import last_integer
-from sdft.text.records import Record
 
 
 def check(record: Record, response: str) -> str | None:

@@ -3,13 +3,13 @@
 arXiv 2402.13669, section 4: rewritten with the template `refer`, trained and evaluated with `alpaca`, 5 epochs, at
 most 512 new tokens. Its files: openfunction_train.json and openfunction_test.json (instruction, output).
 
-    sdft run --task openfunctions --data FOLDER --limit 64
+    sdft run --task openfunctions --data FOLDER --max_records 64
 """
 from __future__ import annotations
 
+from sdft.data.records import Record
 from sdft.tasks.base import Item, Selection, Suite, Task, items_of
 from sdft.tasks.scorers import call_occurs
-from sdft.text.records import Record
 
 
 def check(record: Record, response: str) -> str | None:

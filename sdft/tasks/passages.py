@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from random import Random
 
+from sdft.data.records import Record
 from sdft.errors import SdftError
 from sdft.tasks.base import Item, Selection, Suite, Task, items_of
 from sdft.tasks.passage_kinds import KINDS, Kind
 from sdft.tasks.passage_words import WOMEN
 from sdft.tasks.scorers import answer_occurs
-from sdft.text.records import Record
 
 TRAIN_RECORDS, TEST_RECORDS = 400, 150
 REQUEST, FORM = "Read the passage and answer the question.", "Please answer in a complete sentence."

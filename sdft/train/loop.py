@@ -24,40 +24,32 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sdft.data.chat import Example
 from sdft.errors import Interrupted, SdftError
 from sdft.files import Journal
-from sdft.model.fingerprint import fingerprint as model_fingerprint
+from sdft.model.batches import Batch, fingerprint, may_share, pack_within, trainable
+from sdft.model.io.fingerprint import fingerprint as model_fingerprint
 from sdft.model.llama import Llama
-from sdft.progress import progress
-from sdft.text.chat import Example
-from sdft.train.average import Average
-from sdft.train.batches import (
-    Batch,
-    fingerprint,
-    hold_out,
-    may_share,
-    pack_within,
-    step_examples,
-    steps_per_epoch,
-    trainable,
-)
-from sdft.train.objectives import (
-    Material,
+from sdft.objectives import (
+    HiddenStates,
     Objective,
+    ObjectiveInputs,
     Start,
-    Views,
     check_objective,
     cross_entropy,
     make_objective,
 )
+from sdft.objectives.ema_teacher import EmaTeacher
+from sdft.progress import progress
 from sdft.train.optimiser import adamw, learning_rate, set_learning_rate
+from sdft.train.order import hold_out, step_examples, steps_per_epoch
 from sdft.train.settings import TrainSettings
 from sdft.train.signals import StopRequest
 from sdft.train.state import NAME, describe, load_state, open_log, save_state
 from sdft.train.weights import Adapter, FullWeights, Trained
 
 if TYPE_CHECKING:
-    from sdft.text.tokenizer import Tokenizer
+    from sdft.tokenizers.tokenizer import Tokenizer
 
 
 def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, checkpoint: bool = False) -> Tensor:
@@ -66,7 +58,7 @@ def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, check
     total = torch.zeros((), device=model.device)
     for batch in batches:
         batch = batch.to(model.device)
-        loss = objective(batch, Views(model, batch, checkpoint)) / targets
+        loss = objective(batch, HiddenStates(model, batch, checkpoint)) / targets
         loss.backward()
         total += loss.detach()
     return total
@@ -74,7 +66,7 @@ def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, check
 
 def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, folder: Path,
           validation: Sequence[Example] = (), base_name: str = "", tokenizer: Tokenizer | None = None,
-          material: Material = Material()) -> dict:
+          inputs: ObjectiveInputs = ObjectiveInputs()) -> dict:
     """Train `model` in place and leave the trained adapter in it; return a summary of the run.
 
     `material` is what some objectives need beside the examples.
@@ -89,20 +81,20 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     folder = Path(folder)
     check_objective(settings)
     examples, held, left_out = _prepare(model, examples, validation, settings)
-    data = fingerprint([*examples, *held, *material.seed_text, *material.shown])
-    about = describe(settings, data, model_fingerprint(model)) | {"sampling": material.sampling}
+    data = fingerprint([*examples, *held, *inputs.base_text, *inputs.shown])
+    about = describe(settings, data, model_fingerprint(model)) | {"sampling": inputs.sampling}
     trained: Trained = (Adapter if settings.method == "lora" else FullWeights)(model, settings)
     parameters = trained.parameters
     optimiser = adamw(parameters, settings)
-    average = Average(model, parameters, settings.ema)
-    objective = make_objective(Start(model, examples, settings, folder, average, material))
-    done = load_state(folder, about, parameters, optimiser, average.tensors)
+    teacher = EmaTeacher(model, parameters, settings.teacher_ema)
+    objective = make_objective(Start(model, examples, settings, folder, teacher, inputs))
+    done = load_state(folder, about, parameters, optimiser, teacher.tensors)
     trained.publish()
 
     def save(step: int) -> None:
-        save_state(folder, step, about, parameters, optimiser, average.tensors)
+        save_state(folder, step, about, parameters, optimiser, teacher.tensors)
 
-    share = may_share(model.device, settings.dropout)
+    share = may_share(model.device, settings.lora_dropout)
     per_epoch = steps_per_epoch(examples, settings.batch_size)
     total = settings.steps or per_epoch * settings.epochs
     bar = progress(total=total, desc="train", unit="step")
@@ -112,12 +104,12 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
         for step in range(done, total):
             started = time.perf_counter()
             chosen = step_examples(examples, step, settings.batch_size, settings.seed)
-            batches = pack_within(_targets(model, chosen, step, material), settings.micro_tokens, share)
+            batches = pack_within(_targets(model, chosen, step, inputs), settings.micro_tokens, share)
             torch.manual_seed(settings.seed * 1_000_003 + step)         # dropout: by step, so that it can be resumed
             lr = learning_rate(step, total, settings)
 
-            loss = gradient(model, batches, objective, settings.checkpoint)
-            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip or math.inf)
+            loss = gradient(model, batches, objective, settings.gradient_checkpointing)
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm or math.inf)
             loss, norm = torch.stack((loss, norm)).tolist()             # the step's only wait for the device
             if not math.isfinite(loss + norm):
                 save(step)
@@ -126,7 +118,7 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             optimiser.step()
             optimiser.zero_grad()
             trained.publish()
-            average.follow()
+            teacher.follow()
 
             seconds = time.perf_counter() - started
             line = _line(step + 1, (step + 1) / per_epoch, loss, lr, norm, trained, batches, seconds)
@@ -150,12 +142,12 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     return _summary(log, len(examples), left_out)
 
 
-def _targets(model: Llama, chosen: list[Example], step: int, material: Material) -> list[Example]:
+def _targets(model: Llama, chosen: list[Example], step: int, inputs: ObjectiveInputs) -> list[Example]:
     """The step's examples as they are learned: as they stand, or on-policy with what the model itself answers now."""
-    if material.sample is None:
+    if inputs.sample is None:
         return chosen
     model.eval()
-    sampled = material.sample(model, chosen, step)
+    sampled = inputs.sample(model, chosen, step)
     model.train()
     return sampled
 
@@ -168,7 +160,7 @@ def evaluate(model: Llama, examples: Sequence[Example], limit: int) -> float:
     total, targets = torch.zeros((), device=model.device), 0
     for batch in pack_within(examples, limit, may_share(model.device)):
         batch = batch.to(model.device)
-        total += cross_entropy(batch, Views(model, batch))
+        total += cross_entropy(batch, HiddenStates(model, batch))
         targets += batch.targets
     model.train(was_training)
     return total.item() / targets

