@@ -33,7 +33,7 @@ from training import MODEL, Ours, Peer, workload
 import sdft
 from sdft.data.chat import Example
 from sdft.data.templates import get_template
-from sdft.distill.rewrite import distill_prompt
+from sdft.distill.rewriting import distill_prompt
 from sdft.experiment.plan import shape_of, training_memory
 from sdft.generation import Request, Sampling
 from sdft.generation.engine import Engine

@@ -15,7 +15,7 @@ from training_parts import examples, tiny_model
 
 from sdft.cli import main
 from sdft.distill import Distilled
-from sdft.distill.rewrite import Rewrite
+from sdft.distill.rewriting import Rewrite
 from sdft.errors import SdftError
 from sdft.experiment.arms import ARMS, FISHER_TEXTS, READ_BY, _steps_to, arms_of, interpolate, settings_of
 from sdft.experiment.base_text import base_dialogues, user_header, user_text
@@ -176,8 +176,10 @@ def test_on_policy_the_model_answers_anew_at_every_step_and_the_teacher_sees_the
 def test_self_output_takes_the_seeds_own_answer_where_the_check_accepts_it(context, monkeypatch):
     def accept(records, answers, check, limits):
         assert [answer.id for answer in answers] == [record.id for record in records] and check is context.task.check
-        return [Distilled(r.id, r.instruction, r.response, "My own words.", "rewrite", "") for r in records[:2]] + [
-            Distilled(r.id, r.instruction, r.response, r.response, "original", "no") for r in records[2:]]
+        return [Distilled(r.id, r.instruction, "My own words.", reference=r.response, source="rewrite")
+                for r in records[:2]] + [
+            Distilled(r.id, r.instruction, r.response, reference=r.response, source="original", reason="no")
+            for r in records[2:]]
 
     monkeypatch.setattr("sdft.experiment.arms.choose", accept)
     arm, originals = arm_of(context, "self-output")

@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pytest
 from tiny_chat import byte_tokenizer
 
+from sdft.data.examples import training_example
 from sdft.data.records import Record, read_records
 from sdft.data.templates import get_template
 from sdft.distill import Distilled, Limits, Rewrite, choose, mix, read_distilled, write_distilled
-from sdft.distill.choose import repeated_share, words
+from sdft.distill.filters import repeated_share, words
 from sdft.errors import SdftError
-from sdft.experiment.context import training_example
 
 RECORD = Record("a", "What is the capital of Norway?", "Oslo")
 
@@ -20,20 +21,24 @@ def rewrite(text: str, finish: str = "stop") -> Rewrite:
     return Rewrite("a", text, [], finish, 0)
 
 
-def accept(record: Record, text: str) -> str | None:
-    return None
-
-
-def reason(text: str, finish: str = "stop", record: Record = RECORD, check=accept) -> str:
-    row, = choose([record], [rewrite(text, finish)], check)
+def reason(text: str, finish: str = "stop", record: Record = RECORD, **check) -> str:
+    row, = choose([record], [rewrite(text, finish)], **check)
     assert (row.source == "rewrite") == (row.reason == "")
     assert row.response == (text.strip() if row.source == "rewrite" else record.response)
     return row.reason
 
 
 def test_an_accepted_rewrite_takes_the_place_of_the_original():
-    row, = choose([RECORD], [rewrite(" The capital is Oslo.\n")], accept)
-    assert row == Distilled("a", RECORD.instruction, "Oslo", "The capital is Oslo.", "rewrite", "")
+    row, = choose([RECORD], [rewrite(" The capital is Oslo.\n")])
+    assert row == Distilled("a", RECORD.instruction, "The capital is Oslo.", reference="Oslo", source="rewrite")
+
+
+def test_a_chosen_answer_is_a_record_with_all_that_the_original_has():
+    record = Record("a", "And Sweden?", "Stockholm", "Be brief.", (("Norway?", "Oslo"),), {"topic": "capitals"})
+    row, = choose([record], [rewrite("It is Stockholm.")])
+    assert isinstance(row, Record) and row.reference == "Stockholm"
+    assert [getattr(row, field.name) for field in fields(Record)] == [
+        "a", "And Sweden?", "It is Stockholm.", record.system, record.history, record.extra]
 
 
 @pytest.mark.parametrize("text", [
@@ -60,7 +65,7 @@ def test_the_tasks_check_decides_with_its_own_reason_on_the_text_and_the_record(
 def test_what_is_unfinished_empty_or_missing_is_not_trained_on():
     assert reason("The capital of Norway is", finish="length") == "unfinished"
     assert reason(" \n") == "empty"
-    row, = choose([RECORD], [], accept)
+    row, = choose([RECORD], [])
     assert (row.response, row.source, row.reason) == ("Oslo", "original", "no rewrite")
 
 
@@ -87,7 +92,7 @@ def test_far_too_long_means_both_against_the_reference_and_in_itself():
     assert reason(" ".join(f"word{i}" for i in range(300))) == ""
     essay = Record("a", "Write.", " ".join(f"other{i}" for i in range(100)))
     assert reason(long, record=essay) == ""
-    assert choose([RECORD], [rewrite(long)], accept, Limits(max_words=1000))[0].reason == ""
+    assert choose([RECORD], [rewrite(long)], limits=Limits(max_words=1000))[0].reason == ""
 
 
 def test_words_counts_marks_and_ideographs_one_by_one():
@@ -96,7 +101,7 @@ def test_words_counts_marks_and_ideographs_one_by_one():
 
 def test_rows_are_joined_by_id_not_by_position():
     both = [Record("a", "?", "one"), Record("b", "?", "two")]
-    rows = choose(both, [Rewrite("b", "It is two.", [], "stop", 0), Rewrite("a", "It is one.", [], "stop", 0)], accept)
+    rows = choose(both, [Rewrite("b", "It is two.", [], "stop", 0), Rewrite("a", "It is one.", [], "stop", 0)])
     assert [(row.id, row.response) for row in rows] == [("a", "It is one."), ("b", "It is two.")]
 
 
@@ -106,8 +111,9 @@ def test_impossible_limits_are_refused():
 
 
 def test_distilled_rows_survive_the_file(tmp_path):
-    rows = [Distilled("a", "x\u2028y", "Oslo", "It is “Oslo”.\nYes.", "rewrite", ""),
-            Distilled("b", "x", "y", "y", "original", "empty", "Be brief.", (("u", "v"), ("w", "")))]
+    rows = [Distilled("a", "x\u2028y", "It is “Oslo”.\nYes.", reference="Oslo", source="rewrite"),
+            Distilled("b", "x", "y", "Be brief.", (("u", "v"), ("w", "")), reference="y", source="original",
+                      reason="empty")]
     write_distilled(tmp_path / "distilled.jsonl", rows)
     assert read_distilled(tmp_path / "distilled.jsonl") == rows
     first, second = (json.loads(line) for line in (tmp_path / "distilled.jsonl").read_text().split("\n")[:2])
@@ -117,7 +123,7 @@ def test_distilled_rows_survive_the_file(tmp_path):
 
 def test_training_on_the_file_is_training_on_what_the_run_trains_on(tmp_path):
     talk = Record("b", "And of Sweden?", "Stockholm", "Be brief.", (("Of Norway?", "Oslo"), ("Sure?", "Yes")))
-    rows = choose([RECORD, talk], [rewrite("It is Oslo."), Rewrite("b", "It is Stockholm.", [], "stop", 0)], accept)
+    rows = choose([RECORD, talk], [rewrite("It is Oslo."), Rewrite("b", "It is Stockholm.", [], "stop", 0)])
     write_distilled(tmp_path / "distilled.jsonl", rows)
     for template in ("plain", "alpaca", "gsm8k"):
         from_file, from_run = (
@@ -130,7 +136,7 @@ def test_training_on_the_file_is_training_on_what_the_run_trains_on(tmp_path):
 
 def test_a_damaged_distilled_file_is_told_with_its_line(tmp_path):
     path = tmp_path / "distilled.jsonl"
-    write_distilled(path, [Distilled("a", "x", "y", "y", "original", "empty")])
+    write_distilled(path, [Distilled("a", "x", "y", reference="y", source="original", reason="empty")])
     line = path.read_text()
     path.write_text(line + line.replace("}", ', "history": ["u"]}'))
     with pytest.raises(SdftError, match="line 2: expected history as"):

@@ -164,7 +164,7 @@ def test_distill_tells_what_is_held_out_and_train_takes_the_task_s_template(mode
 
 def test_the_standalone_file_holds_the_mix_of_the_run_s_seed(model, data, tmp_path, capsys, monkeypatch):
     """Every rewrite accepted: a half of them is taken, by train.seed, and the rest say why not."""
-    monkeypatch.setattr(sys.modules["sdft.distill.choose"], "reason_against", lambda *_: "")
+    monkeypatch.setattr(sys.modules["sdft.distill.filters"], "reason_against", lambda *_: "")
 
     def distil(*more):
         found, told = _told(capsys, "distill", "--model", model, "--dtype=float32", "--data", data, "--columns",

@@ -8,7 +8,8 @@ from sdft.distill import Distilled, Rewrite, audit, changed_token_share, effecti
 from sdft.errors import SdftError
 
 RECORDS = [Record(f"r{i}", f"question {i}", f"{i}") for i in range(40)]
-ROWS = [Distilled(record.id, record.instruction, record.response, f"It is {record.response}.", "rewrite", "")
+ROWS = [Distilled(record.id, record.instruction, f"It is {record.response}.", reference=record.response,
+                  source="rewrite")
         for record in RECORDS]
 
 
@@ -33,7 +34,7 @@ def test_who_takes_it_follows_from_seed_and_id_alone():
 
 def test_only_the_response_changes():
     record = Record("a", "x", "y", system="s", history=(("u", "v"),), extra={"kind": "k"})
-    mixed, = mix([record], [Distilled("a", "x", "y", "z", "rewrite", "")])
+    mixed, = mix([record], [Distilled("a", "x", "z", reference="y", source="rewrite")])
     assert mixed == Record("a", "x", "z", system="s", history=(("u", "v"),), extra={"kind": "k"})
 
 
@@ -45,7 +46,7 @@ def test_rows_outside_the_mix_hold_what_is_trained_and_say_so():
     outside = [row for row in rows if row.source == "original"]
     assert len(outside) == 30 and {row.reason for row in outside} == {"not in the mix"}
     assert all(row == old for row, old in zip(rows, ROWS, strict=True) if row.id in rewritten(mixed))
-    rejected = Distilled("r0", "question 0", "0", "0", "original", "empty")
+    rejected = Distilled("r0", "question 0", "0", reference="0", source="original", reason="empty")
     assert leave_out([rejected], 0) == [rejected]              # keeps the reason that it has
     assert leave_out(ROWS) == ROWS
     with pytest.raises(SdftError, match="mix ratio = 2"):
@@ -53,7 +54,8 @@ def test_rows_outside_the_mix_hold_what_is_trained_and_say_so():
 
 
 def test_the_effective_share_counts_only_targets_that_differ():
-    same = [Distilled(record.id, record.instruction, record.response, record.response + "\n", "rewrite", "")
+    same = [Distilled(record.id, record.instruction, record.response + "\n", reference=record.response,
+                  source="rewrite")
             for record in RECORDS[10:]]
     rows = [*ROWS[:10], *same]
     assert effective_share(RECORDS, mix(RECORDS, rows)) == 0.25
@@ -84,10 +86,12 @@ class Words:
 
 
 def test_the_audit_counts_and_shows():
-    rows = [*ROWS[:35], *(Distilled(r.id, r.instruction, r.response, r.response, "original", "unfinished")
-                          for r in RECORDS[35:39]), Distilled("r39", "question 39", "39", "39", "original", "empty")]
+    rows = [*ROWS[:35], *(Distilled(r.id, r.instruction, r.response, reference=r.response, source="original",
+                                    reason="unfinished") for r in RECORDS[35:39]),
+            Distilled("r39", "question 39", "39", reference="39", source="original", reason="empty")]
     rewrites = [Rewrite(r.id, f"It is {r.response}.", [], "stop", 0) for r in RECORDS[:35]]
-    rewrites += [Rewrite(r.id, r.response, [], "length", 0) for r in RECORDS[35:39]] + [Rewrite("r39", "", [], "stop", 0)]
+    rewrites += [Rewrite(r.id, r.response, [], "length", 0) for r in RECORDS[35:39]] + [
+        Rewrite("r39", "", [], "stop", 0)]
     found = audit(RECORDS, rewrites, rows, mix(RECORDS, rows), 1.0, Words())
     assert (found["records"], found["accepted"], found["rejected"]) == (40, 35, 5)
     assert found["reasons"] == {"unfinished": 4, "empty": 1}

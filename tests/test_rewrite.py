@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from tiny_chat import byte_tokenizer, records, tiny_chat_model
 
-import sdft.distill.rewrite as module
+import sdft.distill.rewriting as module
 from sdft.data.records import Record
 from sdft.data.templates import get_template
-from sdft.distill import rewrite_records
-from sdft.distill.rewrite import distill_prompt, shuffle_references
+from sdft.distill import rewrite
+from sdft.distill.rewriting import distill_prompt, shuffle_references
 from sdft.errors import SdftError
 from sdft.generation import Sampling
 from sdft.model.io.fingerprint import fingerprint
@@ -28,8 +28,8 @@ USING = get_template("using")
 
 
 def run(folder: Path, chosen=None, model=None, sampling=SAMPLED, template=USING, batch_size=4, chat=None):
-    return rewrite_records(model or tiny_chat_model(), byte_tokenizer(), records(12) if chosen is None else chosen,
-                           template, sampling, folder / "rewrites.jsonl", batch_size, chat)
+    return rewrite(model or tiny_chat_model(), byte_tokenizer(), records(12) if chosen is None else chosen,
+                   template, sampling, batch_size, chat, folder / "rewrites.jsonl")
 
 
 def lines(folder: Path) -> list[dict]:
@@ -98,12 +98,17 @@ def test_rewrites_come_in_the_records_order_and_stand_in_the_journal(tmp_path):
     rewrites = run(tmp_path)
     assert [rewrite.id for rewrite in rewrites] == [f"r{i}" for i in range(12)]
     by_id = {line["id"]: line for line in lines(tmp_path)}
-    for rewrite in rewrites:
-        line = by_id[rewrite.id]
-        assert (line["text"], line["tokens"], line["finish"], line["seed"]) == (
-            rewrite.text, rewrite.tokens, rewrite.finish, 5)
-        assert byte_tokenizer().decode(rewrite.tokens) == rewrite.text
-    assert len({tuple(rewrite.tokens) for rewrite in rewrites}) == 12
+    for made in rewrites:
+        line = by_id[made.id]
+        assert (line["text"], line["tokens"], line["finish"], line["seed"]) == (made.text, made.tokens, made.finish, 5)
+        assert byte_tokenizer().decode(made.tokens) == made.text
+    assert len({tuple(made.tokens) for made in rewrites}) == 12
+
+
+def test_without_a_journal_the_rewrites_are_the_same_and_no_file_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert rewrite(tiny_chat_model(), byte_tokenizer(), records(12), sampling=SAMPLED) == run(tmp_path / "journal")
+    assert [path.name for path in tmp_path.iterdir()] == ["journal"]
 
 
 def test_a_journal_is_gone_on_with_and_nothing_is_done_again(tmp_path, asked):

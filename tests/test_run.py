@@ -203,7 +203,7 @@ def test_a_run_stopped_at_any_stage_goes_on_to_the_same_result(finished, model, 
 def test_the_mix_decides_what_is_trained_and_what_the_distilled_file_says(model, tmp_path, monkeypatch):
     """As if every check had accepted "My own words."; half of the records may take it."""
     def accept(records, rewrites, check, limits):
-        return [Distilled(r.id, r.instruction, r.response, "My own words.", "rewrite", "") for r in records]
+        return [Distilled(r.id, r.instruction, "My own words.", reference=r.response, source="rewrite") for r in records]
 
     monkeypatch.setattr("sdft.experiment.compare.choose", accept)
     assert main(["run", *options(model), "--mix_ratio=0.5", "--out", str(tmp_path / "half")]) == 0

@@ -52,7 +52,7 @@ def write(model, tmp_path):
 @pytest.fixture(scope="module")
 def swept(model, tmp_path_factory):
     """A finished sweep, and how often the seed rewrote, something was answered, a step was trained, the seed viewed."""
-    import sdft.distill.rewrite
+    import sdft.distill.rewriting
     import sdft.experiment.context
     import sdft.measure.abilities
     import sdft.train.loop
@@ -61,7 +61,7 @@ def swept(model, tmp_path_factory):
     (base / "study.toml").write_text(f'{HEAD}[settings]\nmodel = "{model}"\n{SMALL}{GRID}')
     counts = {"rewritten": 0, "answered": 0, "steps": 0, "seed": 0}
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, count in ((sdft.distill.rewrite, "stream", "rewritten"),
+        for module, name, count in ((sdft.distill.rewriting, "stream", "rewritten"),
                                     (sdft.measure.abilities, "stream", "answered"),
                                     (sdft.train.loop, "gradient", "steps"),
                                     (sdft.experiment.context, "base_view", "seed"),

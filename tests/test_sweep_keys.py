@@ -68,7 +68,7 @@ def test_an_arm_is_trained_anew_where_it_reads_what_differs(cells, change, anew)
 def test_what_is_trained_on_is_the_same_where_a_training_is_shared(cells, tmp_path, monkeypatch):
     """The arms themselves are asked, with every rewrite accepted: what their keys leave out, they do not depend on."""
     def accept(records, rewrites, check, limits):
-        return [Distilled(r.id, r.instruction, r.response, made.text or "-", "rewrite", "")
+        return [Distilled(r.id, r.instruction, made.text or "-", reference=r.response, source="rewrite")
                 for r, made in zip(records, rewrites, strict=True)]
 
     monkeypatch.setattr("sdft.experiment.arms.choose", accept)
@@ -79,15 +79,15 @@ def test_what_is_trained_on_is_the_same_where_a_training_is_shared(cells, tmp_pa
         task = load_chosen(cell.config.task)
         context = Context(cell.config, folder, *load(cell.config.model.model, "float32"), task)
         context.arms = replace(context.arms, arms=tuple(ARMS))
-        rewrites = rewrite(context)
+        rewrites = rewritten(context)
         originals = context.examples(task.train)
         return {arm.name: (arm.settings, fingerprint([*arm.targets, *arm.inputs.base_text, *arm.inputs.shown]),
                            arm.inputs.sampling) for arm in arms_of(context, originals, context.examples(rewrites))}
 
-    def rewrite(context):
-        from sdft.distill import leave_out, mix, rewrite_records
-        made = rewrite_records(context.base, context.tokenizer, context.task.train, context.distill_template, context.sampling,
-                               context.folder / "rewrites.jsonl", context.rows, context.chat)
+    def rewritten(context):
+        from sdft.distill import leave_out, mix, rewrite
+        made = rewrite(context.base, context.tokenizer, context.task.train, context.distill_template, context.sampling,
+                       context.rows, context.chat, context.folder / "rewrites.jsonl")
         return mix(context.task.train, leave_out(accept(context.task.train, made, None, None), context.ratio, context.settings.seed))
 
     (cell,) = cells(small=SMALL)

@@ -64,7 +64,7 @@ def test_the_embedding_is_the_mean_state_of_the_model_in_the_wheel(capsys):
 
 
 def test_only_accepted_rewrites_are_set_against_their_originals():
-    rows = [Distilled(str(number), "?", reference, response, source, "")
+    rows = [Distilled(str(number), "?", response, reference=reference, source=source)
             for number, (reference, response, source) in enumerate([
                 ("Four.", "The answer is four.", "rewrite"), ("Five.", "Five.", "original")])]
     assert compare_targets(rows) == {**likeness(["Four."], ["The answer is four."]), "n": 1}

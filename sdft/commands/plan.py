@@ -64,10 +64,10 @@ def needs(config: Config, task: Any, gflops: float | None, memory: float | None)
 
     No seconds without `gflops`.
     """
+    from sdft.data.examples import training_example
     from sdft.data.templates import get_template
-    from sdft.distill.rewrite import distill_prompt
+    from sdft.distill.rewriting import distill_prompt
     from sdft.experiment import plan as p
-    from sdft.experiment.context import training_example
     from sdft.model.batches import may_share, trainable
     from sdft.model.io.loading import as_dtype
     from sdft.train.order import step_batches, steps_per_epoch

@@ -2,17 +2,16 @@
 
     records (x, y) ─rewrite→ ỹ ─choose→ ỹ or y, and why ─mix→ the training set        (audit: what became of them)
 
-Reading order: rewrite.py → choose.py → mix.py, which are the method; then distilled.py, audit.py, and resume.py, which
-keeps a journal from being continued by other settings. ("Self-distillation" also names the on-policy method of
-arXiv 2601.19897, which trains on the student's own samples; it is not this one.)
-
-    sdft distill --task passages --out runs/mine
+Start at rewriting.py, then filters.py and mixing.py. distilled.py holds the chosen answers and their file, auditing.py
+counts them, resume.py checks the settings of an interrupted journal. May import: kernels, tokenizers, data, tasks,
+model, generation. ("Self-distillation" also names the on-policy method of arXiv 2601.19897, which trains on the
+student's own samples; it is not this one.)
 """
-from sdft.distill.audit import audit
-from sdft.distill.choose import Limits, choose
+from sdft.distill.auditing import audit
 from sdft.distill.distilled import Distilled, read_distilled, write_distilled
-from sdft.distill.mix import changed_token_share, effective_share, leave_out, mix
-from sdft.distill.rewrite import Rewrite, rewrite_records
+from sdft.distill.filters import Limits, choose
+from sdft.distill.mixing import changed_token_share, effective_share, leave_out, mix
+from sdft.distill.rewriting import Rewrite, rewrite
 
 __all__ = ["Distilled", "Limits", "Rewrite", "audit", "changed_token_share", "choose", "effective_share", "leave_out",
-           "mix", "read_distilled", "rewrite_records", "write_distilled"]
+           "mix", "read_distilled", "rewrite", "write_distilled"]

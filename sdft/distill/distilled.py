@@ -9,28 +9,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdft.data.records import Record
 from sdft.errors import SdftError
 from sdft.files import Journal, write_text
 
 TEXTS = ("id", "instruction", "reference", "response", "source", "reason")
 
 
-@dataclass(frozen=True)
-class Distilled:
-    """The chosen answer of one record."""
+@dataclass(frozen=True, kw_only=True)
+class Distilled(Record):
+    """A record whose `response` is the answer chosen for training. The fields of its own are given by keyword."""
 
-    id: str
-    instruction: str
-    reference: str
-    response: str
-    source: str                # "rewrite" or "original"
-    reason: str                # why the original was kept; "" for an accepted rewrite
-    system: str | None = None
-    history: tuple[tuple[str, str], ...] = ()
+    reference: str             # the data's own answer
+    source: str                # of the response: "rewrite" or "original"
+    reason: str = ""           # why the original was kept; "" for an accepted rewrite
 
 
 def write_distilled(path: Path, rows: Iterable[Distilled]) -> None:
@@ -57,4 +53,5 @@ def read_distilled(path: Path) -> list[Distilled]:
 
 
 def _line(row: Distilled) -> dict[str, Any]:
-    return {name: value for name, value in asdict(row).items() if name in TEXTS or value}
+    line: dict[str, Any] = {name: getattr(row, name) for name in TEXTS}
+    return line | {name: getattr(row, name) for name in ("system", "history") if getattr(row, name)}

@@ -23,12 +23,15 @@ def settings_path(journal: Path) -> Path:
     return Path(journal).with_suffix(".settings.json")
 
 
-def resume(path: Path, made_with: Mapping[str, Any]) -> tuple[Journal, dict[str, dict]]:
-    """Open the journal of answers at `path`: return it and the lines it has, by id.
+def resume(path: Path | None, made_with: Mapping[str, Any]) -> tuple[Journal, dict[str, dict]]:
+    """Open the journal of answers at `path`: return it and the lines it has, by id. None: a journal kept in memory.
 
     Raises SdftError when lines are there that were not made with `made_with` (JSON values), saying what differs.
     """
-    journal, settings = Journal(path), settings_path(path)
+    journal = Journal(path)
+    if path is None:
+        return journal, {}
+    settings = settings_path(path)
     lines = {line["id"]: line for line in answers(journal)}
     if lines:
         if not settings.exists():

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from sdft.data.chat import Example
-from sdft.distill import choose, leave_out, mix, rewrite_records, write_distilled
+from sdft.distill import choose, leave_out, mix, rewrite, write_distilled
 from sdft.errors import SdftError, nearest
 from sdft.experiment.base_text import base_dialogues
 from sdft.experiment.context import Context
@@ -97,8 +97,8 @@ def self_output(context: Context, sft: Arm, sdft: Arm) -> Arm:
     """As sdft, but the seed is asked as in training: it sees no reference answer."""
     records, folder = context.task.train, context.folder / "self-output"
     with context.timed("answer self-output"):
-        answers = rewrite_records(context.base, context.tokenizer, records, context.train_template, context.sampling,
-                                  folder / "answers.jsonl", context.rows, context.chat)
+        answers = rewrite(context.base, context.tokenizer, records, context.train_template, context.sampling,
+                          context.rows, context.chat, folder / "answers.jsonl")
     chosen = leave_out(choose(records, answers, context.task.check, context.limits), context.ratio, context.settings.seed)
     write_distilled(folder / "distilled.jsonl", chosen)
     return replace(sft, targets=context.examples(mix(records, chosen)), on="")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from sdft.data.chat import Example, common_prefix, encode_example, encode_prompt, get_chat_format
 from sdft.data.records import Record
 from sdft.data.templates import get_template
-from sdft.distill.rewrite import Rewrite, rewrite_records, write_answers
+from sdft.distill.rewriting import Rewrite, rewrite, write_answers
 from sdft.errors import SdftError
 from sdft.experiment.context import Context
 from sdft.generation import Request, Sampling
@@ -46,8 +46,8 @@ def base_dialogues(context: Context, count: int) -> list[Example]:
             raise SdftError(f"the seed wrote no user's turn of its own in {len(requests)} samples: leave out the arms "
                             "replay and ewc")
         greedy = Sampling(max_new_tokens=context.sampling.max_new_tokens)
-        answers = rewrite_records(base, tokenizer, records, get_template("plain"), greedy,
-                                  context.folder / "base-answers.jsonl", context.rows, context.chat)
+        answers = rewrite(base, tokenizer, records, "plain", greedy, context.rows, context.chat,
+                          context.folder / "base-answers.jsonl")
     prompts = {record.id: encode_prompt(tokenizer, get_template("plain").messages(record), chat=context.chat)
                for record in records}
     end = end_of_answer(tokenizer, context.chat)

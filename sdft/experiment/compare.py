@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdft.distill import audit, choose, leave_out, mix, rewrite_records, write_distilled
+from sdft.distill import audit, choose, leave_out, mix, rewrite, write_distilled
 from sdft.experiment.arms import arms_of
 from sdft.experiment.context import Context
 from sdft.experiment.measure_arm import against_sft, between, measure_arm
@@ -27,8 +27,8 @@ def compare(context: Context) -> dict[str, Any]:
 
     # 1. Rewrite: the seed sees question and reference answer, and writes an answer of its own.
     with context.timed("rewrite"):
-        rewrites = rewrite_records(base, tokenizer, records, context.distill_template, context.sampling,
-                                   context.folder / "rewrites.jsonl", context.rows, context.chat)
+        rewrites = rewrite(base, tokenizer, records, context.distill_template, context.sampling, context.rows,
+                           context.chat, context.folder / "rewrites.jsonl")
 
     # 2. Choose: the rewrite where every check accepts it, else the original answer.
     distilled = leave_out(choose(records, rewrites, context.task.check, context.limits), context.ratio, context.settings.seed)

@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from sdft.data.chat import Example, encode_example
+from sdft.data.chat import Example
+from sdft.data.examples import training_example
 from sdft.data.records import Record
 from sdft.data.templates import Template, get_template
 from sdft.distill import Limits
 from sdft.distill.distilled import Distilled
-from sdft.distill.rewrite import distill_prompt
+from sdft.distill.rewriting import distill_prompt
 from sdft.errors import SdftError
 from sdft.experiment.settings import Config
 from sdft.files import Journal, read_json, write_json
@@ -198,12 +199,6 @@ def sampling(config: Config, max_new_tokens: int = Sampling.max_new_tokens) -> S
     generate = config.generate
     return Sampling(max_new_tokens=max_new_tokens, temperature=generate.temperature, top_k=generate.top_k,
                     top_p=generate.top_p, repetition_penalty=generate.repetition_penalty, seed=generate.sampling_seed)
-
-
-def training_example(tokenizer: Tokenizer, record: Record, template: Template, chat: str | None = None) -> Example:
-    """One record as an example to train on."""
-    answer = {"role": "assistant", "content": record.response}
-    return encode_example(tokenizer, [*template.messages(record), answer], record.id, chat)
 
 
 def first(suite: Suite, count: int | None) -> list[Suite]:

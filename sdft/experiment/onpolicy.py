@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 
 from sdft.data.chat import Example
 from sdft.distill.resume import fitting
-from sdft.distill.rewrite import distill_requests
+from sdft.distill.rewriting import distill_requests
 from sdft.errors import SdftError
 from sdft.experiment.base_text import answered, end_of_answer
 from sdft.experiment.context import Context

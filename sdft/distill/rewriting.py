@@ -19,12 +19,14 @@ from typing import Any
 
 from sdft.data.chat import encode_prompt
 from sdft.data.records import Record
-from sdft.data.templates import Template
+from sdft.data.templates import Template, get_template
 from sdft.distill.resume import fitting, resume
 from sdft.errors import SdftError
 from sdft.generation import Request, Sampling, stream
 from sdft.model.io.fingerprint import fingerprint
+from sdft.model.llama import Llama
 from sdft.progress import progress
+from sdft.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,25 +40,29 @@ class Rewrite:
     seed: int                  # of the sampling
 
 
-def rewrite_records(model, tokenizer, records: Sequence[Record], template: Template, sampling: Sampling, journal: Path,
-                    batch_size: int = 32, chat: str | None = None) -> list[Rewrite]:
+def rewrite(model: Llama, tokenizer: Tokenizer, records: Sequence[Record], template: str | Template = "using",
+            sampling: Sampling = Sampling(), batch_size: int = 32, chat: str | None = None,
+            journal: Path | None = None) -> list[Rewrite]:
     """Let `model` rewrite the answers of `records`; return the rewrites in the records' order.
 
-    Each rewrite is a line of `journal` as soon as it is finished: id, text, tokens, finish, seed, and in `prompt` a
-    hash of the prompt's tokens. A run that was killed goes on after the last line. A record whose prompt fills the
-    model's context is told on stderr and has no rewrite.
+    template: one of sdft/data/templates.py, or its name. chat: the chat format; the tokenizer's own by default.
+    journal: a file to which each rewrite is appended as soon as it is finished (id, text, tokens, finish, seed, and in
+    `prompt` a hash of the prompt's tokens). Interrupted runs resume after its last line; without a journal nothing is
+    written. A record whose prompt fills the model's context has no rewrite; its id is reported on stderr.
 
     Raises SdftError when the journal was made with another model, template, chat format or sampling, or from another
     record of the same id, and says which.
     """
+    template = get_template(template) if isinstance(template, str) else template
     requests = distill_requests(tokenizer, records, template, chat)
     return write_answers(model, tokenizer, requests, sampling, journal,
                          {"template": asdict(template), "chat": chat or tokenizer.chat}, batch_size)
 
 
-def write_answers(model, tokenizer, requests: Sequence[Request], sampling: Sampling, journal: Path,
-                  made_with: Mapping[str, Any], batch_size: int = 32, what: str = "rewrite") -> list[Rewrite]:
-    """Let `model` answer `requests` as `rewrite_records` does; `made_with` says how their prompts were made."""
+def write_answers(model: Llama, tokenizer: Tokenizer, requests: Sequence[Request], sampling: Sampling,
+                  journal: Path | None, made_with: Mapping[str, Any], batch_size: int = 32,
+                  what: str = "rewrite") -> list[Rewrite]:
+    """Let `model` answer `requests`, as `rewrite` does; `made_with` says how their prompts were made."""
     made_with = {"model": fingerprint(model), **made_with, "sampling": asdict(sampling)}
     requests = fitting(requests, model.config.context_length, what)
     lines_file, lines = resume(journal, made_with)
@@ -76,13 +82,14 @@ def write_answers(model, tokenizer, requests: Sequence[Request], sampling: Sampl
     return [_rewrite(lines[request.id]) for request in requests]
 
 
-def distill_requests(tokenizer, records: Sequence[Record], template: Template, chat: str | None) -> list[Request]:
+def distill_requests(tokenizer: Tokenizer, records: Sequence[Record], template: Template,
+                     chat: str | None) -> list[Request]:
     """The distillation prompt of every record; where the template is shuffled, with another one's answer."""
     shown = shuffle_references(records) if template.shuffled else records
     return [Request(record.id, distill_prompt(tokenizer, record, template, chat)) for record in shown]
 
 
-def distill_prompt(tokenizer, record: Record, template: Template, chat: str | None = None) -> list[int]:
+def distill_prompt(tokenizer: Tokenizer, record: Record, template: Template, chat: str | None = None) -> list[int]:
     """c_distill(x, y) as token ids; it ends where the seed begins to write, after the template's forced prefix."""
     return encode_prompt(tokenizer, template.messages(record, record.response), template.prefix, chat)
 

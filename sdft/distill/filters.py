@@ -24,11 +24,12 @@ from dataclasses import dataclass
 
 from sdft.data.records import Record
 from sdft.distill.distilled import Distilled
-from sdft.distill.rewrite import Rewrite
+from sdft.distill.rewriting import Rewrite
 from sdft.errors import SdftError
 
 BANNED = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 BANNED_START = "Your turn"
+Check = Callable[[Record, str], str | None]
 _WORD = re.compile(r"[぀-ヿ㐀-鿿]|\w+|[^\w\s]")          # an ideograph, a word, a mark
 
 
@@ -46,25 +47,32 @@ class Limits:
                             f"{self.max_repeated_ngrams}, {self.max_length_ratio} and {self.max_words}")
 
 
-def choose(records: Iterable[Record], rewrites: Iterable[Rewrite], check: Callable[[Record, str], str | None],
+def accept(record: Record, text: str) -> str | None:
+    """The check of data without a check: it accepts every rewrite."""
+    return None
+
+
+def choose(records: Iterable[Record], rewrites: Iterable[Rewrite], check: Check = accept,
            limits: Limits = Limits()) -> list[Distilled]:
     """Give every record its target: the rewrite of its id where `reason_against` finds nothing, else the original.
 
-    check: the task's, None where the answer in a text is right, else the reason in a few words.
+    check: the task's. It returns None where the answer in a text is right, else the reason in a few words. The default
+    accepts every rewrite, so that only the checks above decide.
     """
     written = {rewrite.id: rewrite for rewrite in rewrites}
-    rows = []
+    distilled = []
     for record in records:
         rewrite = written.get(record.id)
         reason = reason_against(record, rewrite, check, limits)
-        response, source = (record.response, "original") if reason else (rewrite.text.strip(), "rewrite")
-        rows.append(Distilled(record.id, record.instruction, record.response, response, source, reason,
-                              record.system, record.history))
-    return rows
+        taken = rewrite if not reason else None
+        distilled.append(Distilled(
+            record.id, record.instruction, taken.text.strip() if taken else record.response, record.system,
+            record.history, record.extra, reference=record.response, source="rewrite" if taken else "original",
+            reason=reason))
+    return distilled
 
 
-def reason_against(record: Record, rewrite: Rewrite | None, check: Callable[[Record, str], str | None],
-                   limits: Limits = Limits()) -> str:
+def reason_against(record: Record, rewrite: Rewrite | None, check: Check = accept, limits: Limits = Limits()) -> str:
     """Why the rewrite is not to be trained on, in a few words: the first reason found, or "" where there is none."""
     if rewrite is None:
         return "no rewrite"
