@@ -1,0 +1,487 @@
+"""The types of all results: what a run writes to measures.json and summary.json, and the lines of its journals.
+
+    measures.json = Measures        eval/<arm>/<suite>.jsonl = AnswerLine      rewrites.jsonl  = RewriteLine
+    summary.json  = Summary         <arm>/log.jsonl          = LogLine         distilled.jsonl = DistilledLine
+
+Writers and readers share these types; this module imports nothing of sdft. Units, where a line does not say otherwise:
+NLL and KL in nats per token; shares, scores, total variation, ROUGE-L and BLEU from 0 to 1; lengths in tokens; norms in
+the unit of the weights; `low` and `high` bound the 95 % bootstrap interval. A measure's formula is in the docstring of
+the module that computes it.
+"""
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+
+class AnswerLine(TypedDict):
+    """One answer to a test item."""
+
+    id: str
+    kind: str                       # of the item; "" where the suite has no kinds
+    prompt: str                     # the last user turn
+    output: str
+    tokens: int                     # length of the output
+    finish: str                     # "stop": the model ended it; "length": it was cut
+    score: float | None             # None in a suite that is not scored
+
+
+class RewriteLine(TypedDict):
+    """One rewrite by the base model."""
+
+    id: str
+    text: str
+    tokens: list[int]               # without the stop token
+    finish: str                     # "stop" or "length"
+    seed: int                       # of the sampling
+    prompt: str                     # hash of the prompt's tokens
+
+
+class DistilledLine(TypedDict):
+    """The training answer chosen for one record."""
+
+    id: str
+    instruction: str
+    reference: str                  # the data's answer
+    response: str                   # the rewrite, or the reference again
+    source: str                     # "rewrite" or "original"
+    reason: str                     # why the rewrite was rejected; "" where it was accepted
+    system: NotRequired[str]
+    history: NotRequired[list[list[str]]]           # earlier turns, as [user, assistant] pairs
+
+
+class LogLine(TypedDict):
+    """One optimiser step."""
+
+    step: int                       # from 1
+    epoch: float
+    loss: float                     # nats per target token
+    lr: float
+    grad_norm: float                # before clipping
+    delta_norm: float               # ‖ΔW‖_F after the step
+    tokens: int                     # of the step
+    target_tokens: int
+    tokens_per_second: float
+    seconds: float
+    validation_loss: NotRequired[float]             # at the end of an epoch, with held-out records
+
+
+class Comparison(TypedDict):
+    """Paired difference of the scores of two arms on the same n items, score of this arm − score of the other."""
+
+    difference: float
+    low: float
+    high: float
+    n: int
+    p: float                        # two-sided
+    test: str                       # "McNemar" or "sign-flip"
+    p_holm: NotRequired[float]      # Holm's adjustment over all comparisons of the run
+
+
+class Score(TypedDict):
+    """Mean score of one arm on one suite of n items."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    tokens_mean: float              # mean length of the outputs
+    by_kind: dict[str, float]       # kind of item → mean score
+
+
+class SuiteResult(Score):
+    """The result of one arm on one suite, and its comparisons with other arms."""
+
+    metric: str                     # name of the score, such as "accuracy"
+    against_base: NotRequired[Comparison]           # absent in arm base
+    against_sft: NotRequired[Comparison]            # absent in arms base and sft, and in a run without sft
+
+
+def comparisons(suite: SuiteResult) -> dict[str, Comparison]:
+    """The comparisons that a suite's result holds: name of the other arm → comparison."""
+    pairs = (("base", suite.get("against_base")), ("sft", suite.get("against_sft")))
+    return {arm: comparison for arm, comparison in pairs if comparison is not None}
+
+
+class Band(TypedDict):
+    """The tokens at a range of positions in their answers; positions count from 1."""
+
+    first: int
+    last: int
+    tokens: int
+    nll: NotRequired[float]         # their mean NLL, or
+    kl: NotRequired[float]          # their mean KL
+
+
+class RecordGap(TypedDict):
+    """One record's target tokens under the base model."""
+
+    id: str
+    nll: float                      # mean over the tokens
+    low: float                      # share of tokens with p < 0.4
+    rank: float                     # mean; rank 0 is the most probable token
+    rank0: float                    # share of tokens at rank 0
+    tokens: int
+
+
+class GapDifference(TypedDict):
+    """Two targets of the same n records, every record weighed alike; `…_with` is the second one's value."""
+
+    n: int
+    nll: float
+    nll_with: float
+    perplexity: float               # exp(nll)
+    perplexity_with: float
+    rank_mean: float
+    rank_mean_with: float
+    rank0: float
+    rank0_with: float
+    low_share: float                # share of tokens with p < 0.4
+    low_share_with: float
+    tokens: int
+    tokens_with: int
+    difference: float               # nll − nll_with
+    low: float
+    high: float
+
+
+_With = TypedDict("_With", {"with": str})           # the name of the second set of targets; a keyword of Python
+
+
+class PairedGap(GapDifference, _With):
+    """The records whose targets differ: over whole targets, and over the first tokens, equally many of each pair."""
+
+    length_matched: GapDifference
+
+
+class Gap(TypedDict):
+    """One set of targets under the base model, over all its target tokens."""
+
+    nll: float
+    perplexity: float               # exp(nll)
+    rank_mean: float
+    rank_median: float
+    rank0: float                    # share of tokens at rank 0
+    low: float                      # share of tokens with p < 0.4
+    tokens: int
+    by_position: list[Band]
+    records: list[RecordGap]
+    paired: NotRequired[PairedGap]  # absent in the first set, and where no target differs from the first set's
+
+
+class TokenMapText(TypedDict):
+    """One target token by token: three lists of equal length."""
+
+    pieces: list[str]
+    nll: list[float]                # nats
+    rank: list[int]
+
+
+class TokenMap(TypedDict):
+    """One record token by token."""
+
+    id: str
+    texts: dict[str, TokenMapText]  # name of the set of targets → its text
+
+
+class AnswerDrift(TypedDict):
+    """Mean KL over the tokens of one answer."""
+
+    id: str
+    kl: float
+    tokens: int
+
+
+class Drift(TypedDict):
+    """How far the next-token distribution moved, over the tokens of n answers; with n = 0, nothing else."""
+
+    tokens: int
+    n: int
+    kl: NotRequired[float]
+    kl_low: NotRequired[float]
+    kl_high: NotRequired[float]
+    tv: NotRequired[float]          # total variation; this and the rest are absent in arm base, whose drift is 0
+    tv_low: NotRequired[float]
+    tv_high: NotRequired[float]
+    top1: NotRequired[float]        # share of tokens where both models have the same most probable token
+    by_position: NotRequired[list[Band]]
+    answers: NotRequired[list[AnswerDrift]]
+
+
+class DriftDifference(TypedDict):
+    """KL of one arm − KL of another, over the tokens of the same n answers."""
+
+    difference: float
+    low: float
+    high: float
+    n: int
+
+
+class ArmDrift(Drift):
+    """Forward KL on the base model's answers; `reverse` is the reverse KL on the arm's own answers."""
+
+    reverse: NotRequired[Drift]
+    against_sft: NotRequired[DriftDifference]
+
+
+class Likeness(TypedDict):
+    """How alike pairs of texts are; bleu and cosine are absent where the extra [eval] is not installed."""
+
+    rouge_l: NotRequired[float]
+    bleu: NotRequired[float]
+    cosine: NotRequired[float]      # of sentence embeddings, −1 to 1
+
+
+class TargetTexts(Likeness):
+    """The n accepted rewrites compared with the originals; empty where no rewrite was accepted."""
+
+    n: NotRequired[int]
+
+
+class Texts(Likeness):
+    """An arm's answers compared with the base model's to the same prompts."""
+
+    length_mean: float
+    lengths: list[int]
+
+
+class General(Texts, ArmDrift):
+    """An arm on the general prompts: its texts and its drift."""
+
+
+class LayerActivations(TypedDict):
+    """Hidden states after one layer compared with the base model's."""
+
+    layer: int                      # from 0
+    relative: float                 # mean of ‖h − h₀‖ / ‖h₀‖
+    cosine: float
+    cka: float
+
+
+class Activations(TypedDict):
+    """Drift of the hidden states, at `tokens` tokens of n answers; relative, cosine and cka are means over layers."""
+
+    layers: list[LayerActivations]
+    relative: float
+    cosine: float
+    cka: float
+    tokens: int
+    n: int
+
+
+class Module(TypedDict):
+    """A weight's name without ".weight", its layer and its kind."""
+
+    name: str
+    layer: int | None               # None outside the layers
+    kind: str                       # such as "q_proj"
+
+
+class Group(TypedDict, total=False):
+    """The modules of one layer, or of one kind, taken together: which of the two it is."""
+
+    layer: int | None
+    kind: str
+
+
+class Spectra(TypedDict, total=False):
+    """What was measured of a change ΔW beside its norm: of one matrix, or means over the matrices that have it."""
+
+    changed_bf16: float             # share of weights whose bf16 value changes
+    stable_rank: float
+    effective_rank: float
+    spectral_shift: float
+    left_cosine: float              # mean principal cosine of the leading singular vectors before and after
+    right_cosine: float
+    intruders: float                # leading singular vectors that are like none of the base model's
+
+
+class GroupShift(Group, Spectra):
+    """The weights of several modules taken as one vector."""
+
+    norm: float                     # ‖ΔW‖_F
+    relative: float                 # ‖ΔW‖_F / ‖W₀‖_F
+
+
+class ModuleShift(Module, Spectra):
+    """The shift of one module."""
+
+    norm: float                     # ‖ΔW‖_F
+    relative: float                 # ‖ΔW‖_F / ‖W₀‖_F
+    base: float                     # ‖W₀‖_F
+    weights: NotRequired[int]       # how many
+    spectrum: NotRequired[list[float]]              # singular values of an adapter's ΔW, largest first
+
+
+class Shift(Spectra):
+    """How far the weights moved: all trained modules, then by module, layer and kind."""
+
+    total: float                    # ‖ΔW‖_F
+    relative: float                 # ‖ΔW‖_F / ‖W₀‖_F
+    modules: list[ModuleShift]
+    layers: list[GroupShift]
+    kinds: list[GroupShift]
+    unmatched: NotRequired[list[str]]               # of two checkpoints: tensors that only one of them has
+
+
+class ModuleFisher(Module):
+    """Σ F·ΔW² of one module, in nats² per answer."""
+
+    shift: float
+
+
+class GroupFisher(Group):
+    """Σ F·ΔW² of the modules of one layer or kind."""
+
+    shift: float
+
+
+class FisherShift(TypedDict):
+    """Fisher-weighted weight shift Σ F·ΔW², in nats² per answer."""
+
+    total: float
+    layers: list[GroupFisher]
+    kinds: list[GroupFisher]
+    modules: NotRequired[list[ModuleFisher]]        # not in measures.json
+    n: NotRequired[int]             # in measures.json: answers that F was estimated on
+
+
+class ChangeCosines(TypedDict):
+    """Two changes ΔW₁ and ΔW₂ of the same weights."""
+
+    cosine: float                   # ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖·‖ΔW₂‖)
+    left_cosine: float | None       # mean principal cosine of the column spaces; None where it was not computed
+    right_cosine: float | None      # of the row spaces
+    norms: list[float]              # ‖ΔW₁‖_F, ‖ΔW₂‖_F
+
+
+class ModuleComparison(Module, ChangeCosines):
+    """Two changes of one module, with all principal cosines, largest first."""
+
+    left: list[float]
+    right: list[float]
+
+
+class GroupComparison(Group, ChangeCosines):
+    """Two changes of the modules of one layer or kind."""
+
+
+class AdapterComparison(ChangeCosines):
+    """Two trainings of one base model: all common modules as one vector, then by layer and kind."""
+
+    layers: list[GroupComparison]
+    kinds: list[GroupComparison]
+    unmatched: list[str]            # modules that only one of the two changes
+    modules: NotRequired[list[ModuleComparison]]    # not in measures.json
+
+
+class LossPoint(TypedDict):
+    """The loss of the weights θ₀ + t·ΔW, over the target tokens of n examples."""
+
+    t: float
+    nll: float
+    tokens: int
+    n: int
+
+
+class InterpolationPoint(TypedDict):
+    """The loss of the weights θ₀ + t·ΔW on the arm's targets, and on the base model's general answers."""
+
+    t: float
+    nll: float
+    n: int
+    nll_general: float
+    n_general: int
+
+
+class AuditExample(TypedDict):
+    """One record and its rewrite."""
+
+    id: str
+    instruction: str
+    reference: str
+    rewrite: str
+    reason: str                     # "" where the rewrite was accepted
+
+
+class Audit(TypedDict):
+    """What happened to the rewrites."""
+
+    records: int
+    accepted: int
+    rejected: int
+    reasons: dict[str, int]         # reason of rejection → records, most frequent first
+    nominal_ratio: float            # share of rewrites asked for
+    effective_share: float          # share of training targets that differ from the original
+    changed_token_share: float
+    tokens_original: int            # of the answers without distillation
+    tokens_distilled: int           # of the answers trained on
+    rouge_l: float | None           # of accepted rewrites to their references; None where there is none
+    rouge_l_written: float | None   # of all rewrites
+    examples: dict[str, list[AuditExample]]         # some "accepted" and some "rejected" ones
+
+
+class TrainingSummary(TypedDict):
+    """One finished training."""
+
+    records: int
+    steps: int
+    epochs: float
+    tokens: int                     # of all steps
+    target_tokens: int
+    seconds: float
+    left_out: dict[str, int]        # reason → records
+    loss: float                     # of the last step
+    validation_loss: float | None
+    delta_norm: float               # ‖ΔW‖_F
+
+
+class ArmChange(TypedDict, total=False):
+    """What training changed; absent in arm base."""
+
+    shift: Shift
+    activations: Activations
+    interpolation: list[InterpolationPoint]
+    fisher: FisherShift
+    on_task: ArmDrift               # on the task's test items; absent where the base model answers none
+
+
+class MeasuredArm(ArmChange):
+    """measured/<arm>.json: what was measured of an arm beside its abilities and its training."""
+
+    general: ArmDrift               # on the general prompts
+
+
+class ArmMeasures(ArmChange):
+    """All results of one arm."""
+
+    suites: dict[str, SuiteResult]
+    general: General
+    targets: NotRequired[str]       # "original", "distilled", or "" where the arm has targets of its own
+    training: NotRequired[TrainingSummary]
+
+
+class TargetMeasures(TypedDict):
+    """What was measured of the training targets, before training (kept as gap.json)."""
+
+    gap: dict[str, Gap]             # "original", "distilled"
+    token_map: list[TokenMap]
+    texts: TargetTexts
+    audit: Audit
+
+
+class Measures(TargetMeasures):
+    """measures.json."""
+
+    arms: dict[str, ArmMeasures]    # in the order of the run, "base" first
+    between: dict[str, AdapterComparison]           # "sft, sdft" → their changes compared
+
+
+class Summary(TypedDict):
+    """summary.json: arms × measures as plain numbers."""
+
+    format: int                     # version of the measures
+    columns: list[str]
+    table: dict[str, dict[str, float | None]]       # arm → column → value
+    seconds: dict[str, float]       # stage → seconds
+    source: str                     # where the records came from
+    report: str                     # path of report.html
