@@ -37,7 +37,7 @@ from sdft.tasks import load_task
 from sdft.train import TrainSettings
 from sdft.train.loop import gradient
 from sdft.train.optimiser import adamw
-from sdft.train.weights import Adapter
+from sdft.train.weights import trained_weights
 
 MODEL = "smollm2-135m"
 BATCH = 8
@@ -50,7 +50,7 @@ class Ours:
 
     def __init__(self, model: Llama, settings: TrainSettings, objective: Objective = cross_entropy):
         self.model, self.settings, self.objective = model, settings, objective
-        self.parameters = Adapter(model, settings).parameters
+        self.parameters = trained_weights(model, settings).parameters
         self.optimiser = adamw(self.parameters, settings)
         model.train()
 

@@ -150,14 +150,19 @@ class Journal:
         {"id": "a", …}⏎
         {"id": "b", …}⏎
         {"id": "c", "te          ← torn: no line end. Dropped by `read`, cut off before the next `append`.
+
+    A journal without a path keeps its lines in memory: for work that needs no files.
     """
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    def __init__(self, path: Path | None):
+        self.path = None if path is None else Path(path)
+        self._memory: list[dict] = []
         self._file = None
 
     def read(self) -> list[dict]:
         """Return every complete line, oldest first ([] when there is no file yet)."""
+        if self.path is None:
+            return list(self._memory)
         if not self.path.is_file():
             return []
         lines = []
@@ -171,6 +176,9 @@ class Journal:
 
     def append(self, value: dict) -> None:
         """Write one line and flush it to the disk before returning."""
+        if self.path is None:
+            self._memory.append(value)
+            return
         line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
         try:
             if self._file is None:

@@ -22,7 +22,7 @@ from sdft.objectives.weighted import Weighted, dft
 from sdft.train import TrainSettings
 from sdft.train.loop import gradient
 from sdft.train.optimiser import adamw
-from sdft.train.weights import Adapter, FullWeights
+from sdft.train.weights import trained_weights
 
 CPU, CUDA = 0, 1            # c10::DeviceType
 
@@ -94,22 +94,22 @@ def test_walking_the_graph_equals_the_engine():
     batch = pack_within(examples(3), 100)[0]
     for differentiate in (torch.Tensor.backward, backward):
         model = tiny_model(torch.bfloat16)
-        adapter = Adapter(model, TrainSettings(lora_rank=2))
+        adapter = trained_weights(model, TrainSettings(lora_rank=2))
         differentiate(cross_entropy(batch, HiddenStates(model, batch)))
         found.append([factor.grad for factor in adapter.parameters.values()])
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("method", [Adapter, FullWeights])
+@pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_step_needs_no_host_sync_and_stays_on_its_device(cuda_without_gpu, method, dtype):
-    settings = TrainSettings(lora_rank=2)
+    settings = TrainSettings(method=method, lora_rank=2)
     batches = pack_within(examples(6), 40)
     assert len(batches) > 1
     model = tiny_model(dtype)
     with FakeTensorMode(allow_non_fake_inputs=True):
         move_to_cuda(model)
-        trained = method(model, settings)
+        trained = trained_weights(model, settings)
         optimiser = adamw(trained.parameters, settings)
         loss = gradient(model, batches, cross_entropy)
         norm = torch.nn.utils.clip_grad_norm_(trained.parameters.values(), 1.0)
@@ -129,7 +129,7 @@ def test_the_rivals_need_no_host_sync_either(cuda_without_gpu, name):
     settings, batches, model = TrainSettings(lora_rank=2), pack_within(examples(6), 40), tiny_model(torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True):
         move_to_cuda(model)
-        adapter = Adapter(model, settings)
+        adapter = trained_weights(model, settings)
         fisher = {layer: torch.ones_like(module.weight, dtype=torch.float32) for layer, module in adapter.layers.items()}
         weights = {id: torch.ones(count) for batch in batches for id, count in zip(batch.ids, batch.counts)}
         objective = {"dft": dft, "weighted": Weighted(weights), "kl": KL(0.5), "l2-sp": L2SP(0.1),

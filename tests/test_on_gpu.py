@@ -21,7 +21,7 @@ from sdft.objectives import cross_entropy
 from sdft.train import TrainSettings
 from sdft.train.loop import gradient
 from sdft.train.optimiser import adamw
-from sdft.train.weights import Adapter, FullWeights
+from sdft.train.weights import trained_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch sees none here")
 
@@ -69,13 +69,13 @@ def test_output_depends_on_neither_batch_nor_order(settings: dict) -> None:
         assert {output.id: output for output in stream(model, tokenizer, order, sampling, batch_size)} == alone
 
 
-@pytest.mark.parametrize("method", [Adapter, FullWeights])
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_gradient_is_the_cpus(method) -> None:
     found = []
     for dtype, device in ((torch.float64, "cpu"), (torch.float32, "cuda")):
         model = tiny_model(torch.float32).to(device)
-        trained = method(model, TrainSettings(lora_rank=2))
-        if method is Adapter:                       # B begins at 0, and then A has no gradient
+        trained = trained_weights(model, TrainSettings(method=method, lora_rank=2))
+        if method == "lora":                       # B begins at 0, and then A has no gradient
             for name, factor in trained.parameters.items():
                 drawn = torch.randn(factor.shape, generator=torch.Generator().manual_seed(len(name)))
                 factor.data.copy_(drawn * 0.1)
@@ -141,11 +141,12 @@ def test_half_precision_generates_with_a_shared_prefix_and_an_adapter(settings: 
     assert {output.id for output in outputs} == {request.id for request in requests}
 
 
-@pytest.mark.parametrize("method", [Adapter, FullWeights])
+@pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_training_step_never_waits_for_the_device(dtype, method) -> None:
-    model, settings, batches = tiny_model(dtype).to("cuda"), TrainSettings(lora_rank=2), pack_within(examples(6), 40)
-    trained = method(model, settings)
+    settings = TrainSettings(method=method, lora_rank=2)
+    model, batches = tiny_model(dtype).to("cuda"), pack_within(examples(6), 40)
+    trained = trained_weights(model, settings)
     optimiser = adamw(trained.parameters, settings)
 
     def step() -> torch.Tensor:

@@ -132,7 +132,7 @@ from sdft.model.batches import pack
 from sdft.train.loop import gradient
 from sdft.objectives import cross_entropy
 from sdft.train.optimiser import adamw
-from sdft.train.weights import Adapter
+from sdft.train.weights import trained_weights
 
 def status(key):
     return 1024 * int(re.search(key + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -141,7 +141,7 @@ torch.mm(torch.ones(64, 64), torch.ones(64, 64))            # what the first pro
 imports = status("VmRSS")
 model, _ = sdft.load(sys.argv[1], sys.argv[2])
 settings = TrainSettings()
-trained = Adapter(model, settings)
+trained = trained_weights(model, settings)
 batch = pack([Example(str(row), list(range(1000 * row, 1000 * row + 128)), [False] * 64 + [True] * 64)
               for row in range(8)])
 optimiser = adamw(trained.parameters, settings)

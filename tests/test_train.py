@@ -202,7 +202,7 @@ def test_full_gradients_add_up_in_fp32_over_packs():
     weights = dict(plain.named_parameters())
     packs = [torch.autograd.grad(cross_entropy(batch, HiddenStates(plain, batch)) / targets, list(weights.values()))
              for batch in batches]
-    masters = FullWeights(model, SETTINGS).parameters
+    masters = FullWeights(model).parameters
     gradient(model, batches, cross_entropy)
     assert len(batches) > 2
     for index, name in enumerate(weights):

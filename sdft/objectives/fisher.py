@@ -62,11 +62,13 @@ def drawn(x: Tensor, head: Tensor, generator: torch.Generator) -> Tensor:
                       for rows in x.split(ROWS)]).squeeze(1).to(x.device)
 
 
-def saved_fisher(path: Path, model: Llama, examples: Sequence[Example]) -> dict[str, Tensor]:
+def saved_fisher(path: Path | None, model: Llama, examples: Sequence[Example]) -> dict[str, Tensor]:
     """`fisher` of the adapted layers kept at `path`: computed where there is no file, else read, for a resumed run.
 
     Raises SdftError for a file of another model, other layers or other texts.
     """
+    if path is None:
+        return fisher(model, examples)
     with adapter_off(model):
         about = {"model": model_fingerprint(model), "texts": fingerprint(examples),
                  "layers": " ".join(lora_layers(model))}

@@ -93,7 +93,7 @@ class Start:
     model: Llama
     examples: Sequence[Example]                 # all that will be trained on
     settings: ObjectiveSettings
-    folder: Path                                # of this training
+    folder: Path | None                         # of this training; None: nothing is written
     teacher: EmaTeacher                            # onpolicy: the teacher
     inputs: ObjectiveInputs = field(default_factory=ObjectiveInputs)
 

@@ -83,7 +83,7 @@ class EWC:
         if not start.inputs.base_text:
             raise SdftError("objective ewc needs texts that the seed wrote: have them made by an arm, as in "
                             "`sdft run --arms=sft,ewc`")
-        path = start.folder / "fisher.safetensors"
+        path = start.folder and start.folder / "fisher.safetensors"
         return cls(start.strength(10.0), saved_fisher(path, start.model, start.inputs.base_text))
 
 

@@ -1,11 +1,10 @@
-"""Fine-tuning, step 3 of the method: minimise an objective over packed examples, step by step, interruptible.
+"""Fine-tuning, step 3 of the method: minimise an objective over packed examples, step by step, resumable.
 
-One optimiser step:
-
-    records of the step ─pack→ packs of ≤ micro_tokens ─┐
-                                                        ├ objective(pack) / targets of the WHOLE step ─backward→ += grad
-    (the mean over tokens, however the step is cut) ────┘
+    the examples of one optimiser step ─pack→ micro-batches of ≤ micro_tokens
+    micro-batch ─objective→ sum over its targets ─÷ targets of the WHOLE step─→ backward: += grad
     grad ─clip→ AdamW ─→ log.jsonl (every step), state.safetensors (every save_every steps)
+
+The loss is therefore the mean over the step's target tokens, however the step is cut into micro-batches.
 
     from sdft.train import TrainSettings, train
     summary = train(model, examples, TrainSettings(lr=5e-4, epochs=2), Path("runs/mine/sft"))
@@ -19,7 +18,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -41,15 +39,14 @@ from sdft.objectives import (
 )
 from sdft.objectives.ema_teacher import EmaTeacher
 from sdft.progress import progress
+from sdft.results import TrainingSummary
+from sdft.tokenizers.tokenizer import Tokenizer
 from sdft.train.optimiser import adamw, learning_rate, set_learning_rate
 from sdft.train.order import hold_out, step_examples, steps_per_epoch
 from sdft.train.settings import TrainSettings
 from sdft.train.signals import StopRequest
 from sdft.train.state import NAME, describe, load_state, open_log, save_state
-from sdft.train.weights import Adapter, FullWeights, Trained
-
-if TYPE_CHECKING:
-    from sdft.tokenizers.tokenizer import Tokenizer
+from sdft.train.weights import Trained, trained_weights
 
 
 def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, checkpoint: bool = False) -> Tensor:
@@ -64,26 +61,26 @@ def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, check
     return total
 
 
-def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, folder: Path,
+def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, folder: Path | None = None,
           validation: Sequence[Example] = (), base_name: str = "", tokenizer: Tokenizer | None = None,
-          inputs: ObjectiveInputs = ObjectiveInputs()) -> dict:
-    """Train `model` in place and leave the trained adapter in it; return a summary of the run.
+          inputs: ObjectiveInputs = ObjectiveInputs()) -> TrainingSummary:
+    """Train `model` in place and leave the trained adapter on it; return a summary of the run.
 
-    `material` is what some objectives need beside the examples.
+    `inputs` holds what some objectives need besides the examples.
 
     Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method
-    lora) or model.safetensors with config.json and the tokenizer's files (method full). When a state of the same run
-    is there, goes on from it, and the result is bit for bit that of a run without interruption (same machine, same
-    number of threads).
+    lora) or model.safetensors with config.json and the tokenizer's files (method full). Where the folder holds a state of
+    the same run, training resumes from it; the result is bit for bit that of an uninterrupted run (same machine, same
+    number of threads). Without a folder nothing is written.
 
     Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
     """
-    folder = Path(folder)
+    folder = None if folder is None else Path(folder)
     check_objective(settings)
     examples, held, left_out = _prepare(model, examples, validation, settings)
     data = fingerprint([*examples, *held, *inputs.base_text, *inputs.shown])
     about = describe(settings, data, model_fingerprint(model)) | {"sampling": inputs.sampling}
-    trained: Trained = (Adapter if settings.method == "lora" else FullWeights)(model, settings)
+    trained = trained_weights(model, settings)
     parameters = trained.parameters
     optimiser = adamw(parameters, settings)
     teacher = EmaTeacher(model, parameters, settings.teacher_ema)
@@ -100,7 +97,7 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     bar = progress(total=total, desc="train", unit="step")
     bar.update(done)
     model.train()
-    with torch.random.fork_rng(), open_log(folder / "log.jsonl", done) as log, StopRequest() as stop, bar:
+    with torch.random.fork_rng(), open_log(folder, done) as log, StopRequest() as stop, bar:
         for step in range(done, total):
             started = time.perf_counter()
             chosen = step_examples(examples, step, settings.batch_size, settings.seed)
@@ -123,8 +120,8 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             seconds = time.perf_counter() - started
             line = _line(step + 1, (step + 1) / per_epoch, loss, lr, norm, trained, batches, seconds)
             if not math.isfinite(line["delta_norm"]):
-                raise SdftError(f"step {step + 1}: the update left weights that are not finite; {folder / NAME} was not "
-                                "touched by it: start anew in another folder with a lower lr or weight_decay")
+                raise SdftError(f"step {step + 1}: the update left weights that are not finite{_saved(step, folder)}; train "
+                                "again in another folder with a lower lr or weight_decay")
             if held and (step + 1) % per_epoch == 0:
                 line["validation_loss"] = evaluate(model, held, settings.micro_tokens)
             log.append(line)
@@ -135,15 +132,16 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             bar.update()
             if asked and step + 1 < total:
                 raise _stopped(step + 1, total, folder)
-    if stop.asked:                                                      # in the last step, or behind it
+    if stop.asked:                                                      # in the last step, or after it
         raise _stopped(total, total, folder)
     model.eval()
-    trained.save(folder, base_name, tokenizer)
+    if folder is not None:
+        trained.save(folder, base_name, tokenizer)
     return _summary(log, len(examples), left_out)
 
 
 def _targets(model: Llama, chosen: list[Example], step: int, inputs: ObjectiveInputs) -> list[Example]:
-    """The step's examples as they are learned: as they stand, or on-policy with what the model itself answers now."""
+    """The examples of a step; on-policy objectives replace their answers with the model's own, sampled now."""
     if inputs.sample is None:
         return chosen
     model.eval()
@@ -168,7 +166,7 @@ def evaluate(model: Llama, examples: Sequence[Example], limit: int) -> float:
 
 def _prepare(model: Llama, examples: Sequence[Example], validation: Sequence[Example],
              settings: TrainSettings) -> tuple[list[Example], list[Example], dict[str, int]]:
-    """Leave out, and tell, what cannot be trained on; return training and validation examples and the counts."""
+    """Split the examples into training and validation; skip, count and report those that cannot be trained on."""
     longest = min(settings.max_length, model.config.context_length)
     kept, left_out = trainable(examples, longest)
     for reason, count in left_out.items():
@@ -188,19 +186,22 @@ def _line(step: int, epoch: float, loss: float, lr: float, norm: float, trained:
             "tokens_per_second": round(tokens / seconds, 1), "seconds": round(seconds, 4)}
 
 
-def _stopped(step: int, total: int, folder: Path) -> Interrupted:
-    return Interrupted(f"stopped after step {step} of {total}, which is saved in {folder / NAME}: run the same command "
-                       "again to go on")
+def _stopped(step: int, total: int, folder: Path | None) -> Interrupted:
+    saved = "" if folder is None else f", saved in {folder / NAME}: run the same command again to resume"
+    return Interrupted(f"stopped after step {step} of {total}{saved}")
 
 
-def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch], folder: Path) -> SdftError:
+def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch], folder: Path | None) -> SdftError:
     ids = ", ".join(name for batch in batches for name in batch.ids)
-    return SdftError(f"step {step + 1}: expected a finite loss, got loss {loss} with gradient norm {norm} on the "
-                     f"records {ids}; the state after step {step} is kept in {folder / NAME}: look at these records, or "
-                     "start anew in another folder with a lower lr")
+    return SdftError(f"step {step + 1}: expected a finite loss, got loss {loss} with gradient norm {norm} on the records "
+                     f"{ids}{_saved(step, folder)}; check these records, or train again in another folder with a lower lr")
 
 
-def _summary(log: Journal, records: int, left_out: dict[str, int]) -> dict:
+def _saved(step: int, folder: Path | None) -> str:
+    return "" if folder is None else f"; {folder / NAME} holds the state after step {step}"
+
+
+def _summary(log: Journal, records: int, left_out: dict[str, int]) -> TrainingSummary:
     lines = log.read()
     last = lines[-1]
     return {"records": records, "steps": last["step"], "epochs": last["epoch"],

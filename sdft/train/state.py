@@ -32,23 +32,24 @@ def describe(settings: TrainSettings, data: str, model: str) -> dict[str, str]:
     return {**fixed, "data": data, "model": model}
 
 
-def save_state(folder: Path, step: int, about: Mapping[str, str], parameters: Mapping[str, Tensor],
+def save_state(folder: Path | None, step: int, about: Mapping[str, str], parameters: Mapping[str, Tensor],
                optimiser: torch.optim.AdamW, teacher: Mapping[str, Tensor]) -> None:
     """Save what `load_state` needs, after `step` steps; `average`: of the parameters, {} where none is kept."""
+    if folder is None:
+        return
     tensors = {f"weight.{name}": parameter for name, parameter in parameters.items()}
     tensors |= {f"average.{name}": value for name, value in teacher.items()}
     save_tensors(folder / NAME, {**tensors, **moments(optimiser, parameters)}, {**about, "step": str(step)})
 
 
 @torch.no_grad()
-def load_state(folder: Path, about: Mapping[str, str], parameters: Mapping[str, Tensor],
+def load_state(folder: Path | None, about: Mapping[str, str], parameters: Mapping[str, Tensor],
                optimiser: torch.optim.AdamW, teacher: Mapping[str, Tensor]) -> int:
     """Restore a saved state in place and return the number of steps done: 0 when there is no state.
 
     Raises SdftError when the state belongs to other settings, other data or another model, saying which differ.
     """
-    path = folder / NAME
-    if not path.exists():
+    if folder is None or not (path := folder / NAME).exists():
         return 0
     tensors = read_tensors(path)
     with safe_open(path, "pt") as file:
@@ -72,11 +73,14 @@ def _short(value: str | None) -> str:
     return "absent" if value is None else value if len(value) <= 60 else value[:8] + "…"
 
 
-def open_log(path: Path, step: int) -> Journal:
+def open_log(folder: Path | None, step: int) -> Journal:
     """The journal of steps, without the lines of steps that are not in the saved state and will be done again.
 
     Raises SdftError where a line tells of no step, and where lines of steps in the state are missing.
     """
+    if folder is None:
+        return Journal(None)
+    path = folder / "log.jsonl"
     lines = Journal(path).read()
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):

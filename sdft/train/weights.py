@@ -1,14 +1,14 @@
-"""What is trained: an adapter beside frozen weights, or every weight. Both offer the loop the same four things.
+"""The weights that training changes: an adapter on frozen weights, or every weight. Both offer the loop four things.
 
-    parameters     name → the fp32 tensor that the optimiser changes
-    publish()      brings the model up to date after an optimiser step
-    delta_norm()   how far the weights have moved from the seed, ‖ΔW‖_F over all of them
-    save(folder, …) the result as files that PEFT or transformers load
+    parameters      name → the fp32 tensor that the optimiser changes
+    publish()       updates the model after an optimiser step
+    delta_norm()    ‖ΔW‖_F over all trained weights: their distance from the base model
+    save(folder, …) writes files that PEFT or transformers load
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,44 +17,40 @@ from sdft.model.io.adapters import save_adapter
 from sdft.model.io.saving import save_checkpoint
 from sdft.model.llama import Llama
 from sdft.model.lora import add_lora, lora_layers, squared_shift
+from sdft.tokenizers.tokenizer import Tokenizer
 from sdft.train.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from sdft.tokenizers.tokenizer import Tokenizer
 
 
 class Adapter:
-    """LoRA factors A (R, D) and B (O, R) of every adapted layer; the base is frozen."""
+    """The LoRA factors A (R, D) and B (O, R) of every adapted layer of `model`; the base weights are frozen."""
 
-    def __init__(self, model: Llama, settings: TrainSettings):
-        add_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=settings.lora_targets, dropout=settings.lora_dropout,
-                 rslora=settings.rslora, seed=settings.seed)
+    def __init__(self, model: Llama):
         self.model = model
         self.layers = lora_layers(model)
         self.parameters = {f"{name}.{factor}": getattr(layer, factor)
                            for name, layer in self.layers.items() for factor in ("lora_A", "lora_B")}
 
     def publish(self) -> None:
-        """The factors are the model's own: nothing to do."""
+        """Nothing to do: the optimiser changes the model's own factors."""
 
     def delta_norm(self) -> Tensor:
         """√Σ ‖s·B·A‖²_F over the layers."""
         with torch.no_grad():
             return squared_shift(self.layers).clamp_min(0).sqrt()
 
-    def save(self, folder: Path, base_name: str, tokenizer: Tokenizer | None) -> None:
+    def save(self, folder: Path, base_name: str = "", tokenizer: Tokenizer | None = None) -> None:
         """Write adapter_model.safetensors and adapter_config.json; the tokenizer is the base model's."""
         save_adapter(self.model, folder, base_name)
 
 
 class FullWeights:
-    """Every weight, changed in fp32. A half-precision model computes with a rounded copy of the fp32 masters.
+    """Every weight, trained in fp32. A half-precision model computes with a rounded copy of the fp32 masters.
 
-    Each backward pass adds its gradients to the masters' in fp32 and frees its own, so accumulating over many packs
-    loses nothing to rounding.
+    Each backward pass adds its gradients to those of the masters in fp32 and frees its own, so accumulation over
+    micro-batches loses nothing to rounding.
     """
 
-    def __init__(self, model: Llama, settings: TrainSettings):
+    def __init__(self, model: Llama):
         self.model = model
         self.base = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         self.parameters: dict[str, Tensor] = {}
@@ -81,8 +77,9 @@ class FullWeights:
         save_checkpoint(self.model, tokenizer, folder)
 
 
-def _hand_to(master: Tensor):
-    """A hook that adds a weight's fresh gradient to its fp32 master's, and frees it."""
+def _hand_to(master: Tensor) -> Callable[[Tensor], None]:
+    """A hook that adds a weight's new gradient to that of its fp32 master, and frees it."""
+
     def hand(weight: Tensor) -> None:
         gradient = weight.grad.float()
         master.grad = gradient if master.grad is None else master.grad.add_(gradient)
@@ -91,3 +88,12 @@ def _hand_to(master: Tensor):
 
 
 Trained = Adapter | FullWeights
+
+
+def trained_weights(model: Llama, settings: TrainSettings) -> Trained:
+    """Prepare `model` for training: a fresh adapter (method lora), or every weight (method full)."""
+    if settings.method == "full":
+        return FullWeights(model)
+    add_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=settings.lora_targets,
+             dropout=settings.lora_dropout, rslora=settings.rslora, seed=settings.seed)
+    return Adapter(model)

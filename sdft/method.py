@@ -1,0 +1,57 @@
+"""Self-distillation fine-tuning (arXiv 2402.13669, section 3) as one function: rewrite, choose, fine-tune.
+
+    import sdft
+    model, tokenizer = sdft.load("smollm2-135m")
+    adapter = sdft.self_distill(model, tokenizer, sdft.read_records("mine.jsonl"))
+
+It works in memory. `sdft run` takes the same three steps with a run folder, baselines and measures: experiment/run.py.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdft.data.examples import training_example
+from sdft.data.records import Record
+from sdft.data.templates import get_template
+from sdft.distill.filters import Check, Limits, accept, choose
+from sdft.distill.rewriting import rewrite
+from sdft.errors import SdftError
+from sdft.generation import Sampling
+from sdft.model.llama import Llama
+from sdft.tokenizers.tokenizer import Tokenizer
+from sdft.train.loop import train
+from sdft.train.settings import TrainSettings
+from sdft.train.weights import Adapter
+
+
+def self_distill(model: Llama, tokenizer: Tokenizer, records: Sequence[Record], *, distill_template: str = "using",
+                 train_template: str = "plain", check: Check = accept, limits: Limits = Limits(),
+                 sampling: Sampling = Sampling(), settings: TrainSettings = TrainSettings()) -> Adapter:
+    """Fine-tune `model`, the base model f_θ, on its own rewrites of the reference answers of `records`.
+
+    `check(record, text)` returns the reason to refuse a rewrite, or None; the default refuses nothing beyond `limits`.
+    Leaves the adapter on `model` and returns it.
+    """
+    # 1. Rewrite: the base model reads instruction x and reference answer y, and writes ỹ ~ f_θ(· | c_distill, x, y).
+    rewrites = rewrite(model, tokenizer, records, distill_template, sampling)
+
+    # 2. Choose: the target is ỹ where every check accepts it, else y.
+    distilled = choose(records, rewrites, check, limits)
+
+    # 3. Fine-tune: LoRA minimises −log f_θ(target | c_train, x).
+    return finetune(model, tokenizer, distilled, settings, train_template)
+
+
+def finetune(model: Llama, tokenizer: Tokenizer, records: Sequence[Record], settings: TrainSettings = TrainSettings(),
+             template: str = "plain", chat: str | None = None) -> Adapter:
+    """Train a LoRA adapter on the responses of `records`; leave it on `model` and return it.
+
+    `template` is the prompt of training, `chat` the chat format (None: the model's own). `adapter.save(folder)` writes
+    PEFT's format. Raises SdftError for records that cannot be trained on, and for method = full.
+    """
+    if settings.method != "lora":
+        raise SdftError(f"finetune trains an adapter: expected method = lora, got {settings.method}; call "
+                        "sdft.train.train to train every weight")
+    form = get_template(template)
+    train(model, [training_example(tokenizer, record, form, chat) for record in records], settings)
+    return Adapter(model)
