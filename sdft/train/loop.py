@@ -69,9 +69,9 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     `inputs` holds what some objectives need besides the examples.
 
     Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method
-    lora) or model.safetensors with config.json and the tokenizer's files (method full). Where the folder holds a state of
-    the same run, training resumes from it; the result is bit for bit that of an uninterrupted run (same machine, same
-    number of threads). Without a folder nothing is written.
+    lora) or model.safetensors with config.json and the tokenizer's files (method full). Where the folder holds a state
+    of the same run, training resumes from it; the result is bit for bit that of an uninterrupted run (same machine,
+    same number of threads). Without a folder nothing is written.
 
     Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
     """
@@ -120,8 +120,8 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             seconds = time.perf_counter() - started
             line = _line(step + 1, (step + 1) / per_epoch, loss, lr, norm, trained, batches, seconds)
             if not math.isfinite(line["delta_norm"]):
-                raise SdftError(f"step {step + 1}: the update left weights that are not finite{_saved(step, folder)}; train "
-                                "again in another folder with a lower lr or weight_decay")
+                raise SdftError(f"step {step + 1}: the update left weights that are not finite; the saved state was not "
+                                "touched by it: train again in another folder with a lower lr or weight_decay")
             if held and (step + 1) % per_epoch == 0:
                 line["validation_loss"] = evaluate(model, held, settings.micro_tokens)
             log.append(line)
@@ -193,12 +193,9 @@ def _stopped(step: int, total: int, folder: Path | None) -> Interrupted:
 
 def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch], folder: Path | None) -> SdftError:
     ids = ", ".join(name for batch in batches for name in batch.ids)
-    return SdftError(f"step {step + 1}: expected a finite loss, got loss {loss} with gradient norm {norm} on the records "
-                     f"{ids}{_saved(step, folder)}; check these records, or train again in another folder with a lower lr")
-
-
-def _saved(step: int, folder: Path | None) -> str:
-    return "" if folder is None else f"; {folder / NAME} holds the state after step {step}"
+    kept = "" if folder is None else f"; the state after step {step} is kept in {folder / NAME}"
+    return SdftError(f"step {step + 1}: expected a finite loss, got loss {loss} with gradient norm {norm} on the "
+                     f"records {ids}{kept}: check these records, or train again in another folder with a lower lr")
 
 
 def _summary(log: Journal, records: int, left_out: dict[str, int]) -> TrainingSummary:
