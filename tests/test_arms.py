@@ -51,7 +51,7 @@ def context(model, tmp_path):
     config, given = make_config(None, {"model": str(model), "dtype": "float32", "max_length": "2048",
                                        "rewrite_tokens": "8", "batch_size": "2", "general_items": "2"})
     task = load_task("passages", train_records=4, test_records=1)
-    return Context(with_task(config, given, **task.decides), tmp_path, *load(model, "float32"), task)
+    return Context(with_task(config, given, **task.default_settings), tmp_path, *load(model, "float32"), task)
 
 
 def adapter(folder, arm):

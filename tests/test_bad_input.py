@@ -164,7 +164,7 @@ def test_a_task_of_the_users_own_without_answers_or_items_is_refused_before_rewr
     from sdft.tasks import load_task
 
     config, given = make_config(None, {"dtype": "float32", "max_length": "2048"})
-    config, task = with_task(config, given, 1, "using", "plain", 8), load_task("passages", limit=2)
+    config, task = with_task(config, given, 1, "using", "plain", 8), load_task("passages", max_records=2)
     seed, tokenizer = load(model, "float32")
     Context(config, tmp_path, seed, tokenizer, task).check()
     for change, message in (

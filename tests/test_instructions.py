@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from sdft.tasks import general_suite, instruction_suite
-from sdft.tasks.demands import DEMANDS, satisfies
+from sdft.tasks.instructions import DEMANDS, satisfies
 
 CASES = {
     "lower_case": ({}, ["all small, with 3 digits."], ["Not all small", "123"]),

@@ -1,14 +1,13 @@
 """The built-in task: natural passages, answerable questions, and no passage on both sides."""
 import re
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
 from sdft.errors import SdftError
 from sdft.tasks import load_task
-from sdft.tasks import passage_words as words
-from sdft.tasks.passage_kinds import KINDS
-from sdft.tasks.passages import FORM, check, passage_records, score
+from sdft.tasks.passages import FORM, KINDS, WOMEN, check, passage_records, score
 from sdft.tasks.scorers import normalise
 
 
@@ -39,8 +38,7 @@ def test_no_test_passage_or_subject_repeats_a_training_one(many):
 
 
 def _subject(question, firsts, seconds):
-    found = re.findall(r"[\w]+", question)
-    pairs = [(a, b) for a, b in zip(found, found[1:]) if a in firsts and b in seconds]
+    pairs = [(a, b) for a, b in pairwise(re.findall(r"\w+", question)) if a in firsts and b in seconds]
     return pairs[0] if pairs else None
 
 
@@ -50,7 +48,7 @@ def test_the_guarantee_holds_across_seeds():
     assert not train & test
 
 
-def test_the_answer_is_one_word_that_the_passage_tells_once_and_the_question_does_not(many):
+def test_the_answer_is_one_word_that_the_passage_states_once_and_the_question_does_not(many):
     for record in many["train"] + many["test"]:
         answer = normalise(record.response)
         assert len(answer.split()) == 1
@@ -68,7 +66,7 @@ def test_passages_read_as_english(many):
         assert not re.search(r"\b[Aa] [aeioAEIO]", text), text                # "a oboe"
         assert all(s[0].isupper() for s in re.split(r"(?<=[.]) ", text)), text
         if record.extra["kind"] in ("life", "dish"):
-            woman = any(name in text.split() for name in words.WOMEN)
+            woman = any(name in text.split() for name in WOMEN)
             assert not re.search(r"\b(he|him|his)\b" if woman else r"\b(she|her)\b", text.replace("mother", "")), text
 
 
@@ -83,7 +81,7 @@ def test_sentences_come_in_many_patterns():
 def test_a_longer_list_begins_with_the_shorter_and_sizes_do_not_change_the_other_split():
     assert passage_records("train", 40, 1) == passage_records("train", 90, 1)[:40]
     assert passage_records("train", 40, 1) != passage_records("train", 40, 2)
-    small, large = load_task("passages", limit=64), load_task("passages", train_records=500, test_records=200)
+    small, large = load_task("passages", max_records=64), load_task("passages", train_records=500, test_records=200)
     assert small.train == large.train[:64] and small.suites[0].items == large.suites[0].items[:32]
     assert (len(large.train), len(large.suites[0].items)) == (500, 200)
     ids = [r.id for r in large.train] + [i.id for i in large.suites[0].items]

@@ -1,7 +1,10 @@
 """Answers are extracted and compared as the paper's system does it, without its defects."""
-import pytest
+import random
 
-from sdft.tasks.scorers import answer_occurs, call_occurs, last_integer, normalise
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from sdft.tasks.scorers import answer_occurs, call_occurs, last_integer, normalise, rouge_l
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -69,3 +72,17 @@ def test_a_reference_that_is_no_call_is_never_matched():
 
 def test_the_reference_is_taken_literally():
     assert call_occurs("f(x=[1]+2)", "f(x=[1]+2)") and not call_occurs("f(x=1.5)", "f(x=1x5)")
+
+
+def test_rouge_l_equals_the_package_rouge_score_on_random_texts():
+    scorer, draw = RougeScorer(["rougeL"]), random.Random(0)
+    words = ["a", "B", "cat", "e-mail", "é", "12", "don't", "", "\n"]
+    for _ in range(200):
+        one, two = (" ".join(draw.choices(words, k=draw.randint(0, 80))) for _ in range(2))
+        assert abs(scorer.score(one, two)["rougeL"].fmeasure - rouge_l(one, two)) < 1e-12
+
+
+def test_rouge_l_of_known_texts():
+    assert rouge_l("the cat sat", "the cat sat") == 1
+    assert rouge_l("", "") == rouge_l("a", "") == rouge_l("a b", "c d") == 0
+    assert rouge_l("a b c d", "b d") == 2 * 1 * 0.5 / 1.5

@@ -75,7 +75,7 @@ def test_free_text_tasks_hold_a_part_out(folder):
 
 
 def test_the_held_out_part_depends_on_the_seed_alone(folder):
-    whole, small = load_task("alpaca", folder), load_task("alpaca", folder, limit=64)
+    whole, small = load_task("alpaca", folder), load_task("alpaca", folder, max_records=64)
     assert small.train == whole.train[:64] and small.suites[0].items == whole.suites[0].items[:32]
     assert {i.id for i in load_task("alpaca", folder, seed=1).suites[0].items} != {i.id for i in whole.suites[0].items}
     rows = json.loads((folder / "alpaca_train.json").read_text())
@@ -96,7 +96,7 @@ def test_the_same_question_never_stands_on_both_sides(tmp_path):
 
 @pytest.mark.parametrize("limit, train, test", [(64, 64, 32), (100, 100, 50), (5, 5, 32), (10_000, 200, 60)])
 def test_limit_takes_the_first_records_and_shrinks_the_test(folder, limit, train, test):
-    whole, task = load_task("gsm8k", folder), load_task("gsm8k", folder, limit=limit)
+    whole, task = load_task("gsm8k", folder), load_task("gsm8k", folder, max_records=limit)
     assert task.train == whole.train[:train] and task.suites[0].items == whole.suites[0].items[:test]
 
 
@@ -122,9 +122,9 @@ def test_a_file_of_the_users_own_with_columns(tmp_path):
 
 @pytest.mark.parametrize("arguments, message", [
     (("gsm9k",), r"unknown task 'gsm9k' \(did you mean gsm8k\?\); known tasks: passages, gsm8k"),
-    (("gsm8k",), "task gsm8k reads gsm8k_train.json from a folder of yours: pass --data FOLDER"),
+    (("gsm8k",), "task gsm8k reads gsm8k_train.json from your folder: pass --data FOLDER"),
     (("dolly", "nowhere"), "task dolly expects nowhere.dolly_train.json, and nowhere is not a folder; pass --data"),
-    (("custom",), r"task custom reads a file of yours: pass --data FILE"),
+    (("custom",), r"task custom reads your own file: pass --data FILE"),
     (("custom", "nowhere.csv"), "nowhere.csv is not there; pass --data FILE"),
     (("passages", None, None, 0), "max_records = 0: expected a whole number of at least 1"),
 ])
@@ -170,11 +170,11 @@ def test_records_without_an_answer_are_told_and_left_out_before_the_split(folder
 def test_rewrites_may_be_as_long_as_the_paper_has_it(folder):
     assert {name: load_task(name, folder).rewrite_tokens for name in ("gsm8k", "openfunctions", "alpaca", "dolly")} == {
         "gsm8k": 512, "openfunctions": 512, "alpaca": 512, "dolly": 512}
-    assert load_task("passages", limit=1).rewrite_tokens == 256
+    assert load_task("passages", max_records=1).rewrite_tokens == 256
 
 
 def test_columns_of_a_task_without_a_file_are_refused():
-    with pytest.raises(SdftError, match="--columns: task passages is generated and has no columns to name; leave it"):
+    with pytest.raises(SdftError, match="--columns: task passages is generated and has no columns; leave it"):
         load_task("passages", columns={"instruction": "q"})
 
 

@@ -25,7 +25,7 @@ def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], N
         from sdft.files import write_json
 
         task, out = task_of(config), Path(options.out)
-        config = with_task(config, given, **task.decides)
+        config = with_task(config, given, **task.default_settings)
         knobs = config.distill
         template = get_template(knobs.template)
         print(f"distill: {len(task.train)} records ({task.source})", file=sys.stderr)

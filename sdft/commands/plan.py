@@ -29,7 +29,7 @@ def plan(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None
         check_rate(options.gflops)
         config, given = settings(options, options.config)
         task = task_of(config)
-        found = needs(with_task(config, given, **task.decides), task, rate(options.gflops, config), options.memory)
+        found = needs(with_task(config, given, **task.default_settings), task, rate(options.gflops, config), options.memory)
         print(json.dumps(found) if options.json else as_text(found))
 
     return execute

@@ -23,8 +23,8 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
 
     def execute(options: argparse.Namespace) -> None:
         config, given = settings(options)
+        from sdft.data.examples import training_example
         from sdft.data.templates import get_template
-        from sdft.experiment.context import training_example
         from sdft.files import locked
         from sdft.train import train as train_model
 
@@ -54,7 +54,7 @@ def training_data(config: Config, given: frozenset[str]) -> tuple[Config, list[R
     data = Path(config.task.data) if config.task.data else None
     if data is None or data.is_dir():
         task = task_of(config)
-        return with_task(config, given, **task.decides), task.train
+        return with_task(config, given, **task.default_settings), task.train
     records, path = records_of(config), settings_path(data)
     decided = read_json(path) if path.is_file() else None
     if isinstance(decided, dict) and decided.keys() == of_task(config).keys():      # not any other file of that name

@@ -14,7 +14,7 @@ from sdft.data.records import Record
 from sdft.distill.distilled import Distilled
 from sdft.distill.mixing import changed_token_share, effective_share
 from sdft.distill.rewriting import Rewrite
-from sdft.tasks.rouge import rouge_l
+from sdft.tasks.scorers import rouge_l
 
 EXAMPLES = 3           # accepted ones, and rejected ones of every reason
 

@@ -26,6 +26,7 @@ from sdft.data.records import Record
 from sdft.distill.distilled import Distilled
 from sdft.distill.rewriting import Rewrite
 from sdft.errors import SdftError
+from sdft.tasks.base import accept
 
 BANNED = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 BANNED_START = "Your turn"
@@ -45,11 +46,6 @@ class Limits:
         if not 0 < self.max_repeated_ngrams <= 1 or self.max_length_ratio < 1 or self.max_words < 1:
             raise SdftError("expected max_repeated_ngrams in (0, 1], max_length_ratio ≥ 1 and max_words ≥ 1, got "
                             f"{self.max_repeated_ngrams}, {self.max_length_ratio} and {self.max_words}")
-
-
-def accept(record: Record, text: str) -> str | None:
-    """The check of data without a check: it accepts every rewrite."""
-    return None
 
 
 def choose(records: Iterable[Record], rewrites: Iterable[Rewrite], check: Check = accept,

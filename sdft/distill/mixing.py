@@ -20,7 +20,7 @@ from dataclasses import replace
 from sdft.data.records import Record
 from sdft.distill.distilled import Distilled
 from sdft.errors import SdftError
-from sdft.tasks.rouge import longest_common_subsequence
+from sdft.tasks.scorers import longest_common_subsequence
 
 OUTSIDE = "not in the mix"          # the reason in distilled.jsonl
 

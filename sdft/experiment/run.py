@@ -1,15 +1,19 @@
-"""A whole run: from settings to measures.json and summary.json.    sdft run [CONFIG.toml] [--key=value …]"""
+"""A whole run: fine-tune the base model on original and on distilled answers, and measure what each did.
+
+    settings, task ─→ 1. rewrite → 2. choose → 3. fine-tune each arm → measure → measures.json, summary.json
+
+    sdft run [CONFIG.toml] [--key=value …]
+"""
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any
 
 import sdft.model
+from sdft.distill import audit, choose, leave_out, mix, rewrite, write_distilled
 from sdft.distill.resume import settings_path
-from sdft.experiment.arms import check_arms
-from sdft.experiment.compare import compare
-from sdft.experiment.context import FORMAT, Context, Shared
+from sdft.experiment.arms import arms_of, check_arms
+from sdft.experiment.context import Context, SharedMeasures
+from sdft.experiment.measure_arm import compare_with_sft, compare_changes_of, measure_arm
 from sdft.experiment.run_folder import (
     check_folder,
     data_hash,
@@ -21,19 +25,73 @@ from sdft.experiment.run_folder import (
 )
 from sdft.experiment.settings import Config, load_chosen, of_task, with_machine, with_task
 from sdft.files import locked, write_json
+from sdft.measure.abilities import adjust_together
+from sdft.measure.outputs.gap import gaps, token_map
+from sdft.measure.outputs.texts import compare_targets
 from sdft.model.io.fetch import resolve
+from sdft.results import FORMAT, ArmMeasures, Measures, Summary, TargetMeasures
+from sdft.train import train
+
+
+def compare(context: Context) -> Measures:
+    """Fine-tune the base model on the data's answers (sft) and on its own rewrites of them (sdft); measure each arm.
+
+    The steps are those of sdft/method.py, with a run folder, more arms (sdft/experiment/arms.py) and measures. Returns
+    the content of measures.json.
+    """
+    base, tokenizer, records = context.base, context.tokenizer, context.task.train
+
+    # 1. Rewrite: the base model reads instruction and reference answer, and writes an answer in its own words.
+    with context.timed("rewrite"):
+        rewrites = rewrite(base, tokenizer, records, context.distill_template, context.sampling,
+                           context.batch_size, context.chat, context.folder / "rewrites.jsonl")
+
+    # 2. Choose: the rewrite where every check accepts it, else the original answer.
+    distilled = leave_out(choose(records, rewrites, context.task.check, context.limits), context.mix_ratio,
+                          context.settings.seed)
+    write_distilled(context.folder / "distilled.jsonl", distilled)
+    mixed = mix(records, distilled)
+    targets = {"original": context.examples(records), "distilled": context.examples(mixed)}
+
+    # The gap: how improbable the targets are under the base model, before and after distillation.
+    with context.timed("gap"):
+        measured: TargetMeasures = context.once("gap.json", base, targets.values(), lambda: {
+            "gap": gaps(base, targets), "token_map": token_map(base, tokenizer, targets, context.shown(distilled)),
+            "texts": compare_targets(distilled),
+            "audit": audit(records, rewrites, distilled, mixed, context.mix_ratio, tokenizer)})
+    arms: dict[str, ArmMeasures] = {"base": {**context.abilities("base", base)}}
+
+    # 3. Fine-tune LoRA on the targets of each arm; measure abilities, drift of the outputs and shift of the weights.
+    trained = []
+    for arm in arms_of(context, targets):
+        model = context.model_to_train()
+        with context.timed(f"train {arm.name}"):
+            training = train(model, arm.targets, arm.settings, context.folder / arm.folder,
+                             base_name=context.model_name, tokenizer=tokenizer, inputs=arm.inputs)
+            arm.finish(context, model)
+        abilities = context.abilities(arm.name, model)
+        with context.timed(f"measure {arm.name}"):
+            change = context.once(f"measured/{arm.name}.json", model, (arm.targets, context.base_answers),
+                                  lambda arm=arm, model=model: measure_arm(context, arm, model))
+        arms[arm.name] = {**abilities, **change, "general": {**abilities["general"], **change["general"]},
+                          "targets": arm.target_set, "training": training}
+        context.remove_adapter(model)
+        trained.append(arm)
+    compare_with_sft(context, arms)
+    adjust_together(arms)
+    return {**measured, "arms": arms, "between": compare_changes_of(context, trained)}
 
 
 def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None = None,
-        shared: Shared | None = None) -> Path:
-    """Run the experiment that `config` describes, or go on with it; return its folder.
+        shared: SharedMeasures | None = None) -> Path:
+    """Run the experiment that `config` describes, or resume it; return its folder.
 
-    `shared` remembers, from run to run, what was found of the seed. A finished run is left as it is; only measures of an
-    older version are taken anew. Raises SdftError for bad input and for a folder that was made with other settings,
-    another model or other data.
+    `given` names the settings that were set; the task decides some of the others. `shared` keeps, from run to run, what
+    was measured of the base model. A finished run is left as it is. Raises SdftError for bad input, and for a folder of
+    other settings, another model, other data, or an older version.
     """
     task = load_chosen(config.task)
-    config = with_machine(with_task(config, given, **task.decides))
+    config = with_machine(with_task(config, given, **task.default_settings))
     folder = folder or default_folder(config)
     path = resolve(config.model.model)
     made_of = sources(path, data_hash(task))
@@ -41,32 +99,30 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
         check_folder(folder, config, made_of)
     if is_finished(folder):
         return folder
-    if (folder / "summary.json").exists():
-        print(f"{folder}: its measures are those of an older version, and are taken anew", file=sys.stderr)
     model, tokenizer = sdft.model.load(path, config.model.dtype, config.model.device)
     context = Context(config, folder, model, tokenizer, task, shared)
     check_arms(config.arms.arms, config.train)
     context.check()
     with locked(folder):
-        if is_new(folder):                      # not made before: impossible settings would refuse better ones
+        if is_new(folder):                      # only now: a folder with impossible settings would refuse better ones
             make_folder(folder, config, made_of)
         else:
             check_folder(folder, config, made_of)
         write_json(settings_path(folder / "distilled.jsonl"), of_task(config))
         measures = compare(context)
         write_json(folder / "measures.json", measures)
-        write_json(folder / "summary.json", summary(measures) | {
-            "format": FORMAT, "seconds": context.seconds(), "source": task.source, "report": str(folder / "report.html")})
+        write_json(folder / "summary.json", summary(measures, context.seconds(), task.source, folder / "report.html"))
     return folder
 
 
-def summary(measures: dict[str, Any]) -> dict[str, Any]:
+def summary(measures: Measures, seconds: dict[str, float], source: str, report: Path) -> Summary:
     """Arms × measures as plain numbers, for programs: shares in 0 … 1, KL in nats per token, lengths in tokens."""
     table: dict[str, dict[str, float | None]] = {}
     for arm, measured in measures["arms"].items():
-        general, shift = measured["general"], measured.get("shift", {})
-        table[arm] = {**{suite: row["mean"] for suite, row in measured["suites"].items()},
+        general, shift = measured["general"], measured.get("shift")
+        table[arm] = {**{suite: result["mean"] for suite, result in measured["suites"].items()},
                       "kl": general["kl"], "top1": general["top1"], "rouge_l": general["rouge_l"],
-                      "length": general["length_mean"], "shift": shift.get("total"),
-                      "relative_shift": shift.get("relative")}
-    return {"columns": list(table["base"]), "table": table}
+                      "length": general["length_mean"], "shift": shift["total"] if shift else None,
+                      "relative_shift": shift["relative"] if shift else None}
+    return {"format": FORMAT, "columns": list(table["base"]), "table": table, "seconds": seconds, "source": source,
+            "report": str(report)}

@@ -1,10 +1,9 @@
-"""The tasks room: one file per task, and the two suites that every experiment runs beside the target task.
+"""Tasks: one file per task, and the two suites that every experiment runs besides the target task.
 
-Reading order: base (what a task is) → scorers → passages (the built-in task) → gsm8k, openfunctions, free_text →
-instructions, general.
+May import: sdft.data. Start at base.py (the types), then scorers.py and passages.py (the built-in task). gsm8k.py,
+openfunctions.py and free_text.py read the user's files; instructions.py and general.py are the suites of every run.
 
-    from sdft.tasks import load_task
-    task = load_task("passages")
+    task = sdft.tasks.load_task("passages")
 """
 from sdft.tasks.base import Item, Selection, Suite, Task
 from sdft.tasks.general import general_suite

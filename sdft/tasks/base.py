@@ -1,11 +1,11 @@
-"""What a task is: its records, its suites of test items, its templates and its check.
+"""The types of a task: its records, its suites of test items, its templates and its check.
 
-A *task* is what a model is fine-tuned on; a *suite* is a set of prompts on which an ability is measured. The first
+A *task* is the data that a model is fine-tuned on; a *suite* is a set of prompts that measures an ability. The first
 suite of a task measures the ability that the task trains (arXiv 2402.13669, section 4: each data set has a training
-part, an evaluation part and the check that decides whether a rewrite is kept).
+part, an evaluation part and a check that decides whether a rewrite is kept).
 
     Record ──template──→ Item.messages ──model──→ output ──Suite.score(item, output)──→ 0 … 1
-       └──rewrite by the seed──→ Task.check(record, rewrite) ──→ None: kept, else the reason why not
+       └──rewrite by the base──→ Task.check(record, rewrite) ──→ None: kept, else the reason why not
 
     python -c "from sdft.tasks import load_task; print(load_task('passages').train[0].instruction)"
 """
@@ -25,29 +25,29 @@ from sdft.errors import SdftError
 
 @dataclass(frozen=True)
 class Item:
-    """One test prompt: the messages as the model gets them, and what its scorer needs beside them."""
+    """One test prompt: the messages that the model gets, and the data that its scorer needs."""
 
     id: str
     messages: list[Message]
     reference: str = ""
-    kind: str = ""                                          # results are also reported kind by kind
+    kind: str = ""                                          # results are also reported by kind
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Test items with their scorer. `score` returns 0 … 1; None means that only the outputs are kept."""
+    """Test items with their scorer. `score` returns 0 … 1; with None only the outputs are kept."""
 
     name: str
     items: list[Item]
     score: Callable[[Item, str], float] | None
-    metric: str                                             # what the mean score is called, e.g. "accuracy"
+    metric: str                                             # the name of the mean score, e.g. "accuracy"
     max_new_tokens: int
 
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that an experiment needs to know of a data set. `suites[0]` measures the target ability."""
+    """Everything that an experiment needs to know about a data set. `suites[0]` measures the target ability."""
 
     name: str
     train: list[Record]
@@ -56,22 +56,23 @@ class Task:
     train_template: str
     epochs: int
     check: Callable[[Record, str], str | None]              # None: accepted, else the reason in a few words
-    source: str                                             # one line: where the records come from
-    rewrite_tokens: int = 256                               # the longest rewrite
+    source: str                                             # the origin of the records, in one line
+    rewrite_tokens: int = 256                               # maximum length of a rewrite
 
     @property
-    def decides(self) -> dict[str, Any]:
-        """The settings that are the task's where nobody has set them."""
-        return {name: getattr(self, name) for name in ("epochs", "distill_template", "train_template", "rewrite_tokens")}
+    def default_settings(self) -> dict[str, Any]:
+        """The settings that the task decides unless the user sets them."""
+        names = ("epochs", "distill_template", "train_template", "rewrite_tokens")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which records the user wants: from where, and how many.
+    """Which records the user wants, from where, and how many.
 
-    `limit` = N keeps the first N training records, and with them at most max(32, N // 2) items of each test suite:
-    a trial run shrinks as a whole, yet its test set never becomes too small to show anything. `train_records` and
-    `test_records` set either size outright.
+    `max_records` = N keeps the first N training records and at most max(32, N // 2) items of each test suite: a trial
+    run shrinks as a whole, and its test set stays large enough to show something. `train_records` and `test_records`
+    set each size alone.
     """
 
     task: str
@@ -90,7 +91,7 @@ class Selection:
 
     def train_size(self, available: int) -> int:
         """The number of training records out of `available`."""
-        return min(x for x in (self._asked("train_records", available), self.max_records) if x is not None)
+        return min(self._asked("train_records", available), self.max_records or available)
 
     def test_size(self, available: int) -> int:
         """The number of test items out of `available`."""
@@ -107,9 +108,9 @@ class Selection:
         return asked
 
     def records(self, file: str) -> list[Record]:
-        """Read `file` of the user's data folder (one line of error says which file was expected where)."""
+        """Read `file` of the user's data folder; the error says which file was expected where."""
         if self.data is None:
-            raise SdftError(f"task {self.task} reads {file} from a folder of yours: pass --data FOLDER")
+            raise SdftError(f"task {self.task} reads {file} from your folder: pass --data FOLDER")
         path = self.data / file
         if not self.data.is_dir():
             what = "is a file, but a folder was expected" if self.data.exists() else "is not a folder"
@@ -121,11 +122,11 @@ class Selection:
         return self.answered(read_records(path, self.columns), path)
 
     def answered(self, records: list[Record], path: Path) -> list[Record]:
-        """The records with an answer: without one there is nothing to rewrite, to learn or to score against."""
+        """Keep the records that have an answer; the others cannot be rewritten, learned or scored against."""
         kept = [record for record in records if record.response.strip()]
         if not kept:
             raise SdftError(f"{path}: expected records with an answer, but none of the {len(records)} has one; fill "
-                            "it, or say which column it is with --columns response=NAME")
+                            "the column, or name another with --columns response=NAME")
         if len(kept) < len(records):
             print(f"task {self.task}: left out {len(records) - len(kept)} of {len(records)} records of {path}, which "
                   "have no answer", file=sys.stderr)
@@ -134,8 +135,8 @@ class Selection:
     def held_out(self, records: list[Record]) -> tuple[list[Record], list[Record]]:
         """Split one file into (train, test): a tenth is held out, at most 150 records, or `test_records` of them.
 
-        Records are ranked by a hash of seed and conversation, and the first ranks are held out, so the split does
-        not depend on the order of the file, and two records with the same question fall on the same side.
+        Records are ranked by a hash of seed and conversation, and the first ranks are held out. So the split does not
+        depend on the order of the file, and two records with the same question are on the same side.
         """
         def rank(record: Record) -> str:
             conversation = repr((self.seed, record.system, record.history, record.instruction))
@@ -156,8 +157,13 @@ class Selection:
         return train, test
 
 
+def accept(record: Record, response: str) -> str | None:
+    """The check of data without a check of its own: it accepts every rewrite."""
+    return None
+
+
 def items_of(records: Iterable[Record], template: str) -> list[Item]:
-    """Turn test records into items, with the evaluation template applied."""
+    """Turn test records into items whose messages follow the evaluation template."""
     form = get_template(template)
     return [Item(record.id, form.messages(record), record.response, str(record.extra.get("kind", "")), record.extra)
             for record in records]

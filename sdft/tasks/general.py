@@ -1,10 +1,10 @@
-"""General chat prompts of our own: what the model was good at before, and what no task here trains.
+"""The suite `general`: chat prompts of our own, for abilities that the model had before and that no task here trains.
 
-They have no right answer. Each arm's outputs are kept, and the drift from the seed is measured on the seed's own
-answers: forward KL, top-1 agreement, response length, ROUGE-L (arXiv 2402.13669, section 3, asks for the gap between
-distributions; whether forward KL predicts forgetting is disputed: sdft/measure/outputs/drift.py).
+They have no right answer. Each arm's outputs are kept, and the drift from the base model is measured on the base
+model's own answers: forward KL, top-1 agreement, response length, ROUGE-L (arXiv 2402.13669, section 3, asks for the
+gap between distributions; whether forward KL predicts forgetting is disputed: sdft/measure/outputs/drift.py).
 
-The prompts stand in general.txt: a line "# kind", then one prompt a line.
+The prompts are in general.txt: a line "# kind", then one prompt per line.
 
     sdft eval --suite general
 """
@@ -18,7 +18,7 @@ PROMPTS = Path(__file__).with_name("general.txt")
 
 
 def general_suite() -> Suite:
-    """The general prompts, as plain user turns. `score` is None: only the outputs are kept."""
+    """Return the suite: each prompt is a plain user turn. `score` is None: only the outputs are kept."""
     items: list[Item] = []
     kind = ""
     for line in PROMPTS.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""GSM8K: grade-school word problems; the answer is the last integer of the response. MultiArith beside it.
+"""GSM8K: grade-school word problems; the answer is the last integer of the response. MultiArith is a second suite.
 
 arXiv 2402.13669, section 4: trained with the template `gsm8k`, rewritten with `gsm8k_distill`, evaluated with
 `gsm8k_infer` (their training and evaluation prompts differ), 5 epochs, at most 512 new tokens. Its files:
@@ -15,12 +15,12 @@ from sdft.tasks.scorers import last_integer
 
 def check(record: Record, response: str) -> str | None:
     """Accept a rewrite whose last integer is the reference's."""
-    expected, found = last_integer(record.response), last_integer(response)
+    expected, answer = last_integer(record.response), last_integer(response)
     if expected is None:
         return "the reference has no integer"
-    if found is None:
+    if answer is None:
         return "no integer at the end"
-    return None if found == expected else "wrong answer"
+    return None if answer == expected else "wrong answer"
 
 
 def score(item: Item, output: str) -> float:

@@ -1,24 +1,35 @@
-"""The suite `instructions`: prompts of our own with one verifiable demand each, nine of every kind in `demands`.
+"""The suite `instructions`: prompts of our own with one demand each that a program can verify, nine of every kind.
 
-It measures what fine-tuning on terse targets damages first: doing what the prompt says (the seed's ability on tasks
-that nobody trained, arXiv 2402.13669, section 4). A line of instructions.jsonl holds the kind, the prompt, and the
-arguments of the kind's function.
+It measures an ability that terse targets damage early: doing what the prompt says (the base model's ability on tasks
+that nobody trained, arXiv 2402.13669, section 4). Verifiable demands are the idea of IFEval (arXiv 2311.07911); the
+kinds, the prompts and the functions are our own. A line of instructions.jsonl holds the kind, the prompt, and the
+arguments of the kind's function below.
+
+A function is strict about what the prompt says and indifferent to the rest: quotation marks or asterisks around a whole
+response do not hide its first or last words, and a Markdown fence around JSON is allowed.
 
     sdft eval --suite instructions
+    python -c "from sdft.tasks.instructions import satisfies; print(satisfies('bullets', '- a\\n- b', {'count': 2}))"
 """
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from sdft.tasks.base import Item, Suite
-from sdft.tasks.demands import satisfies
 
 PROMPTS = Path(__file__).with_name("instructions.jsonl")
+_WRAPPING = " \t\r\n\"'“”‘’*_"
+_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|vs|no|e\.g|i\.e)\.(?=\s)", re.IGNORECASE)
+_LIST_NUMBER = re.compile(r"^\s*\d+[.)](?=\s)", re.MULTILINE)
+_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s|$)")
 
 
 def instruction_suite() -> Suite:
-    """The prompts as plain user turns; the score is 1 where the demand is satisfied, else 0."""
+    """Return the suite: each prompt is a plain user turn, and a response that satisfies its demand scores 1."""
     items = []
     for index, line in enumerate(PROMPTS.read_text(encoding="utf-8").splitlines()):
         arguments = json.loads(line)
@@ -30,3 +41,126 @@ def instruction_suite() -> Suite:
 def score(item: Item, output: str) -> float:
     """1 when the output satisfies the item's demand, else 0."""
     return float(satisfies(item.kind, output, item.extra))
+
+
+def _occurrences(word: str, response: str) -> int:
+    """Count `word` as a whole word or phrase, in any case."""
+    return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", response, re.IGNORECASE))
+
+
+def _plain(text: str) -> str:
+    """Unify quotes, apostrophes, white space and case, which keyboards and models write differently."""
+    return " ".join(text.replace("’", "'").replace("“", '"').replace("”", '"').split()).casefold()
+
+
+def lower_case(response: str) -> bool:
+    """The response has letters, none of them a capital."""
+    return response == response.lower() and any(c.isalpha() for c in response)
+
+
+def upper_case(response: str) -> bool:
+    """The response has letters, all of them capitals."""
+    return response == response.upper() and any(c.isalpha() for c in response)
+
+
+def bullets(response: str, count: int) -> bool:
+    """Exactly `count` lines begin with a bullet: "-", "*" or "•"."""
+    return len(re.findall(r"^[ \t]*[-*•][ \t]+\S", response, re.MULTILINE)) == count
+
+
+def numbered(response: str, count: int) -> bool:
+    """The lines that begin with a number ("1." or "1)") are numbered 1 … count."""
+    numbers = re.findall(r"^[ \t]*(\d+)[.)][ \t]+\S", response, re.MULTILINE)
+    return [int(number) for number in numbers] == list(range(1, count + 1))
+
+
+def contains(response: str, words: list[str]) -> bool:
+    """Every word occurs."""
+    return all(_occurrences(word, response) for word in words)
+
+
+def avoids(response: str, words: list[str]) -> bool:
+    """No word occurs."""
+    return not any(_occurrences(word, response) for word in words)
+
+
+def repeats(response: str, word: str, count: int) -> bool:
+    """The word occurs at least `count` times."""
+    return _occurrences(word, response) >= count
+
+
+def json_keys(response: str, keys: list[str]) -> bool:
+    """The whole response is one JSON object with exactly these keys."""
+    fenced = re.fullmatch(r"```(?:json)?\s*\n(.*?)\n?\s*```", response.strip(), re.DOTALL | re.IGNORECASE)
+    try:
+        value = json.loads(fenced.group(1) if fenced else response)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+    return isinstance(value, dict) and set(value) == set(keys)
+
+
+def starts_with(response: str, phrase: str) -> bool:
+    """The response begins with the phrase."""
+    text, wanted = _plain(response.lstrip(_WRAPPING)), _plain(phrase)
+    return text.startswith(wanted) and not text[len(wanted):][:1].isalnum()
+
+
+def ends_with(response: str, phrase: str) -> bool:
+    """The response ends with the phrase, with nothing after it."""
+    text, wanted = _plain(response.rstrip(_WRAPPING)), _plain(phrase)
+    return text.endswith(wanted) and not text[: -len(wanted)][-1:].isalnum()
+
+
+def words_at_most(response: str, count: int) -> bool:
+    """The response has at most `count` words, separated by white space."""
+    return len(response.split()) <= count
+
+
+def words_at_least(response: str, count: int) -> bool:
+    """The response has at least `count` words, separated by white space."""
+    return len(response.split()) >= count
+
+
+def sentences(response: str, count: int) -> bool:
+    """There are exactly `count` sentences, the last one finished. "Dr." and the "1." of a list end no sentence."""
+    text = _LIST_NUMBER.sub("", _ABBREVIATION.sub("", response)).strip()
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return len(ends) == count and ends[-1] == len(text)
+
+
+def paragraphs(response: str, count: int) -> bool:
+    """There are exactly `count` paragraphs, separated by blank lines."""
+    return len([part for part in re.split(r"\n[ \t]*\n", response) if part.strip()]) == count
+
+
+def no_commas(response: str) -> bool:
+    """The response has no comma."""
+    return "," not in response
+
+
+def quoted(response: str) -> bool:
+    """The whole response is in double quotation marks."""
+    text = response.strip()
+    return len(text) > 2 and text[0] in '"“' and text[-1] in '"”'
+
+
+def one_of(response: str, options: list[str]) -> bool:
+    """The response is one of the options and nothing else; case and a full stop do not matter."""
+    return _plain(response.strip(_WRAPPING + ".!")) in {_plain(option) for option in options}
+
+
+def title(response: str) -> bool:
+    """A title in double angular brackets, such as <<The Long Way Home>>, occurs."""
+    return re.search(r"<<[^<>\n]*\w[^<>\n]*>>", response) is not None
+
+
+DEMANDS: dict[str, Callable[..., bool]] = {
+    demand.__name__: demand for demand in (
+        lower_case, upper_case, bullets, numbered, contains, avoids, repeats, json_keys, starts_with, ends_with,
+        words_at_most, words_at_least, sentences, paragraphs, no_commas, quoted, one_of, title)
+}
+
+
+def satisfies(kind: str, response: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether the response satisfies the demand `kind` with its arguments; an empty response satisfies none."""
+    return bool(response.strip()) and DEMANDS[kind](response, **arguments)

@@ -1,4 +1,4 @@
-"""From a task's name to its records.
+"""Load a task by its name.
 
     python -c "from sdft.tasks import load_task; print(load_task('passages').source)"
 """
@@ -22,13 +22,13 @@ TASKS = {
 
 
 def load_task(name: str, data: Path | str | None = None, columns: Mapping[str, str] | None = None,
-              limit: int | None = None, train_records: int | None = None, test_records: int | None = None,
+              max_records: int | None = None, train_records: int | None = None, test_records: int | None = None,
               seed: int = 0) -> Task:
-    """Load a task by its name, or the file at a path as the task `custom`.
+    """Load a task by its name; a path of a file is loaded as the task `custom`.
 
-    data: the folder with the task's files, or for `custom` the file. columns: our column names to the file's.
-    limit, train_records, test_records: see `Selection`. seed: what `passages` generates, and what is held out.
-    SdftError when the task, the folder or a file is not there, or holds too few records.
+    data: the folder with the task's files, or for `custom` the file. columns: our column names → the file's.
+    max_records, train_records, test_records: see `Selection`. seed: decides what `passages` generates and what is held
+    out. Raises SdftError when the task, the folder or a file does not exist, or has too few records.
     """
     if name not in TASKS and data is None and Path(name).is_file():
         name, data = "custom", name
@@ -36,7 +36,7 @@ def load_task(name: str, data: Path | str | None = None, columns: Mapping[str, s
         raise SdftError(f"unknown task {name!r}{nearest(name, TASKS)}; known tasks: {', '.join(TASKS)}, or the path "
                         "of a .json, .jsonl or .csv file")
     if name == "passages" and columns and data is None:
-        raise SdftError("--columns: task passages is generated and has no columns to name; leave it out, or use --task "
-                        "custom --data FILE")
+        raise SdftError("--columns: task passages is generated and has no columns; leave it out, or use --task custom "
+                        "--data FILE")
     path = None if data is None else Path(data)
-    return TASKS[name](Selection(name, path, columns, limit, train_records, test_records, seed))
+    return TASKS[name](Selection(name, path, columns, max_records, train_records, test_records, seed))

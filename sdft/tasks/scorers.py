@@ -1,21 +1,24 @@
-"""How an answer is extracted from a response and compared: pure functions of strings.
+"""Scorers: extract an answer from a response, and compare it with the reference. Pure functions of strings.
 
 The checks are those of arXiv 2402.13669 (its published system), without their defects: numbers on two lines are not
-joined, "10 20" is not 1020, half credit does not pass as full. Where a function departs from them it says so.
+joined, "10 20" is not 1020, half credit does not count as full. Each function names its departures from them.
+ROUGE-L (Lin 2004) equals the package rouge-score without a stemmer.
 
     python -c "from sdft.tasks.scorers import last_integer; print(last_integer('So 3 + 4 = 7.'))"
 """
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Sequence
 
 _NUMBER = re.compile(r"""
-    (?:(?<![\w)])[-−])?             # a sign is one where no operand stands before it: "5-3" holds 5 and 3
+    (?:(?<![\w)])[-−])?             # a minus sign, unless an operand comes before it: "5-3" holds 5 and 3
     (?:\d{1,3}(?:,\d{3})+(?!\d)     # 1,234,567
     |\d+)                           # 1234567
     (?:\.\d+)?                      # .50
     """, re.VERBOSE)
 _CALL = re.compile(r"[\w.]+\(.*\)", re.DOTALL)
+_ROUGE_WORD = re.compile(r"[a-z0-9]+")
 
 
 def normalise(text: str) -> str:
@@ -28,7 +31,7 @@ def normalise(text: str) -> str:
 
 
 def answer_occurs(answer: str, response: str) -> bool:
-    """Whether the normalised answer stands in the response as whole words ("rose" is not in "roses")."""
+    """Whether the normalised answer occurs in the response as whole words ("rose" is not in "roses")."""
     wanted = normalise(answer)
     return bool(wanted) and f" {wanted} " in f" {normalise(response)} "
 
@@ -47,18 +50,46 @@ def last_integer(text: str) -> int | None:
 
 
 def normalise_call(text: str) -> str:
-    """White space collapsed, ' → ", and ", " → ",": how the paper's system compares function calls."""
+    """Collapse white space, turn ' into " and ", " into ",": the form in which the paper compares function calls."""
     return " ".join(text.split()).replace("'", '"').replace(", ", ",")
 
 
 def call_occurs(reference: str, response: str) -> bool:
-    """Whether the reference call stands in the response (OpenFunctions: arXiv 2402.13669, branch main).
+    """Whether the reference call occurs in the response, after a word boundary (OpenFunctions: arXiv 2402.13669, main).
 
-    The reference must read name(parameters); it is correct where it occurs after a word boundary, anywhere. Full
-    credit only: the half credit of branch reproduce for matching positional values is left out, for its filter
-    took half for true.
+    A reference that does not read name(parameters) never occurs. The branch `reproduce` gives half credit for matching
+    positional values, and its filter counts half as correct; here there is no half credit.
     """
     call = normalise_call(reference)
     if not _CALL.fullmatch(call):
         return False
     return re.search(r"\b" + re.escape(call), normalise_call(response)) is not None
+
+
+def rouge_l(reference: str, candidate: str) -> float:
+    """F1 of the longest common subsequence of words: 2PR/(P + R), P = LCS/|candidate|, R = LCS/|reference|; 0 … 1.
+
+    Words are runs of a–z and 0–9 of the lower-cased texts. Two texts without a word score 0.
+    """
+    a, b = _ROUGE_WORD.findall(reference.lower()), _ROUGE_WORD.findall(candidate.lower())
+    common = longest_common_subsequence(a, b)
+    if not common:
+        return 0.0
+    precision, recall = common / len(b), common / len(a)
+    return 2 * precision * recall / (precision + recall)
+
+
+def longest_common_subsequence(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    """Length of the longest common subsequence, bit-parallel (Hyyrö 2004): one big-integer step per item of b.
+
+    Bit i of `state` is 0 where the length for a[: i + 1] exceeds the length for a[:i]; the zeros count the length.
+    """
+    positions: dict[Hashable, int] = {}         # item → the bits of its positions in a
+    for index, item in enumerate(a):
+        positions[item] = positions.get(item, 0) | 1 << index
+    full = (1 << len(a)) - 1
+    state = full
+    for item in b:
+        matched = state & positions.get(item, 0)
+        state = (state + matched | state - matched) & full
+    return len(a) - state.bit_count()

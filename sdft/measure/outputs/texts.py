@@ -25,7 +25,7 @@ from typing import Any
 from sdft.distill.distilled import Distilled
 from sdft.errors import SdftError
 from sdft.measure.abilities import joined
-from sdft.tasks.rouge import rouge_l
+from sdft.tasks.scorers import rouge_l
 
 
 def compare_texts(rows: Sequence[dict[str, Any]], base_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
