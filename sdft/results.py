@@ -480,7 +480,7 @@ class Measures(TargetMeasures):
 class Summary(TypedDict):
     """summary.json: arms × measures as plain numbers."""
 
-    format: int                     # version of the measures
+    format: int                     # FORMAT of the folder
     columns: list[str]
     table: dict[str, dict[str, float | None]]       # arm → column → value
     seconds: dict[str, float]       # stage → seconds
@@ -488,7 +488,7 @@ class Summary(TypedDict):
     report: str                     # path of report.html
 
 
-# ---------------------------------------------------------------------------------------------------- studies: cells.json
+# -------------------------------------------------------------------------------------------------- studies: cells.json
 
 Settings = dict[str, Any]           # setting → value
 
@@ -514,11 +514,11 @@ class StudyInfo(TypedDict):
 
 
 class RunResult(TypedDict):
-    """One finished run of a study as numbers. A column is a number's path in measures.json, or its name in summary.json."""
+    """One finished run of a study. A column is a number's path in measures.json, or its name in summary.json."""
 
     name: str
     values: Settings                # what distinguishes the run from the others
-    key: NotRequired[str]           # hash of settings, data and FORMAT; absent where the data of old numbers are not at hand
+    key: NotRequired[str]           # hash of settings, data and FORMAT; absent in results of an earlier format
     machine: dict[str, str | None]  # processor, torch
     model_sha256: str
     suite: str                      # the task's own
