@@ -17,7 +17,7 @@ means the data's own answers and the run's settings, but for what is said.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,6 @@ from sdft.errors import SdftError, nearest
 from sdft.experiment.base_text import base_dialogues
 from sdft.experiment.context import Context
 from sdft.experiment.onpolicy import demonstrations, student_samples
-from sdft.experiment.settings import DistillConfig, GenerateConfig
 from sdft.model.batches import trainable
 from sdft.model.io.adapters import save_adapter
 from sdft.model.io.saving import save_checkpoint
@@ -207,15 +206,3 @@ CHANGES: Mapping[str, Callable[[TrainSettings], dict[str, Any]]] = {
 }
 # Training setting → the objectives that read it; all others are read by every one.
 READ_BY = {"penalty_weight": ("kl", "l2-sp", "ewc"), "stm_threshold": ("stm",), "teacher_ema": ("onpolicy", "onpolicy-reverse")}
-
-# Arm → the settings of other sections that it depends on beside those of the model and the data, and the training
-# template. An arm that is not named: on none. `rows` is among them where a near-tie in bf16 can decide what is written.
-DECODING = tuple(knob.name for knob in fields(GenerateConfig))
-REWRITES = (*(knob.name for knob in fields(DistillConfig)), *DECODING)
-SEED_TEXT = ("rewrite_tokens", "sampling_seed", "generation_batch_size", "general_items")
-READS: Mapping[str, tuple[str, ...]] = {
-    "sdft": REWRITES, "token-matched-sft": REWRITES,
-    "self-output": tuple(name for name in REWRITES if name != "template"),
-    "replay": (*SEED_TEXT, "replay_fraction"), "ewc": SEED_TEXT, "wise-ft": ("wise_ft_alpha",),
-    **dict.fromkeys(ON_POLICY, ("template", "rewrite_tokens", "generation_batch_size")),
-}
