@@ -1,16 +1,16 @@
 """Causal attention over packed documents: each token sees itself and the earlier tokens of its own document.
 
-    keys →   a a a b b      lengths = [3, 2]; documents a and b lie behind one another without padding.
+    keys →   a a a b b      lengths = [3, 2]: documents a and b are concatenated without padding.
     q   a    ■ · · · ·
-    u   a    ■ ■ · · ·      Only the blocks on the diagonal are ever computed: no (N, N) mask, no score between
-    e   a    ■ ■ ■ · ·      documents. A long document goes in blocks of `BLOCK` queries against the keys up to
-    r   b    · · · ■ ·      the block's end, so that most of the future is skipped rather than masked.
+    u   a    ■ ■ · · ·      Only the blocks on the diagonal are computed: there is no (N, N) mask, and no score between
+    e   a    ■ ■ ■ · ·      documents. A long document is split into blocks of `BLOCK` queries, each with the keys up
+    r   b    · · · ■ ·      to the block's end, so most scores that the mask would remove are never computed.
     y   b    · · · ■ ■
 
-    keys →   p p a a b      What documents begin with alike may stand once: lengths = [2, 2, 1], parents = [-1, 0, 0].
-        p    ■ · · · ·      Segments a and b both continue p and see all of it; the documents are pa and pb. Parents
-        p    ■ ■ · · ·      have parents of their own. Positions, and so the function computed, are those of whole
-        a    ■ ■ ■ · ·      documents, and the gradients of p are the sums over all that continue it.
+    keys →   p p a a b      A common prefix may be stored once: lengths = [2, 2, 1], parents = [-1, 0, 0].
+        p    ■ · · · ·      Segments a and b both continue p and see all of it; the documents are pa and pb. A parent
+        p    ■ ■ · · ·      may have a parent. The result is that of whole documents, and the gradients of p are
+        a    ■ ■ ■ · ·      summed over all segments that continue it.
         a    ■ ■ ■ ■ ·
         b    ■ ■ · · ■
 
@@ -18,22 +18,21 @@ With S = s·Q·Kᵀ (s = 1/√C) over the visible keys, P = softmax(S) by rows, 
 
     dV = Pᵀ·dO,     dP = dO·Vᵀ,     dS = P ∘ (dP − rowsum(dP ∘ P)),     dQ = s·dS·K,     dK = s·dSᵀ·Q.
 
-P is computed again rather than saved (Dao et al. 2022, arXiv 2205.14135): q, k and v are all that is stored. Grouped
-queries (Ainslie et al. 2023, arXiv 2305.13245): the G = H/K query heads that share a key/value head are laid behind one
-another as rows of one product, so K and V are never repeated.
+Only q, k and v are saved; the backward computes P again (Dao et al. 2022, arXiv 2205.14135). The G = H/K query heads
+that share a key/value head (Ainslie et al. 2023, arXiv 2305.13245) become rows of one product, without repeating K, V.
 
-Blocks of equal size are one batched product. So that many are, queries and keys are filled up to multiples of `STEP`:
+Blocks of equal size are one batched product. Queries and keys are padded to multiples of `STEP`, so that many blocks
+have equal sizes and few sizes occur (oneDNN compiles a product for every new size, 2 to 3 ms each):
 
-             left   what the block sees       own      fill       A key that only fills is masked; a query that only
-    query    · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ · · · │ · · · ·      fills brings no gradient and is not read. Both are
-    query    · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ ■ · · │ · · · ·      the segment's first token. The mask is what the
-    …                                                             product is added to, so it costs a copy.
-    fill     · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ ■ ■ ■ │ ■ · · ·
+             left   keys before the block     queries   right     A padding key is masked. A padding query is not read
+    query    · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ · · · │ · · · ·      and gets no gradient. Both hold the segment's first
+    query    · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ ■ · · │ · · · ·      token. The product is added to the mask.
+    …
+    padding  · · │ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ ■ │ ■ ■ ■ ■ │ ■ · · ·
 
-The rows of all blocks are gathered at once, and what comes out of them is gathered back: of a query one row, of a key
-the sum over the blocks that saw it, by `embedding_bag`, eight times as fast as `index_add_` and summed in fp32. Sizes
-that recur matter in themselves: oneDNN compiles a product for every size that it has not met, 2 to 3 ms each.
-On a GPU, in half precision and without parents, the same is PyTorch's `varlen_attn`.
+One gather lays out the rows of all blocks. Another gather returns the output of each query; `embedding_bag` sums the
+gradients of each key over the blocks that saw it, in fp32.
+On a GPU, in half precision and without parents, PyTorch's `varlen_attn` computes the same.
 """
 from __future__ import annotations
 
@@ -48,25 +47,25 @@ from torch.autograd.function import once_differentiable
 
 from sdft.kernels.varlen import bounds_of, fits, varlen_attention
 
-BLOCK = 128             # queries at a time
-STEP = 32               # their number and that of their keys is a multiple of this
-CELLS = 2_400_000       # scores at a time, of all heads
+BLOCK = 128             # queries per block
+STEP = 32               # queries and keys of a block are padded to multiples of this
+CELLS = 2_400_000       # scores per batched product, over all heads
 
 
 def causal_attention_plain(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int],
                            parents: Sequence[int] | None = None) -> Tensor:
     """Attend with q (N, H, C) over k, v (N, K, C), N = Σ lengths packed tokens; returns (N, H, C).
 
-    Query head h reads key/value head h // (H/K); scores are scaled by 1/√C. parents: which earlier segment each one
-    continues, -1 for none; None: none does.
+    Query head h reads key/value head h // (H/K). parents: the index of the earlier segment that each segment continues,
+    or -1; None: -1 for all.
     """
     outputs: list[Tensor] = []
     group, parents = q.shape[1] // k.shape[1], [-1] * len(lengths) if parents is None else parents
-    seen: list[tuple[Tensor, Tensor]] = []                                      # k and v of each whole document
+    documents: list[tuple[Tensor, Tensor]] = []                                 # k and v of each whole document
     for parent, q_doc, k_doc, v_doc in zip(parents, *(x.split(list(lengths)) for x in (q, k, v)), strict=True):
         if parent >= 0:
-            k_doc, v_doc = (torch.cat(parts) for parts in zip(seen[parent], (k_doc, v_doc), strict=True))
-        seen.append((k_doc, v_doc))
+            k_doc, v_doc = (torch.cat(parts) for parts in zip(documents[parent], (k_doc, v_doc), strict=True))
+        documents.append((k_doc, v_doc))
         (t, _, width), T = q_doc.shape, len(k_doc)                              # the last t of the document's T tokens
         q_HtC = q_doc.transpose(0, 1)                                           # (t, H, C) → (H, t, C)
         k_HTC, v_HTC = (x.repeat_interleave(group, 1).transpose(0, 1) for x in (k_doc, v_doc))
@@ -79,18 +78,18 @@ def causal_attention_plain(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[in
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int],
                      parents: Sequence[int] | None = None) -> Tensor:
-    """`causal_attention_plain` by blocks, many at once, without repeating K and V, and saving no attention weights."""
+    """Compute `causal_attention_plain` by blocks, without repeating K and V or saving attention weights."""
     return DocumentAttention(lengths, parents)(0, q, k, v)
 
 
 class DocumentAttention:
-    """An `attend` for packed documents: called as (layer, q, k, v); what all layers share is made once."""
+    """The `attend(layer, q, k, v)` of packed documents. All layers share the layout of the blocks."""
 
     def __init__(self, lengths: Sequence[int], parents: Sequence[int] | None = None):
         self.lengths = list(lengths)
         self.parents = [-1] * len(self.lengths) if parents is None else list(parents)
         self._bounds: Tensor | None = None
-        self._layouts: dict[tuple, _Layout] = {}                                # by the heads of a call: one for a model
+        self._layouts: dict[tuple, _Layout] = {}                                # by heads, dtype and device
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if fits(q.dtype, q.device, q.shape[-1]) and max(self.parents) < 0:
@@ -108,52 +107,50 @@ class DocumentAttention:
 
 
 class _Block(NamedTuple):
-    """Places of packed tokens; how many queries are real, how many places of keys fill up on the left."""
-
-    queries: np.ndarray     # (b,)
-    keys: np.ndarray        # (m,)
-    size: int
-    left: int
+    queries: np.ndarray     # (b,) indices of packed tokens, padding included
+    keys: np.ndarray        # (m,) likewise
+    size: int               # queries that are not padding
+    left: int               # padding keys on the left
 
 
 class _Layout(NamedTuple):
-    """Where the rows of all blocks come from and go to; q is read as (N·K, G·C), k and v as (N·K, C)."""
+    """Indices that gather the rows of all blocks; q is viewed as (N·K, G·C), k and v as (N·K, C)."""
 
-    parts: list[tuple[int, int, int, Tensor]]   # blocks times K, queries b, keys m, mask (b·G, m)
-    queries: Tensor         # of each row that is laid out, the row of q,
-    fill: Tensor            # which of them only fill,
-    back: Tensor            # and of each row of q where it lies
-    keys: Tensor            # of each row that is laid out, the row of k and v
-    bags: Tensor            # of all rows of k the real ones that were made of it, behind one another,
-    starts: Tensor          # and where each one's begin
+    parts: list[tuple[int, int, int, Tensor]]   # each batched product: blocks times K, queries b, keys m, mask (b·G, m)
+    queries: Tensor         # laid-out row → row of q
+    padding: Tensor         # the laid-out rows of padding queries
+    back: Tensor            # row of q → laid-out row
+    keys: Tensor            # laid-out row → row of k and v
+    bags: Tensor            # for each row of k in turn, the laid-out rows that are copies of it and not padding
+    starts: Tensor          # row of k → where its copies begin in `bags`
 
 
 def _blocks(lengths: Sequence[int], parents: Sequence[int]) -> Iterator[_Block]:
-    seen: list[np.ndarray] = []                                                 # the places of each whole segment
+    documents: list[np.ndarray] = []                                            # token indices, those of parents first
     begin = 0
     for length, parent in zip(lengths, parents, strict=True):
-        own = np.arange(begin, begin + length)
-        whole = own if parent < 0 else np.concatenate((seen[parent], own))
-        for start in range(len(whole) - length, len(whole), BLOCK):
-            queries = whole[start : start + BLOCK]
-            left, fill = -start % STEP, -len(queries) % STEP
-            filled = np.concatenate((queries, np.full(fill, begin)))
-            yield _Block(filled, np.concatenate((np.full(left, begin), whole[:start], filled)), len(queries), left)
-        seen.append(whole)
+        segment = np.arange(begin, begin + length)
+        document = segment if parent < 0 else np.concatenate((documents[parent], segment))
+        for start in range(len(document) - length, len(document), BLOCK):
+            queries = document[start : start + BLOCK]
+            left, right = -start % STEP, -len(queries) % STEP
+            padded = np.concatenate((queries, np.full(right, begin)))
+            yield _Block(padded, np.concatenate((np.full(left, begin), document[:start], padded)), len(queries), left)
+        documents.append(document)
         begin += length
 
 
 def _layout(blocks: list[_Block], N: int, K: int, G: int, dtype: torch.dtype, device: torch.device) -> _Layout:
     """Lay the blocks out for G query heads to each of K key/value heads."""
-    alike: dict[tuple[int, int, int], list[_Block]] = defaultdict(list)
+    by_size: dict[tuple[int, int, int], list[_Block]] = defaultdict(list)
     for block in blocks:
-        alike[len(block.queries), len(block.keys), block.left].append(block)
-    parts = []
-    for (b, m, left), group in sorted(alike.items()):
+        by_size[len(block.queries), len(block.keys), block.left].append(block)
+    parts, blocks = [], []
+    for (b, m, left), group in sorted(by_size.items()):
         mask = _mask(b, G, m, left, dtype, device)
-        most = max(1, CELLS // (K * G * b * m))                                 # blocks at a time
+        most = max(1, CELLS // (K * G * b * m))                                 # blocks per product
         parts += [(K * len(group[start : start + most]), b, m, mask) for start in range(0, len(group), most)]
-    blocks = [block for _, group in sorted(alike.items()) for block in group]
+        blocks += group
     queries, real = _rows([(x.queries, 0, x.size) for x in blocks], K)
     back = np.empty(N * K, dtype=np.int64)
     back[queries[real]] = np.flatnonzero(real)
@@ -165,16 +162,19 @@ def _layout(blocks: list[_Block], N: int, K: int, G: int, dtype: torch.dtype, de
 
 
 def _rows(blocks: list[tuple[np.ndarray, int, int]], K: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places, and the bounds of the real ones, by block → rows place·K + head, head by head, and which are real."""
+    """Return the row token·K + head of each token of the blocks, head by head, and which rows are not padding.
+
+    A block is its token indices and the bounds within which they are not padding.
+    """
     heads = np.arange(K)[:, None]
-    rows = [(places * K + heads).ravel() for places, *_ in blocks]
-    real = [np.tile((begin <= np.arange(len(places))) & (np.arange(len(places)) < end), K)
-            for places, begin, end in blocks]
+    rows = [(tokens * K + heads).ravel() for tokens, *_ in blocks]
+    real = [np.tile((begin <= np.arange(len(tokens))) & (np.arange(len(tokens)) < end), K)
+            for tokens, begin, end in blocks]
     return np.concatenate(rows), np.concatenate(real)
 
 
 def _mask(b: int, G: int, m: int, left: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0 where a row i·G + g, query i of head g, sees a key, −∞ where it does not: (b·G, m)."""
+    """Return (b·G, m): 0 where row i·G + g, which is query i of head g, sees a key, else −∞."""
     mask = torch.full((b, m), float("-inf"), dtype=dtype, device=device).triu_(m - b + 1)
     mask[:, :left] = float("-inf")
     return mask.repeat_interleave(G, 0)
@@ -198,12 +198,13 @@ class _CausalAttention(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         layout, scale = ctx.layout, q.shape[-1] ** -0.5
         q_rows, k_rows, v_rows = _laid_out(layout, q, k, v)
-        do_rows = do.reshape(k.shape[0] * k.shape[1], -1).index_select(0, layout.queries).index_fill_(0, layout.fill, 0)
+        do_rows = do.reshape(k.shape[0] * k.shape[1], -1).index_select(0, layout.queries)
+        do_rows.index_fill_(0, layout.padding, 0)
         dq_rows, dk_rows, dv_rows = (torch.empty_like(x) for x in (q_rows, k_rows, v_rows))
         p_space, dp_space = _space(layout, q), _space(layout, q)
         of_queries, of_keys = (q_rows, do_rows, dq_rows), (k_rows, v_rows, dk_rows, dv_rows)
         for mask, (q_part, do_part, dq), (k_part, v_part, dk, dv) in _parts(layout, of_queries, of_keys):
-            p = _weights(q_part, k_part, mask, p_space)                         # (n·K, b·G, m)
+            p = _weights(q_part, k_part, mask, p_space)                         # P (n·K, b·G, m)
             torch.bmm(p.transpose(1, 2), do_part, out=dv)
             dp = torch.bmm(do_part, v_part.transpose(1, 2), out=dp_space[: p.numel()].view_as(p))
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype, grad_input=dp)
@@ -215,15 +216,15 @@ class _CausalAttention(torch.autograd.Function):
 
 
 def _laid_out(layout: _Layout, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of all blocks: of q (N, H, C) by groups of heads (…, G·C), of k and v (N, K, C) by heads (…, C)."""
+    """Gather the rows of all blocks: of q (N, H, C) as (…, G·C), of k and v (N, K, C) as (…, C)."""
     N, K, C = k.shape
-    return (q.reshape(N * K, -1).index_select(0, layout.queries),
-            *(x.reshape(N * K, C).index_select(0, layout.keys) for x in (k, v)))
+    k_rows, v_rows = (x.reshape(N * K, C).index_select(0, layout.keys) for x in (k, v))
+    return q.reshape(N * K, -1).index_select(0, layout.queries), k_rows, v_rows
 
 
 def _parts(layout: _Layout, of_queries: tuple[Tensor, ...],
            of_keys: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, list[Tensor], list[Tensor]]]:
-    """Part by part the mask and, of every array, its rows as (n·K, b·G, C) or (n·K, m, C)."""
+    """Yield the mask of each batched product, and its rows of every array as (n·K, b·G, C) or (n·K, m, C)."""
     width = of_keys[0].shape[-1]
     q_end = k_end = 0
     for count, b, m, mask in layout.parts:
@@ -234,12 +235,12 @@ def _parts(layout: _Layout, of_queries: tuple[Tensor, ...],
 
 
 def _space(layout: _Layout, q: Tensor) -> Tensor:
-    """Room for the scores of the largest part, used again for all: fresh memory costs more than what is done in it."""
+    """Allocate room for the scores of the largest product; all share it, since fresh memory is slow."""
     return q.new_empty(max(count * mask.numel() for count, *_, mask in layout.parts))
 
 
 def _weights(q: Tensor, k: Tensor, mask: Tensor, space: Tensor) -> Tensor:
-    """Softmax of the masked scores in `space`: q (n·K, b·G, C), k (n·K, m, C), mask (b·G, m) → (n·K, b·G, m)."""
+    """Write the attention weights into `space`: q (n·K, b·G, C), k (n·K, m, C), mask (b·G, m) → (n·K, b·G, m)."""
     mask = mask.expand(len(q), -1, -1)
     scores = space[: mask.numel()].view(mask.shape)
     torch.baddbmm(mask, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5, out=scores)

@@ -4,12 +4,12 @@
     X (N, D)                                   + → Y (N, O)
            └── A (R, D) ── Z (N, R) ── B (O, R) · s ┘
 
-Backward. With Z = X·Aᵀ and dZ = s·dY·B (N, R), both narrow,
+Backward, with Z = X·Aᵀ (N, R) and dZ = s·dY·B (N, R):
 
     dB = s·dYᵀ·Z,     dA = dZᵀ·X,     dX = dY·W + dZ·A,     db = Σ_rows dY,     dW = dYᵀ·X where W is trained too.
 
-Y and dX are built by adding the narrow product onto the wide one in place, so the adapter costs no second (N, O) or
-(N, D) array. Saved: X, Z and the factors. What nobody asks for is not computed: the first adapted layer needs no dX.
+The narrow product is added to the wide one in place, so the adapter needs no second (N, O) or (N, D) array. X, Z, W and
+the factors are saved. Only the gradients that are needed are computed: the first adapted layer needs no dX.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def lora_linear_plain(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor,
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float) -> Tensor:
-    """`lora_linear_plain` with the narrow products added in place and a backward that skips what is not needed."""
+    """Compute `lora_linear_plain`, adding the narrow product in place and computing only the gradients needed."""
     y = _LoRALinear.apply(x.reshape(-1, x.shape[-1]), weight, bias, A, B, scale)     # (…, D) → (N, D) → (N, O)
     return y.view(*x.shape[:-1], y.shape[-1])
 

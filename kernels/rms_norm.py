@@ -2,18 +2,15 @@
 
     y = w · x̂,     x̂ = r · x,     r = 1/√(mean(x²) + ε)
 
-Backward. With m = dy · w the gradient that reaches x̂, D the width, and ∂r/∂x_i = −r³·x_i / D,
+Backward. With m = dy · w, the gradient at x̂:     dx = r · (m − x̂·mean(m · x̂)),     dw = Σ_rows dy · x̂.
 
-    dx_i = r·m_i + (Σ_j m_j·x_j) · ∂r/∂x_i,     that is     dx = r · (m − x̂·mean(m · x̂)),     dw = Σ_rows dy · x̂.
+Only x and mean(x²), one number per row, are saved. In half precision the statistics are computed in fp32 and x̂ is
+rounded to x's dtype *before* it is scaled by w, as in transformers' Llama: the order of the two roundings decides the
+last bit. Two of PyTorch's one-pass operations do the work on the CPU:
 
-LayerNorm's backward (Ba et al. 2016, arXiv 1607.06450), told that the mean was 0, is r · (m − mean(m) − x̂·mean(m · x̂)):
-PyTorch computes it in one pass, and r·mean(m), one number a row, is added again. (Its dw is summed in half precision, so
-it is not taken.) Likewise x̂ in half precision is what batch normalisation makes of x, again in one pass: the rows are its
-channels, 0 is their running mean and mean(x²) their running variance.
-
-Only x, which the residual stream keeps alive anyway, and mean(x²), one number a row, are saved. The statistics are taken
-in fp32 and x̂ is rounded to x's dtype *before* it is scaled by w, as transformers' Llama does: in bf16 the order of the
-two roundings decides the last bit.
+- Batch normalisation, with the rows as its channels, 0 as their mean and mean(x²) as their variance, computes x̂.
+- LayerNorm's backward (Ba et al. 2016, arXiv 1607.06450) with a mean of 0 computes r · (m − mean(m) − x̂·mean(m · x̂));
+  r·mean(m), one number per row, is added back. Its dw is not used, since it is summed in half precision.
 """
 from __future__ import annotations
 
@@ -31,9 +28,9 @@ def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`rms_norm_plain` that saves x and one number a row instead of every intermediate.
+    """Compute `rms_norm_plain`, saving x and one number per row.
 
-    On a GPU it is PyTorch's own, one operation each way, which rounds once where the plain form rounds twice.
+    On a GPU this is PyTorch's own operation, which rounds once where the plain form rounds twice.
     """
     if x.is_cuda:
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
@@ -41,24 +38,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _widen(x: Tensor) -> Tensor:
-    """Half precisions to fp32; fp32 and fp64 stay."""
+    """Cast half precisions to fp32; leave fp32 and fp64 unchanged."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    """Of each row of x (…, D): (…, 1), in fp32 or wider."""
+    """Return mean(x²) of each row of x (…, D): (…, 1), in fp32 or wider."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1])
 
 
 def _scaled(x: Tensor, mean_square: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """w · x̂ of x (…, D) and the mean squares of its rows (…, 1)."""
+    """Return w · x̂, given x (…, D) and mean(x²) of its rows (…, 1)."""
     if x.dtype == mean_square.dtype:
         return torch.mul(x, (mean_square + eps).rsqrt_()).mul_(weight)
     variance = mean_square.flatten()                                            # (rows,)
     rows = x.reshape(1, len(variance), x.shape[-1])                             # (1, rows, D): a batch of one
     normed = F.batch_norm(rows, torch.zeros_like(variance), variance, eps=eps)
-    return normed.view(x.shape).mul_(weight)                                    # rounded before the weight, as the plain form
+    return normed.view(x.shape).mul_(weight)                                    # rounded before it is scaled
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -78,7 +75,7 @@ class _RMSNorm(torch.autograd.Function):
         dx = dw = None
         if need_weight:
             dw = (_widen(dy) * _widen(x) * r).reshape(-1, len(weight)).sum(0).to(weight.dtype)       # (…, D) → (D,)
-        if need_x:
+        if need_x:                                                                          # dx = r·(m − x̂·mean(m·x̂))
             dx = torch.ops.aten.native_layer_norm_backward(
                 dy, x, x.shape[-1:], torch.zeros_like(r), r, gamma, None, (True, False, False))[0]
             mean = (_widen(dy) @ gamma).unsqueeze(-1) / x.shape[-1]                         # mean(m) (…, 1)
