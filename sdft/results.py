@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any, NotRequired, TypedDict
 
+FORMAT = 2          # version of a run folder's content; a folder of another version is refused
 
 class AnswerLine(TypedDict):
     """One answer to a test item."""
