@@ -11,16 +11,19 @@ from sdft.files import Journal, write_json, write_text
 from sdft.report import write_report
 from sdft.report.figures import draw_figures
 from sdft.report.findings import findings
-from sdft.report.measure_tables import (
+from sdft.report.run import read_run
+from sdft.report.tables import (
     between_table,
+    difference_table,
     drift_table,
     gap_table,
-    likeness_table,
+    nats,
     paired_table,
+    result_table,
+    similarity_table,
+    verdict,
     weights_table,
 )
-from sdft.report.run import read_run
-from sdft.report.tables import difference_table, nats, result_table, verdict
 
 
 def _rows(path, rows):
@@ -93,8 +96,8 @@ def measured(folder):
                  "by_position": [{"first": first, "last": last, "nll": 4.0, "tokens": 25}
                                  for first, last in ((1, 1), (2, 8 + number))]}
     pairing = {"n": 7, "nll": 0.6, "nll_with": 5.3, "difference": -4.7, "low": -5.1, "high": -4.2, "tokens": 350,
-               "tokens_with": 35, "perplexity": 1.82, "perplexity_with": 200.3, "rank_mean": 3.2, "rank_mean_with": 41.0,
-               "low_share": 0.125}
+               "tokens_with": 35, "perplexity": 1.82, "perplexity_with": 200.3, "rank_mean": 3.2,
+               "rank_mean_with": 41.0, "low_share": 0.125}
     measures["gap"]["distilled"]["paired"] = {"with": "original", **pairing, "length_matched": {
         **pairing, "difference": -0.2, "low": -0.5, "high": 0.1, "tokens": 35}}
     measures["texts"] = {"rouge_l": 0.31, "bleu": 0.12, "cosine": 0.87, "n": 7}
@@ -110,7 +113,8 @@ def measured(folder):
         own["on_task"] = {**drift, "kl": 0.35, "reverse": {"tokens": 0, "n": 0}}
         own["activations"] = {"tokens": 1234, "n": 6, "layers": [
             {"layer": i, "relative": 0.1 * i, "cosine": 1 - 0.01 * i, "cka": 1 - 0.02 * i} for i in range(4)]}
-        own["interpolation"] = [{"t": t / 4, "nll": 2 - t / 4} for t in range(6)]
+        own["interpolation"] = [{"t": t / 4, "nll": 2 - t / 4, "n": 10, "nll_general": 1 + t / 8, "n_general": 6}
+                                for t in range(6)]
         own["shift"] |= {"changed_bf16": 0.123, "stable_rank": 2.34, "effective_rank": 5.67, "spectral_shift": 0.00123,
                          "left_cosine": 0.9876, "right_cosine": 0.8765, "intruders": 0.5}
         for module in own["shift"]["modules"]:
@@ -121,7 +125,8 @@ def measured(folder):
             row["against_base"] |= {"p": 0.03, "p_holm": 0.12, "n": 8, "test": "McNemar"}
     measures["arms"]["sdft"]["suites"]["passages"]["against_sft"] = {
         "difference": -0.1, "low": -0.2, "high": -0.05, "n": 8, "p": 0.00001, "p_holm": 0.005, "test": "McNemar"}
-    measures["between"] = {"sft, sdft": {"cosine": 0.31, "left_cosine": 0.42, "right_cosine": None, "norms": [4.5, 4.2]}}
+    measures["between"] = {
+        "sft, sdft": {"cosine": 0.31, "left_cosine": 0.42, "right_cosine": None, "norms": [4.5, 4.2]}}
     write_json(folder / "measures.json", measures)
     return folder
 
@@ -135,20 +140,21 @@ def test_the_page_is_one_file_without_network_or_script(measured):
 
 def test_a_run_that_has_only_the_first_measures_shows_those(folder):
     page = write_report(folder).read_text()
-    assert page.count("<img") == 7 and "rank" not in page and "total variation" not in page and "class=legend" not in page
+    assert page.count("<img") == 7 and "rank" not in page
+    assert "total variation" not in page and "class=legend" not in page
 
 
 @pytest.mark.parametrize("value, sign, text", [(0.0, "", "0.000"), (0.144, "", "0.144"), (0.0075, "", "0.0075"),
                                                (-0.000384, "+", "-0.00038"), (None, "", "–"),
                                                (float("nan"), "", "nan")])
-def test_two_figures_of_a_small_kl_are_seen(value, sign, text):
+def test_a_small_kl_shows_two_significant_digits(value, sign, text):
     assert nats(value, sign) == text
 
 
 def test_the_page_shows_the_numbers_of_the_run(folder):
     page = write_report(folder).read_text()
-    for text in ("97.0 (92–101)", "0.147", "4.24", "5.33 → 0.60", "70.0 % of the", "unfinished",
-                 "rewrite of r0 &lt;b&gt;", "&lt;script&gt;sdft says 5", "lr = 0.0005", "1 too long"):
+    for text in ("97.0 (92–101)", "0.147", "4.24", "5.33 nats per token before and 0.60 after", "70.0 % of the targets differ",
+                 "unfinished", "rewrite of r0 &lt;b&gt;", "&lt;script&gt;sdft says 5", "lr = 0.0005", "1 too long"):
         assert text in page, text
     assert "| sft | 97.0 (92–101) |" in (folder / "report.md").read_text()
 
@@ -164,15 +170,17 @@ def test_conclusions_follow_the_intervals(folder):
     assert verdict({"difference": .1, "low": .02, "high": .2}).startswith("gained +10.0 points")
     assert verdict({"difference": -.1, "low": -.2, "high": -.02}).startswith("lost -10.0 points")
     assert verdict({"difference": .1, "low": -.02, "high": .2}).startswith("no difference detected")
-    told = " ".join(findings(read_run(folder)))
-    assert "nearer to the seed: 5.33 → 0.60" in told and "0.68 times as far under sdft" in told
-    assert "[n = 8]" in told and "Holm" not in told
-    assert "first token sft drifted 1.47 nats and sdft 1.00; from token 9 on, 0.073 and 0.050" in told
+    text = " ".join(findings(read_run(folder)))
+    assert ("closer to the base model: their NLL under the base model is 5.33 nats per token before and 0.60 after"
+            in text and "drifted 0.68 times as far with sdft" in text)
+    assert "[n = 8]" in text and "Holm" not in text
+    assert ("At the first token of an answer, the KL is 1.00 nats with sdft and 1.47 with sft; from token 9 on, 0.050 "
+            "and 0.073.") in text
 
 
 @pytest.mark.parametrize(("low", "high", "moved"), [
-    (-2, -1, "moved the targets nearer to the seed"), (1, 2, "moved the targets away from the seed"),
-    (-1, 1, "left the targets as near to the seed as they were"), (None, None, "left the targets as near")])
+    (-2, -1, "moved the targets closer to the base model"), (1, 2, "moved the targets away from the base model"),
+    (-1, 1, "made no detected difference"), (None, None, "made no detected difference")])
 def test_the_gap_moves_where_its_interval_says_so(folder, low, high, moved):
     measures = json.loads((folder / "measures.json").read_text())
     paired = {"n": 4, "difference": 0.5, "low": low, "high": high}
@@ -184,8 +192,8 @@ def test_the_gap_moves_where_its_interval_says_so(folder, low, high, moved):
 
 
 @pytest.mark.parametrize(("low", "high", "expected"), [
-    (-0.06, -0.04, "over the same n = 6 answers -0.050 nats per token (-0.060 to -0.040))."),
-    (-0.06, 0.01, "over the same n = 6 answers no difference detected, -0.050 nats per token (-0.060 to +0.010)).")])
+    (-0.06, -0.04, "paired over 6 answers: -0.050 nats per token (-0.060 to -0.040))."),
+    (-0.06, 0.01, "paired over 6 answers: no difference detected, -0.050 nats per token (-0.060 to +0.010)).")])
 def test_the_drift_of_two_arms_is_judged_answer_by_answer(folder, low, high, expected):
     measures = json.loads((folder / "measures.json").read_text())
     measures["arms"]["sdft"]["general"]["against_sft"] = {"difference": -0.05, "low": low, "high": high, "n": 6}
@@ -225,33 +233,34 @@ def test_every_measure_is_in_a_table_with_its_interval_and_count(measured):
         ["5.30", "0.60", "-0.20 (-0.50 to +0.10)", "200.3 → 1.8", "41 → 3", "– → 12.5", "7", "35 → 35"]]
     assert drift_table(run).rows[2:] == [
         ["sdft", "89.0", "general", "0.100 (0.080–0.120)", "0.700 (0.600–0.800)", "0.100 (0.080–0.120)", "90.0",
-         "6 / 5"], ["sdft", "89.0", "the task's", "0.350 (0.150–0.250)", "–", "0.100 (0.080–0.120)", "90.0", "6 / 0"]]
-    assert likeness_table(run).rows == [["distilled targets to originals", "0.31", "0.12", "0.87", "7"],
-                                        ["general answers, sft to seed", "0.50", "0.20", "–", "6"],
-                                        ["general answers, sdft to seed", "0.50", "0.20", "–", "6"]]
+         "6 / 5"], ["sdft", "89.0", "task", "0.350 (0.150–0.250)", "–", "0.100 (0.080–0.120)", "90.0", "6 / 0"]]
+    assert similarity_table(run).rows == [["distilled and original targets", "0.31", "0.12", "0.87", "7"],
+                                          ["general answers of sft and base", "0.50", "0.20", "–", "6"],
+                                          ["general answers of sdft and base", "0.50", "0.20", "–", "6"]]
     assert weights_table(run).rows[1] == ["sdft", "8", "4.24", "1.23", "12.3", "0.046", "2.3", "5.7", "0.123", "0.9876",
                                           "0.8765", "0.50"]
     assert "over 2 matrices" in weights_table(run).note
     assert between_table(run).rows == [["sft, sdft", "0.31", "0.42", "–", "4.50 / 4.20"]]
     page, text = write_report(measured).read_text(), (measured / "report.md").read_text()
-    for table in (gap_table, paired_table, drift_table, likeness_table, difference_table, weights_table, between_table):
+    for table in (gap_table, paired_table, drift_table, similarity_table, difference_table, weights_table,
+                  between_table):
         for cell in (cell for row in table(run).rows for cell in row[1:]):
             assert f"<td>{escape(cell)}</td>" in page and f" {cell} |" in text, cell
 
 
-def test_a_direction_is_told_only_where_holm_agrees(measured):
+def test_a_direction_is_stated_only_where_holm_agrees(measured):
     run = read_run(measured)
     rows = {tuple(row[:3]): row[3:] for row in difference_table(run).rows}
     assert rows["sft", "base", "passages"] == ["no difference detected, +10.0 points (+2.0 to +20.0)", "8", "McNemar",
                                                "0.030", "0.120"]
     assert rows["sdft", "sft", "passages"][0].startswith("lost -10.0 points") and len(rows) == 5
     assert rows["sdft", "sft", "passages"][-2:] == ["< 0.001", "0.005"]
-    told = " ".join(findings(run))
-    assert "sdft against sft: passages lost -10.0 points (-20.0 to -5.0) [n = 8, Holm's p 0.005]." in told
-    assert "passages gained" not in told and "Holm's p 0.120" in told
-    assert ("7 rewrites against their originals under the seed: -4.700 nats per token (-5.100 to -4.200); over "
-            "equally many tokens of each: no difference detected, -0.200 nats per token (-0.500 to +0.100)") in told
-    assert "the reverse KL is 0.700 under sdft against 0.700; the intervals overlap" in told
+    text = " ".join(findings(run))
+    assert "sdft compared with sft: passages lost -10.0 points (-20.0 to -5.0) [n = 8, Holm's p 0.005]." in text
+    assert "passages gained" not in text and "Holm's p 0.120" in text
+    assert ("7 rewrites and their originals in NLL under the base model: -4.700 nats per token (-5.100 to -4.200) at "
+            "full length; no difference detected, -0.200 nats per token (-0.500 to +0.100) at equal length") in text
+    assert "the reverse KL is 0.700 with sdft and 0.700 with sft; the intervals overlap" in text
 
 
 def test_the_heat_map_has_the_warmth_of_every_token_and_no_markup_of_the_texts(measured):
@@ -269,7 +278,7 @@ def test_a_figure_names_its_axes_and_counts(measured):
     figures = {figure.name: figure for figure in draw_figures(read_run(measured))}
     assert len(figures) == 12
     for name, texts in {"gap_distribution": ("nats/token", "records, %", "(n = 10)"),
-                        "gap_by_place": ("place of the token", "nats/token", "(n = 10)", "2–9", "50 tokens"),
+                        "gap_by_position": ("position of the token", "nats/token", "(n = 10)", "2–9", "50 tokens"),
                         "activations": ("layer", "(n = 1,234 tokens)", "CKA"),
                         "spectrum": ("singular value of ΔW", "σ", "(n = 8 matrices)"),
                         "fisher": ("layer", "Σ F·ΔW², nats²", "(F of n = 5 answers)"),

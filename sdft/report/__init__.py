@@ -1,7 +1,9 @@
-"""The report room: from a run folder to one page. It knows nothing but the files that the run wrote.
+"""The report room: one page from one run folder.
 
-    folder/measures.json, summary.json, *.jsonl ─read→ Run ─┬→ tables ──┬→ report.html (one file, no network)
-                                                            └→ figures ─┴→ report.md
+    measures.json, summary.json, *.jsonl ─read→ Run ─┬→ tables, findings ─┬→ report.html (one file, no network)
+                                                     └→ figures           └→ report.md (tables and findings)
+
+It may import results, errors and files, and no other room. Start reading with page.py.
 """
 from sdft.report.page import write_report
 

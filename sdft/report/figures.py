@@ -1,117 +1,92 @@
-"""The figures of the report: what was learned, how far the outputs drifted, how training went. Each is one function of
-a `Run`, and returns None where the run has not its numbers.
+"""The figures of a run's report: outputs, gap of the targets, training, weights, activations, and single tokens.
 
-The others stand in gap_figures.py (the targets under the seed) and model_figures.py (weights, activations, loss).
+Each function takes a `Run`, draws one figure, and returns None where the run lacks the measures. `heat_map` returns
+HTML instead.
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from html import escape
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdft.report.draw import Figure, band_name, colour_of, how_many, marker_of, require_matplotlib, svg_of
-from sdft.report.gap_figures import gap_by_place, gap_distribution, target_nll
-from sdft.report.model_figures import activations_by_layer, fisher_by_layer, loss_along, shift_by_layer, spectrum
+from sdft.report.drawing import COLOURS, MARKERS, Figure, colour_of, line_style, require_matplotlib, sizes_of, svg_of
 from sdft.report.run import Run
+from sdft.results import Band, TokenMapText
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+LINES = ("-", "--", ":", "-.") * 2
+LAYER = "layer (0 is nearest to the input)"
+SMALL: dict[str, Any] = {"markersize": 3, "linewidth": 1}
+
 
 def draw_figures(run: Run) -> list[Figure]:
-    """Draw every figure for which the run has the numbers."""
+    """Draw every figure for which the run has the measures."""
     require_matplotlib()
     drawn = (draw(run) for draw in (
-        trade_off, drift_by_place, response_lengths, gap_distribution, gap_by_place, target_nll, training_curves,
+        trade_off, drift_by_position, response_lengths, gap_distribution, gap_by_position, target_nll, training_curves,
         shift_by_layer, spectrum, fisher_by_layer, activations_by_layer, loss_along))
     return [figure for figure in drawn if figure is not None]
 
 
+# -------------------------------------------------------------------------------------------------------------- outputs
 def trade_off(run: Run) -> Figure | None:
-    """What was learned (accuracy on the task) against what drifted (KL from the seed on general prompts)."""
-    suite = target_suite(run)
-    general = {arm: run.measures["arms"][arm].get("general") for arm in run.arms}
-    if suite is None or not all(general.values()):
+    """Score on the task against drift on the general prompts, one point per arm."""
+    if not all("kl" in result["general"] for result in run.results.values()):
         return None
-    counts = {"task": run.measures["arms"][run.arms[0]]["suites"][suite]["n"], "general": general[run.arms[0]]["n"]}
+    n, n_general = run.results["base"]["suites"][run.task]["n"], run.results["base"]["general"]["n"]
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        for arm in run.arms:
-            ability, drift = run.measures["arms"][arm]["suites"][suite], general[arm]
-            x, y = 100 * ability["mean"], drift["kl"]
-            axes.errorbar(x, y, color=colour_of(run, arm), marker=marker_of(run, arm), markersize=8, capsize=3,
-                          xerr=_bars(x, 100 * ability["low"], 100 * ability["high"]),
+        for arm, result in run.results.items():
+            score, drift = result["suites"][run.task], result["general"]
+            x, y = 100 * score["mean"], drift["kl"]
+            axes.errorbar(x, y, **line_style(run, arm), markersize=8, capsize=3,
+                          xerr=_bars(x, 100 * score["low"], 100 * score["high"]),
                           yerr=_bars(y, drift["kl_low"], drift["kl_high"]))
             axes.annotate(arm, (x, y), xytext=(8, 6), textcoords="offset points", color=colour_of(run, arm))
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
-        axes.set(xlabel=f"{ability['metric']} on {suite}, %   (right: learned more)",
-                 ylabel="KL from the seed, nats/token   (up: drifted more)",
-                 title=f"Learned and drifted (n = {counts['task']} and {counts['general']})")
+        axes.set(xlabel=f"{run.results['base']['suites'][run.task]['metric']} on {run.task}, %   (right: learned more)",
+                 ylabel="KL(base ‖ arm), nats/token   (up: drifted more)",
+                 title=f"Learning and drift (n = {n} and {n_general})")
 
-    return Figure("trade_off", svg_of(draw), "Every arm by what it learned and how far its answers to "
-                  f"{counts['general']} general prompts drifted from the seed. Bars: 95 % bootstrap intervals. "
-                  "Lower right is better.")
+    return Figure("trade_off", svg_of(draw), f"Score of each arm on {n} items of the task, and drift of its answers to "
+                  f"{n_general} general prompts from the base model. Lower right is better. Bars: 95 % bootstrap "
+                  "intervals.")
 
 
-def drift_by_place(run: Run) -> Figure | None:
-    """KL from the seed by place in the answer, arm by arm."""
-    bands = {arm: (run.measures["arms"][arm].get("general") or {}).get("by_position") for arm in run.trained}
-    bands = {arm: rows for arm, rows in bands.items() if rows}
+def drift_by_position(run: Run) -> Figure | None:
+    """KL(base ‖ arm) by position of the token in the base model's answers."""
+    bands = {arm: by_position for arm, result in run.trained.items()
+             if (by_position := result["general"].get("by_position"))}
     if not bands:
         return None
     first = next(iter(bands.values()))
-    n = sum(row["tokens"] for row in first)
+    n = sum(band["tokens"] for band in first)
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        for arm, rows in bands.items():
-            axes.plot(range(len(rows)), [row["kl"] for row in rows], color=colour_of(run, arm),
-                      marker=marker_of(run, arm), label=arm)
-        axes.set_xticks(range(len(first)), [band_name(row) for row in first])
-        axes.set(xlabel="place of the token in the seed's answer", ylabel="KL from the seed, nats/token",
-                 ylim=(0, None), title=f"Where in an answer the drift is (n = {n} tokens)")
+        for arm, by_position in bands.items():
+            axes.plot(range(len(by_position)), [band["kl"] for band in by_position], **line_style(run, arm))
+        axes.set_xticks(range(len(first)), [_positions(band) for band in first])
+        axes.set(xlabel="position of the token in the base model's answer", ylabel="KL(base ‖ arm), nats/token",
+                 ylim=(0, None), title=f"Drift by position in the answer (n = {n:,} tokens)")
         axes.legend()
 
-    return Figure("drift_by_place", svg_of(draw), "The seed's own answers to the general prompts, read by every arm. "
-                  "An arm that learned to answer in a word would end at once: that shows at the first tokens, and less "
-                  "and less behind them, where the seed's long answer is given. The mean over all tokens hides this.")
-
-
-def training_curves(run: Run) -> Figure | None:
-    """Loss and total shift of the weights at every step, arm by arm."""
-    logs = {arm: [row for row in run.logs[arm] if "loss" in row] for arm in run.trained}
-    logs = {arm: rows for arm, rows in logs.items() if rows}
-    if not logs:
-        return None
-    validated = {arm: [row for row in run.logs[arm] if "validation_loss" in row] for arm in logs}
-
-    def draw(canvas: Canvas) -> None:
-        upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        for arm, rows in logs.items():
-            steps, colour = [row["step"] for row in rows], colour_of(run, arm)
-            loss = np.array([row["loss"] for row in rows])
-            upper.plot(steps, loss, color=colour, alpha=0.25, linewidth=0.8)
-            upper.plot(steps, _running_mean(loss), color=colour, label=arm)
-            if validated[arm]:
-                upper.plot([row["step"] for row in validated[arm]], [row["validation_loss"] for row in validated[arm]],
-                           color=colour, linestyle=":", marker=marker_of(run, arm), label=f"{arm}, validation")
-            lower.plot(steps, [row["delta_norm"] for row in rows], color=colour)
-        upper.set(ylabel="loss, nats/token", title=f"Training ({how_many(logs.values())} steps)", ylim=(0, None))
-        upper.legend()
-        lower.set(xlabel="optimiser step", ylabel="‖ΔW‖", ylim=(0, None))
-        lower.locator_params(axis="x", integer=True)
-
-    return Figure("training", svg_of(draw), "What every step minimises, per target token (thin: each step; thick: "
-                  "running mean), and the Frobenius norm of everything that training has added to the weights so far. "
-                  "Some rivals minimise another sum than sft and sdft (a penalty comes to it, or tokens have weights): "
-                  "their heights do not compare.")
+    return Figure("drift_by_position", svg_of(draw), f"KL(base ‖ arm) at the {n:,} tokens of the base model's answers "
+                  "to the general prompts. An arm that has learned to give short answers drifts most at the first "
+                  "tokens, where it would end its answer. At later tokens it continues the base model's longer "
+                  "answer, and drifts less. The mean over all tokens hides this.")
 
 
 def response_lengths(run: Run) -> Figure | None:
-    """Distribution of the lengths of the answers to the general prompts, arm by arm."""
-    lengths = {arm: (run.measures["arms"][arm].get("general") or {}).get("lengths") for arm in run.arms}
-    lengths = {arm: np.sort(np.array(values)) for arm, values in lengths.items() if values}
+    """Cumulative distribution of the lengths of the general answers."""
+    lengths = {arm: np.sort(result["general"]["lengths"]) for arm, result in run.results.items()
+               if result["general"].get("lengths")}
     if not lengths:
         return None
 
@@ -121,23 +96,290 @@ def response_lengths(run: Run) -> Figure | None:
             share = 100 * np.arange(1, len(values) + 1) / len(values)
             axes.step(np.concatenate([[0], values]), np.concatenate([[0], share]), where="post",
                       color=colour_of(run, arm), label=f"{arm} (mean {values.mean():.0f})")
-        axes.set(xlabel="tokens in the answer", ylabel="answers not longer than this, %", ylim=(0, 101), xlim=(0, None),
-                 title=f"Length of general answers (n = {how_many(lengths.values())})")
+        axes.set(xlabel="x: length of the answer, tokens", ylabel="answers of at most x tokens, %", ylim=(0, 101),
+                 xlim=(0, None), title=f"Length of the general answers (n = {sizes_of(lengths.values())})")
         axes.legend()
 
-    return Figure("lengths", svg_of(draw), "A curve further to the left answers in fewer tokens. The jump at the right "
-                  "edge is answers that reached the limit of new tokens.")
+    return Figure("lengths", svg_of(draw), "Cumulative distribution of the length of the answers to the general "
+                  "prompts. The further left the curve, the shorter the answers. A jump at the right edge shows "
+                  "answers that were cut at the limit of new tokens.")
 
 
-def target_suite(run: Run) -> str | None:
-    """The suite that measures the task itself: the first of the run."""
-    return next(iter(run.measures["arms"][run.arms[0]]["suites"]), None)
+def _positions(band: Band) -> str:
+    return str(band["first"]) if band["first"] == band["last"] else f"{band['first']}–{band['last']}"
 
 
 def _bars(value: float, low: float, high: float) -> list[list[float]]:
     return [[max(value - low, 0)], [max(high - value, 0)]]
 
 
+# ------------------------------------------------------------------------------------------------------------------ gap
+def gap_distribution(run: Run) -> Figure | None:
+    """Histogram of the records' NLL under the base model, one outline per set of targets."""
+    nll = {name: np.array([record["nll"] for record in gap["records"]]) for name, gap in run.gaps.items()}
+    if not nll:
+        return None
+    edges = np.linspace(0, max(values.max() for values in nll.values()) * 1.001 + 1e-9, 31)
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for (name, values), colour, line in zip(nll.items(), COLOURS[1:], LINES, strict=False):
+            axes.hist(values, edges.tolist(), weights=np.full(len(values), 100 / len(values)), histtype="step",
+                      linewidth=1.6, color=colour, linestyle=line, label=f"{name} (median {np.median(values):.2f})")
+        axes.set(xlabel="NLL of a record's target under the base model, nats/token", ylabel="records, %",
+                 xlim=(0, edges[-1]), title=f"NLL of the targets (n = {sizes_of(nll.values())})")
+        axes.legend()
+
+    return Figure("gap_distribution", svg_of(draw), "Mean NLL of every record's target tokens under the base model, "
+                  "as a histogram over records. The further left, the closer the targets are to what the base model "
+                  "would have written.")
+
+
+def gap_by_position(run: Run) -> Figure | None:
+    """NLL under the base model by position of the token in the target, one line per set of targets."""
+    bands = {name: by_position for name, gap in run.gaps.items() if (by_position := gap.get("by_position"))}
+    if not bands:
+        return None
+    longest = max(bands.values(), key=lambda by_position: by_position[-1]["last"])
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for (name, by_position), colour, marker in zip(bands.items(), COLOURS[1:], MARKERS[1:], strict=False):
+            axes.plot(range(len(by_position)), [band["nll"] for band in by_position], color=colour, marker=marker,
+                      label=f"{name} ({sum(band['tokens'] for band in by_position):,} tokens)")
+        axes.set_xticks(range(len(longest)), [_positions(band) for band in longest])
+        n = sizes_of(run.gaps[name]["records"] for name in bands)
+        axes.set(xlabel="position of the token in the target", ylabel="NLL under the base model, nats/token",
+                 ylim=(0, None), title=f"NLL by position in the target (n = {n})")
+        axes.legend()
+
+    return Figure("gap_by_position", svg_of(draw), "Mean NLL under the base model at these positions of all targets; n "
+                  "counts records. Later tokens follow more text and are easier to predict, so longer targets have a "
+                  "lower mean NLL. A comparison at equal positions is free of this effect.")
+
+
+def target_nll(run: Run) -> Figure | None:
+    """NLL under the base model of every record's original target against that of its distilled target."""
+    if not {"original", "distilled"} <= run.gaps.keys():
+        return None
+    original, distilled = run.gaps["original"], run.gaps["distilled"]
+    before, after = ({record["id"]: record["nll"] for record in gap["records"]} for gap in (original, distilled))
+    rewritten = {line["id"] for line in run.distilled if line["source"] == "rewrite"}
+    shared = [id for id in before if id in after]
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for label, chosen, colour, marker in (
+            ("rewrite accepted", [id for id in shared if id in rewritten], COLOURS[2], "o"),
+            ("original kept", [id for id in shared if id not in rewritten], COLOURS[1], "x"),
+        ):
+            if chosen:
+                axes.scatter([before[id] for id in chosen], [after[id] for id in chosen], s=14, alpha=0.6,
+                             color=colour, marker=marker, label=f"{label} ({len(chosen)})")
+        edge = max([*before.values(), *after.values(), 1e-9]) * 1.05
+        axes.plot([0, edge], [0, edge], color="#888", linewidth=1, linestyle="--", label="no change")
+        axes.set(xlabel="NLL of the original target, nats/token", ylabel="NLL of the distilled target, nats/token",
+                 title=f"Gap of every record (n = {len(shared)})", xlim=(0, edge), ylim=(0, edge))
+        axes.legend(loc="upper left")
+
+    return Figure("target_nll", svg_of(draw), "Each point is one training record: the mean NLL of its original and of "
+                  "its distilled target under the base model. Below the dashed line, the target is now closer to the "
+                  f"base model. The NLL of all target tokens is {original['nll']:.2f} nats/token for original "
+                  f"and {distilled['nll']:.2f} nats/token for distilled targets.")
+
+
+# --------------------------------------------------------------------------------------- training, weights, activations
+def training_curves(run: Run) -> Figure | None:
+    """Loss and norm of the weight change at every optimiser step."""
+    logs = {arm: log for arm in run.trained if (log := run.logs[arm])}
+    if not logs:
+        return None
+
+    def draw(canvas: Canvas) -> None:
+        upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        for arm, log in logs.items():
+            steps, colour = [line["step"] for line in log], colour_of(run, arm)
+            loss = np.array([line["loss"] for line in log])
+            upper.plot(steps, loss, color=colour, alpha=0.25, linewidth=0.8)
+            upper.plot(steps, _running_mean(loss), color=colour, label=arm)
+            if validated := [line for line in log if "validation_loss" in line]:
+                upper.plot([line["step"] for line in validated], [line["validation_loss"] for line in validated],
+                           linestyle=":", **line_style(run, arm) | {"label": f"{arm}, validation"})
+            lower.plot(steps, [line["delta_norm"] for line in log], color=colour)
+        upper.set(ylabel="loss, nats/token", title=f"Training ({sizes_of(logs.values())} steps)", ylim=(0, None))
+        upper.legend()
+        lower.set(xlabel="optimiser step", ylabel="‖ΔW‖", ylim=(0, None))
+        lower.locator_params(axis="x", integer=True)
+
+    return Figure("training", svg_of(draw), "Upper: training loss per target token (thin: each step; thick: running "
+                  "mean of 9 steps). Lower: Frobenius norm of the change of all weights since the start of training. "
+                  "Some baselines minimise another loss (with a penalty, or with weighted tokens); its height cannot "
+                  "be compared with that of sft and sdft.")
+
+
+def shift_by_layer(run: Run) -> Figure | None:
+    """Relative shift of every trained tensor of the layers, one panel per kind of module."""
+    modules = {arm: sorted((module for module in shift["modules"] if module["layer"] is not None),
+                           key=lambda module: module["layer"] or 0)
+               for arm, result in run.trained.items() if (shift := result.get("shift"))}
+    modules = {arm: shifted for arm, shifted in modules.items() if shifted}
+    if not modules:
+        return None
+    kinds = list(dict.fromkeys(module["kind"] for shifted in modules.values() for module in shifted))
+    columns = min(len(kinds), 2)
+    lines = -(-len(kinds) // columns)
+
+    def draw(canvas: Canvas) -> None:
+        grid = canvas.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
+        for axes, kind in zip(grid, kinds, strict=False):
+            for arm, shifted in modules.items():
+                chosen = [module for module in shifted if module["kind"] == kind]
+                axes.plot([module["layer"] for module in chosen], [100 * module["relative"] for module in chosen],
+                          **line_style(run, arm), **SMALL)
+            axes.set_title(kind)
+        for axes in canvas.axes[len(kinds):]:
+            axes.set_visible(False)
+        canvas.axes[0].set_ylim(bottom=0)               # after all panels are drawn: they share the axis
+        canvas.axes[0].legend()
+        canvas.supxlabel("layer", fontsize=9.5)
+        canvas.supylabel("‖ΔW‖ / ‖W‖, %", fontsize=9.5)
+
+    n = len(next(iter(modules.values())))
+    return Figure("shift", svg_of(draw, height=1.6 + 2.0 * lines), f"Norm of the change of each of the {n} trained "
+                  "weight tensors, relative to the norm of the tensor before training. One panel per kind of module; "
+                  "layer 0 is nearest to the input.")
+
+
+def spectrum(run: Run) -> Figure | None:
+    """Singular values of the adapters' changes, averaged over the matrices."""
+    spectra = {arm: [values for module in shift["modules"] if (values := module.get("spectrum"))]
+               for arm, result in run.trained.items() if (shift := result.get("shift"))}
+    spectra = {arm: matrices for arm, matrices in spectra.items() if matrices}
+    if not spectra:
+        return None
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for arm, matrices in spectra.items():
+            rank = min(map(len, matrices))
+            means = np.mean([values[:rank] for values in matrices], axis=0)
+            axes.plot(range(1, rank + 1), means, **line_style(run, arm))
+        axes.set(xlabel="singular value of ΔW, by size", ylabel="σ", ylim=(0, None),
+                 title=f"Singular values of the weight change (n = {sizes_of(spectra.values())} matrices)")
+        axes.locator_params(axis="x", integer=True)
+        axes.legend()
+
+    return Figure("spectrum", svg_of(draw), "Singular values of the change of each trained matrix, averaged over the "
+                  "matrices. A steep curve: few directions carry the change. A flat curve: the change uses every "
+                  "direction that the rank of the adapter allows.")
+
+
+def fisher_by_layer(run: Run) -> Figure | None:
+    """Fisher-weighted weight shift of every layer."""
+    shifts = {arm: fisher for arm, result in run.trained.items() if (fisher := result.get("fisher"))}
+    if not shifts:
+        return None
+    n = next(iter(shifts.values()))["n"]
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for arm, fisher in shifts.items():
+            points = {layer["layer"]: layer["shift"] for layer in fisher["layers"] if layer["layer"] is not None}
+            axes.plot(list(points), list(points.values()), **line_style(run, arm), **SMALL)
+        axes.set(xlabel=LAYER, ylabel="Σ F·ΔW², nats²", ylim=(0, None),
+                 title=f"Fisher-weighted weight shift (F of n = {n} answers)")
+        axes.legend()
+
+    return Figure("fisher", svg_of(draw), "Each squared change is weighted by the Fisher information F of its weight: "
+                  f"how sensitive the base model's answers are to it (F estimated on {n} general answers). Use it to "
+                  "compare arms. It is no estimate of the KL: it ignores how changes interact, and is far too low.")
+
+
+def activations_by_layer(run: Run) -> Figure | None:
+    """Relative distance, cosine and linear CKA between the hidden states of arm and base model, by layer."""
+    measured = {arm: activations for arm, result in run.trained.items() if (activations := result.get("activations"))}
+    if not measured:
+        return None
+
+    def draw(canvas: Canvas) -> None:
+        distance, cosine, cka = panels = canvas.subplots(3, 1, sharex=True)
+        for arm, activations in measured.items():
+            layers, style = [layer["layer"] for layer in activations["layers"]], line_style(run, arm) | SMALL
+            distance.plot(layers, [layer["relative"] for layer in activations["layers"]], **style)
+            cosine.plot(layers, [layer["cosine"] for layer in activations["layers"]], **style)
+            cka.plot(layers, [layer["cka"] for layer in activations["layers"]], **style)
+        for axes, label in zip(panels, ("‖h − h₀‖ / ‖h₀‖", "cosine(h, h₀)", "linear CKA"), strict=True):
+            axes.set_ylabel(label)
+        tokens = next(iter(measured.values()))["tokens"]
+        distance.set(title=f"Hidden states compared with the base model's (n = {tokens:,} tokens)", ylim=(0, None))
+        distance.legend()
+        cka.set_xlabel(LAYER)
+
+    return Figure("activations", svg_of(draw, height=5.4), "Residual stream after each layer on the same text: h of "
+                  "the arm, h₀ of the base model. Upper: relative distance of the two. Middle: their cosine; at 1 "
+                  "only the length of h changed. Lower: linear CKA; at 1 the tokens keep their arrangement relative "
+                  "to each other.")
+
+
+def loss_along(run: Run) -> Figure | None:
+    """NLL along the straight line from the base model's weights to the arm's."""
+    lines = {arm: points for arm, result in run.trained.items() if (points := result.get("interpolation"))}
+    if not lines:
+        return None
+
+    def draw(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for arm, points in lines.items():
+            t, style = [point["t"] for point in points], line_style(run, arm)
+            axes.plot(t, [point["nll"] for point in points], "-",
+                      **style | {"label": f"{arm}: its targets (n = {points[0]['n']})"})
+            axes.plot(t, [point["nll_general"] for point in points], "--",
+                      **style | {"label": f"{arm}: base answers (n = {points[0]['n_general']})"})
+        axes.axvline(0, color="#888", linewidth=1, linestyle="--")
+        axes.axvline(1, color="#888", linewidth=1, linestyle="--")
+        axes.set_xticks(t, [f"{value:g}" + {0.0: "\nbase", 1.0: "\ntuned"}.get(value, "") for value in t])
+        axes.set(xlabel="t of the weights θ₀ + t·ΔW", ylabel="NLL, nats/token",
+                 title="Loss from the base model to the tuned model, and beyond")
+        axes.legend()
+
+    return Figure("interpolation", svg_of(draw), "NLL of a model with the weights θ₀ + t·ΔW: the base model at t = 0, "
+                  "the arm at t = 1, and a larger change in the same direction above 1. Solid: on the arm's training "
+                  "targets. Dashed: on the base model's answers to the general prompts. n counts records or answers.")
+
+
 def _running_mean(values: np.ndarray, window: int = 9) -> np.ndarray:
     padded = np.pad(values, window // 2, mode="edge")
     return np.convolve(padded, np.ones(window) / window, mode="valid")
+
+
+# -------------------------------------------------------------------------------------------------------- single tokens
+
+HOTTEST = math.log(1000)                # nats: tokens with p ≤ 0.1 % have the strongest colour
+LOW = -math.log(0.4)                    # less probable tokens are also underlined, so that colour is not the only sign
+LEGEND = (1.0, 0.4, 0.1, 0.01, 0.001)   # probabilities
+
+
+def heat_map(run: Run) -> str:
+    """HTML of some records' targets, each token coloured by its NLL under the base model; '' where none are kept."""
+    instructions = {line["id"]: line["instruction"] for line in run.distilled}
+    cards = "".join(
+        f'<div class=card><p class=prompt>{escape(instructions.get(record["id"], record["id"]))}</p><div class=answers>'
+        + "".join(_target(name, text) for name, text in record["texts"].items()) + "</div></div>"
+        for record in run.measures.get("token_map") or ())
+    legend = " ".join(_token(f"{abs(math.log(p)):.1f} (p = {p:g})", abs(math.log(p))) for p in LEGEND)
+    return (f"<p class=legend>Colour: NLL of the token under the base model, in nats: {legend}. Underlined: p &lt; "
+            f"0.4. ⏎: line break.</p>{cards}" if cards else "")
+
+
+def _target(name: str, text: TokenMapText) -> str:
+    tokens = "".join(_token(piece, nll, f"{nll:.2f} nats, rank {rank}")
+                     for piece, nll, rank in zip(text["pieces"], text["nll"], text["rank"], strict=True))
+    return (f"<div class=answer><b>{escape(name)}</b> <small>{fmean(text['nll']):.2f} nats/token, {len(text['nll'])} "
+            f"tokens</small><pre class=heat>{tokens}</pre></div>")
+
+
+def _token(piece: str, nll: float, title: str = "") -> str:
+    opacity = min(max(nll, 0) / HOTTEST, 1) * 0.75          # at most 0.75: dark text must stay readable
+    attributes = (" class=low" if nll > LOW else "") + (f' title="{title}"' if title else "")
+    text = escape(piece).replace("\n", "⏎\n")
+    return f'<span{attributes} style="background:rgba(224,90,0,{opacity:.2f})">{text}</span>'

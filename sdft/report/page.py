@@ -1,4 +1,4 @@
-"""report.html, one file that needs no network, and report.md beside it.
+"""Write report.html, one file that needs no network, and report.md.
 
     write_report(folder)         or        sdft report DIR
 """
@@ -9,29 +9,54 @@ from html import escape
 from pathlib import Path
 
 from sdft.files import write_text
-from sdft.report.draw import Figure
-from sdft.report.figures import draw_figures
+from sdft.report import tables
+from sdft.report.drawing import Figure
+from sdft.report.figures import draw_figures, heat_map
 from sdft.report.findings import findings
-from sdft.report.heat import heat_map
-from sdft.report.measure_tables import (
-    between_table,
-    drift_table,
-    gap_table,
-    likeness_table,
-    paired_table,
-    weights_table,
-)
-from sdft.report.run import Row, Run, read_run
-from sdft.report.style import STYLE
-from sdft.report.tables import Table, difference_table, kinds_table, reasons_table, result_table, training_table
+from sdft.report.run import Run, read_run
+from sdft.report.tables import Table, as_markdown
+from sdft.results import DistilledLine
 
 INTRODUCTION = (
-    "This page compares copies of one chat model, the arms. seed: the model as it was published. sft: the seed, "
-    "fine-tuned (LoRA) on the reference answers of a data set. sdft: the seed, fine-tuned in the same way on its own "
-    "rewrites of those answers, where a rewrite passed the checks (self-distillation, arXiv 2402.13669). The "
-    "question is what each learned, and what it lost or changed elsewhere.")
-EXAMPLES = 4          # accepted rewrites shown, and rejected ones of each reason
+    "This page compares several versions of one chat model, the arms. base: the model before training. sft: the base "
+    "model, fine-tuned on the reference answers of a data set. sdft: the base model, fine-tuned in the same way on its "
+    "own rewrites of these answers; an original answer stays where its rewrite fails a check (self-distillation, arXiv "
+    "2402.13669). Other arms are baselines. The question is what each arm learned, and what it lost or changed "
+    "elsewhere.")
+EXAMPLES = 4          # records shown of the accepted rewrites, and for each reason of rejection
 OPEN = 5              # general prompts whose answers are unfolded
+STYLE = """
+:root{color-scheme:light}
+*{box-sizing:border-box}
+body{margin:0;background:#fff;color:#1b1c1d;font:16px/1.5 system-ui,sans-serif}
+main{max-width:1160px;margin:0 auto;padding:1rem clamp(.8rem,3vw,2rem) 4rem}
+h1{font-size:clamp(1.4rem,4vw,2rem);line-height:1.2}
+h2{font-size:1.3rem;margin:2.5rem 0 .8rem;border-bottom:1px solid #ddd;padding-bottom:.3rem}
+nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;font-size:.9rem}
+a{color:#1559a6}
+.scroll{overflow-x:auto;margin:.8rem 0}
+table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
+th,td{padding:.35rem .7rem;text-align:right;border-bottom:1px solid #e4e4e4;vertical-align:top}
+td{white-space:nowrap}
+thead th{border-bottom:2px solid #999;vertical-align:bottom;max-width:9rem}
+th:first-child,td:first-child{text-align:left;white-space:nowrap}
+tbody tr:hover{background:#f5f7fa}
+.note,figcaption,small{color:#5a5e63;font-size:.84rem}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1.2rem}
+figure{margin:0}
+img{width:100%;height:auto;display:block}
+details{border:1px solid #e0e0e0;border-radius:6px;margin:.5rem 0;padding:.4rem .8rem}
+summary{cursor:pointer;font-weight:600;overflow-wrap:anywhere}
+.card{border-top:1px solid #eee;margin-top:.6rem;padding-top:.3rem}
+.prompt{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0;color:#333;font-size:.9rem}
+.answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));gap:.6rem;margin:.5rem 0}
+.answer{background:#f6f7f9;border-radius:5px;padding:.5rem .7rem;min-width:0}
+.heat span,.legend span{border-radius:2px}
+.low{text-decoration:underline;text-underline-offset:3px;text-decoration-color:#8a3200}
+.legend{font-size:.88rem}
+.legend span{padding:.1rem .2rem}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0 0;font:.84rem/1.45 ui-monospace,monospace}
+"""
 
 
 def write_report(folder: Path) -> Path:
@@ -48,19 +73,18 @@ def write_report(folder: Path) -> Path:
 
 
 def html_page(run: Run, figures: dict[str, Figure]) -> str:
-    """The whole page as one HTML text."""
+    """The whole page as HTML."""
     sections = [
-        ("Result", _table(result_table(run)) + _list(findings(run))
-         + _figures(figures, "trade_off", "drift_by_place", "lengths") + _table(drift_table(run))),
-        ("Abilities, item by item", _table(difference_table(run)) + _kinds(run)),
-        ("What was trained on", _table(training_table(run)) + _audit(run) + _table(likeness_table(run))
+        ("Results", _table(tables.result_table(run)) + _list(findings(run))
+         + _figures(figures, "trade_off", "drift_by_position", "lengths") + _table(tables.drift_table(run))),
+        ("Paired comparisons of the scores", _table(tables.difference_table(run)) + _kinds(run)),
+        ("Training data", _table(tables.training_table(run)) + _audit(run) + _table(tables.similarity_table(run))
          + _examples(run)),
-        ("The gap: how surprising the targets are to the seed", _table(gap_table(run)) + _table(paired_table(run))
-         + _figures(figures, "gap_distribution", "gap_by_place", "target_nll") + heat_map(run)),
-        ("What training did to weights, activations and loss",
-         _table(weights_table(run)) + _table(between_table(run))
+        ("Gap between the targets and the base model", _table(tables.gap_table(run)) + _table(tables.paired_table(run))
+         + _figures(figures, "gap_distribution", "gap_by_position", "target_nll") + heat_map(run)),
+        ("Loss, weights and activations", _table(tables.weights_table(run)) + _table(tables.between_table(run))
          + _figures(figures, "training", "shift", "spectrum", "fisher", "activations", "interpolation")),
-        ("The same prompts, answered by each arm", _answers(run)),
+        ("General prompts and every arm's answers", _answers(run)),
         ("Settings and environment", _settings(run)),
     ]
     title = escape(_title(run))
@@ -75,37 +99,29 @@ def html_page(run: Run, figures: dict[str, Figure]) -> str:
 
 def markdown_page(run: Run) -> str:
     """The tables and conclusions as Markdown, for a terminal or a repository."""
-    parts = [f"# {_title(run)}", INTRODUCTION, as_markdown(result_table(run)),
-             "\n".join(f"- {line}" for line in findings(run)),
-             "## Against the seed", as_markdown(difference_table(run)), "## What was trained on",
-             as_markdown(training_table(run)), as_markdown(reasons_table(run)),
-             *(as_markdown(table(run)) for table in (gap_table, paired_table, drift_table, likeness_table, weights_table,
-                                               between_table))]
+    parts = [f"# {_title(run)}", INTRODUCTION, as_markdown(tables.result_table(run)),
+             "\n".join(f"- {sentence}" for sentence in findings(run)),
+             "## Paired comparisons of the scores", as_markdown(tables.difference_table(run)),
+             "## Training data", as_markdown(tables.training_table(run)), as_markdown(tables.reasons_table(run)),
+             "## Gap, drift and weights", as_markdown(tables.gap_table(run)), as_markdown(tables.paired_table(run)),
+             as_markdown(tables.drift_table(run)), as_markdown(tables.similarity_table(run)),
+             as_markdown(tables.weights_table(run)), as_markdown(tables.between_table(run))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _title(run: Run) -> str:
-    return f"What fine-tuning did: {run.folder.resolve().name}"
+    return f"Effects of fine-tuning: {run.folder.resolve().name}"
 
 
 def _table(table: Table) -> str:
     if not table.rows:
         return ""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.head)
-    rows = "".join(f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-                   for name, *cells in table.rows)
+    lines = "".join(f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+                    for name, *cells in table.rows)
     note = f"<p class=note>{escape(table.note)}</p>" if table.note else ""
     return ("<div class=scroll tabindex=0><table>"
-            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{note}")
-
-
-def as_markdown(table: Table) -> str:
-    """The table in Markdown, its note below it."""
-    if not table.rows:
-        return ""
-    lines = [table.head, ["---"] * len(table.head), *table.rows]
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"{text}\n\n{table.note}".rstrip()
+            f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>{note}")
 
 
 def _list(sentences: list[str]) -> str:
@@ -124,44 +140,44 @@ def _audit(run: Run) -> str:
     audit = run.measures.get("audit")
     if not audit:
         return ""
-    return _table(reasons_table(run)) + (
-        f"<p>Asked for a share of {100 * audit['nominal_ratio']:.0f} % distilled targets; "
-        f"{100 * audit['effective_share']:.1f} % of the training targets in fact differ from the original. "
-        f"Tokens of the targets: {audit['tokens_original']:,} original, {audit['tokens_distilled']:,} distilled.</p>")
+    return _table(tables.reasons_table(run)) + (
+        f"<p>{100 * audit['nominal_ratio']:.0f} % of the training targets were to be distilled; "
+        f"{100 * audit['effective_share']:.1f} % of the targets differ from the original. All original targets have "
+        f"{audit['tokens_original']:,} tokens, all training targets {audit['tokens_distilled']:,} tokens.</p>")
 
 
 def _examples(run: Run) -> str:
-    """Some accepted rewrites and, for every reason, some rejected ones."""
-    groups: dict[str, list[Row]] = {}
-    for row in run.distilled:
-        groups.setdefault("accepted" if row["source"] == "rewrite" else row["reason"], []).append(row)
+    """Some accepted rewrites, and some that were rejected for each reason."""
+    groups: dict[str, list[DistilledLine]] = {}
+    for line in run.distilled:
+        groups.setdefault("accepted" if line["source"] == "rewrite" else line["reason"], []).append(line)
     parts = []
     for name in sorted(groups, key=lambda name: name != "accepted"):
         title = "Accepted rewrites" if name == "accepted" else f"Rejected: {name}"
-        cards = "".join(_example(run, row) for row in groups[name][:EXAMPLES])
+        cards = "".join(_example(run, line) for line in groups[name][:EXAMPLES])
         parts.append(_details(f"{title} ({len(groups[name])})", cards, opened=name == "accepted"))
     return "".join(parts)
 
 
-def _example(run: Run, row: Row) -> str:
-    rewrite = run.rewrites.get(row["id"], {}).get("text", "")
-    return (f'<div class=card><p class=prompt>{escape(row["instruction"])}</p><div class=answers>'
-            f'{_answer("original", row["reference"])}{_answer("rewrite", rewrite)}</div></div>')
+def _example(run: Run, line: DistilledLine) -> str:
+    rewrite = run.rewrites[line["id"]]["text"] if line["id"] in run.rewrites else ""
+    return (f'<div class=card><p class=prompt>{escape(line["instruction"])}</p><div class=answers>'
+            f'{_answer("original", line["reference"])}{_answer("rewrite", rewrite)}</div></div>')
 
 
 def _kinds(run: Run) -> str:
-    suites = [suite for suite, row in run.measures["arms"][run.arms[0]]["suites"].items() if row.get("by_kind")]
-    return "".join(_details(f"{suite} by kind, %", _table(kinds_table(run, suite))) for suite in suites)
+    return "".join(_details(f"{name}: scores by kind of item, %", _table(tables.kinds_table(run, name)))
+                   for name, suite in run.results["base"]["suites"].items() if suite.get("by_kind"))
 
 
 def _answers(run: Run) -> str:
-    """The general prompts one after the other; the answers of the arms side by side."""
-    by_id = {arm: {row["id"]: row for row in run.answers[arm]["general"]} for arm in run.arms}
+    """Every general prompt, with the answers of the arms side by side."""
+    by_id = {arm: {line["id"]: line for line in run.answers[arm]["general"]} for arm in run.arms}
     parts = []
-    for number, row in enumerate(run.answers[run.arms[0]]["general"]):
-        answers = "".join(_answer(arm, by_id[arm][row["id"]]["output"], by_id[arm][row["id"]]["tokens"])
-                          for arm in run.arms if row["id"] in by_id[arm])
-        parts.append(_details(row["prompt"], f"<div class=answers>{answers}</div>", opened=number < OPEN))
+    for number, (id, line) in enumerate(by_id[run.arms[0]].items()):
+        answers = "".join(_answer(arm, by_id[arm][id]["output"], by_id[arm][id]["tokens"])
+                          for arm in run.arms if id in by_id[arm])
+        parts.append(_details(line["prompt"], f"<div class=answers>{answers}</div>", opened=number < OPEN))
     return "".join(parts)
 
 
@@ -175,8 +191,6 @@ def _details(summary: str, content: str, opened: bool = True) -> str:
 
 
 def _settings(run: Run) -> str:
-    seconds = [[stage, f"{value:.0f}"] for stage, value in (run.summary.get("seconds") or {}).items()]
-    environment = [[key, str(value)] for key, value in run.environment.items()]
-    return (_details("config.toml", f"<pre>{escape(run.config)}</pre>")
-            + _table(Table(["environment", ""], environment))
-            + (_table(Table(["stage", "seconds"], seconds)) if seconds else ""))
+    environment = Table(["environment", ""], [[key, str(value)] for key, value in run.environment.items()])
+    seconds = Table(["stage", "seconds"], [[stage, f"{value:.0f}"] for stage, value in run.seconds.items()])
+    return _details("config.toml", f"<pre>{escape(run.config)}</pre>") + _table(environment) + _table(seconds)

@@ -1,6 +1,6 @@
-"""A finished run as the report sees it: every file of the run folder that the page shows, read once.
+"""A finished run as the report sees it: the files of the run folder that the page shows, each read once.
 
-Rows of different files are joined by their `id`, never by position.
+Lines of different files are joined by their `id`, never by position.
 """
 from __future__ import annotations
 
@@ -10,55 +10,74 @@ from typing import Any
 
 from sdft.errors import SdftError
 from sdft.files import Journal, read_json, read_text
-
-Row = dict[str, Any]
+from sdft.results import AnswerLine, ArmMeasures, DistilledLine, Gap, LogLine, Measures, RewriteLine
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds (see `sdft.experiment` for who writes what)."""
+    """The contents of a run folder; `sdft.results` describes them."""
 
     folder: Path
-    measures: dict[str, Any]
-    summary: dict[str, Any]
-    environment: dict[str, Any]
-    config: str                              # config.toml as written
-    rewrites: dict[str, Row]                 # id → line of rewrites.jsonl
-    distilled: list[Row]
-    logs: dict[str, list[Row]]               # arm → lines of its log.jsonl
-    answers: dict[str, dict[str, list[Row]]]  # arm → suite → lines of eval/<arm>/<suite>.jsonl
+    measures: Measures
+    seconds: dict[str, float]                        # stage → duration, from summary.json
+    environment: dict[str, object]
+    config: str                                      # text of config.toml
+    rewrites: dict[str, RewriteLine]                 # id → line
+    distilled: list[DistilledLine]
+    logs: dict[str, list[LogLine]]                   # arm → one line per optimiser step
+    answers: dict[str, dict[str, list[AnswerLine]]]  # arm → suite → lines
+
+    @property
+    def results(self) -> dict[str, ArmMeasures]:
+        """Arm → its measures."""
+        return self.measures["arms"]
 
     @property
     def arms(self) -> list[str]:
-        """The arms in the order of the run, the seed first."""
-        return list(self.measures["arms"])
+        """All arms in the order of the run, base first."""
+        return list(self.results)
 
     @property
-    def trained(self) -> list[str]:
-        """The arms that were trained."""
-        return [arm for arm in self.arms if self.measures["arms"][arm].get("training")]
+    def trained(self) -> dict[str, ArmMeasures]:
+        """Arm → its measures, for the arms that were trained."""
+        return {arm: result for arm, result in self.results.items() if result.get("training")}
+
+    @property
+    def gaps(self) -> dict[str, Gap]:
+        """Set of targets → its gap; empty where the run did not measure it."""
+        return self.measures.get("gap") or {}
+
+    @property
+    def task(self) -> str:
+        """The suite that tests the task itself: the first of the run."""
+        return next(iter(self.results["base"]["suites"]))
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder (SdftError when it is none, or when the run has not come to its measures yet)."""
+    """Read a run folder. Raises SdftError when the folder holds no finished run."""
     folder = Path(folder)
     if not (folder / "measures.json").is_file():
         raise SdftError(f"{folder}: expected a finished run with measures.json, found none; "
                         "make one with `sdft run --out DIR`, or run the same command again to finish it")
     measures = read_json(folder / "measures.json")
     arms = measures.get("arms") if isinstance(measures, dict) else None
-    if not arms or not all(isinstance(arm, dict) and "suites" in arm for arm in arms.values()):
+    if not arms or not all(isinstance(arm, dict) and arm.get("suites") for arm in arms.values()):
         raise SdftError(f"{folder / 'measures.json'}: expected the suites that each arm answered, found none; "
                         "run the same command again to make them")
+    summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     return Run(
         folder=folder,
         measures=measures,
-        summary=read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {},
+        seconds=summary.get("seconds") or {},
         environment=read_json(folder / "environment.json"),
         config=read_text(folder / "config.toml"),
-        rewrites={row["id"]: row for row in Journal(folder / "rewrites.jsonl").read() if "text" in row},
-        distilled=Journal(folder / "distilled.jsonl").read(),
-        logs={arm: Journal(folder / arm / "log.jsonl").read() for arm in arms},
-        answers={arm: {suite: Journal(folder / "eval" / arm / f"{suite}.jsonl").read()
+        rewrites={line["id"]: line for line in _lines(folder / "rewrites.jsonl") if "text" in line},
+        distilled=_lines(folder / "distilled.jsonl"),
+        logs={arm: _lines(folder / arm / "log.jsonl") for arm in arms},
+        answers={arm: {suite: _lines(folder / "eval" / arm / f"{suite}.jsonl")
                        for suite in (*arms[arm]["suites"], "general")} for arm in arms},
     )
+
+
+def _lines(path: Path) -> Any:
+    return Journal(path).read()

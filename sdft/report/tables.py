@@ -1,95 +1,188 @@
-"""The tables of the report, made from the numbers of measures.json alone.
-
-Those of the gap, of the drift and of the texts stand in measure_tables.py, the conclusions in words in findings.py.
-"""
+"""The tables of a run's report, made from measures.json alone, and their forms as plain text and Markdown."""
 from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sdft.report.run import Run
+from sdft.results import Comparison, comparisons
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text: the first column names the row, the others hold figures."""
+    """A table of text: the first column names the line, the others hold values."""
 
     head: list[str]
     rows: list[list[str]]
     note: str = ""
 
 
+# ----------------------------------------------------------------------------------------------------- result, training
 def result_table(run: Run) -> Table:
-    """Arms × measures: ability on every suite, drift of the general answers, shift of the weights."""
-    suites = list(run.measures["arms"][run.arms[0]]["suites"])
-    head = ["arm", *(_suite_title(run, suite) for suite in suites), "KL, nats/token", "top-1, %", "ROUGE-L to seed",
-            "answer, tokens", "‖ΔW‖", "‖ΔW‖/‖W‖, %"]
-    rows = []
-    for arm in run.arms:
-        measured = run.measures["arms"][arm]
-        general, shift = measured.get("general") or {}, measured.get("shift") or {}
-        rows.append([
-            arm,
-            *(_interval(measured["suites"].get(suite)) for suite in suites),
-            nats(general.get("kl")), number(general.get("top1"), 1, scale=100),
-            number(general.get("rouge_l"), 2), number(general.get("length_mean"), 0),
-            number(shift.get("total"), 2), number(shift.get("relative"), 2, scale=100),
-        ])
-    n = (run.measures["arms"][run.arms[0]].get("general") or {}).get("n", 0)
-    return Table(head, rows, "In brackets: 95 % bootstrap intervals. KL(seed ‖ arm), top-1 agreement, ROUGE-L and "
-                             f"length: on {n} general prompts. ‖ΔW‖: Frobenius norm of all that training added.")
+    """Arms × measures: score on every suite, drift of the general answers, shift of the weights."""
+    suites = run.results["base"]["suites"]
+    head = ["arm", *(f"{name}: {suite['metric']}, %" for name, suite in suites.items()), "KL(base ‖ arm), nats/token",
+            "top-1 agreement, %", "ROUGE-L to base", "answer length, tokens", "‖ΔW‖", "‖ΔW‖/‖W‖, %"]
+    rows = [[arm, *(_score(result["suites"].get(suite)) for suite in suites),
+             nats(result["general"].get("kl")),
+             *_numbers(result["general"], ("top1", 1, 100), ("rouge_l", 2, 1), ("length_mean", 0, 1)),
+             *_numbers(result.get("shift"), ("total", 2, 1), ("relative", 2, 100))]
+            for arm, result in run.results.items()]
+    n = run.results["base"]["general"].get("n", 0)
+    return Table(head, rows, "In brackets: 95 % bootstrap intervals. KL, top-1 agreement, ROUGE-L and answer length "
+                             f"are measured on {n} general prompts. ‖ΔW‖ is the Frobenius norm of the change of all "
+                             "weights.")
 
 
 def difference_table(run: Run) -> Table:
-    """Every trained arm against the seed and others, item by item, and whether the difference can be told from zero."""
-    rows = []
-    for arm in run.arms[1:]:
-        for suite, measured in run.measures["arms"][arm]["suites"].items():
-            for other, against in compared(measured).items():
-                rows.append([arm, other, suite, verdict(against), str(measured["n"]), against.get("test", "–"),
-                             p_value(against.get("p")), p_value(against.get("p_holm"))])
-    return Table(["arm", "against", "suite", "paired difference (95 % interval)", "n", "test", "p", "Holm's p"], rows,
-                 "n: items, the same for both arms. p: two-sided, of McNemar's exact test where scores are 0 or 1, "
-                 "else of flipping signs. Holm's p: adjusted for all rows of this table together; a direction is told "
-                 "where it is below 0.05 and the interval leaves zero out.")
+    """Paired differences of every trained arm's scores from those of the base model and of sft."""
+    rows = [[arm, other, suite, verdict(comparison), str(result["n"]), comparison.get("test", "–"),
+             p_value(comparison.get("p")), p_value(comparison.get("p_holm"))]
+            for arm, results in run.results.items() for suite, result in results["suites"].items()
+            for other, comparison in comparisons(result).items()]
+    return Table(["arm", "compared with", "suite", "paired difference (95 % interval)", "n", "test", "p", "p (Holm)"],
+                 rows, "n: test items, the same for both arms. p: two-sided, of McNemar's exact test where all scores "
+                 "are 0 or 1, otherwise of a sign-flip test. p (Holm): adjusted for all comparisons of the run. A "
+                 "difference counts as detected where p (Holm) is below 0.05 and the interval excludes zero.")
 
 
 def training_table(run: Run) -> Table:
-    """What every arm was trained on and how long it took."""
+    """The training data of every arm, and the duration of its training."""
     rows = []
-    gap = run.measures.get("gap") or {}
-    for arm in run.trained:
-        training, source = run.measures["arms"][arm]["training"], gap.get(run.measures["arms"][arm].get("targets"), {})
-        left_out = ", ".join(f"{count} {reason}" for reason, count in (training.get("left_out") or {}).items() if count)
-        rows.append([arm, str(training["records"]), str(training["steps"]), f"{training['tokens']:,}",
-                     f"{training['target_tokens']:,}", number(source.get("nll"), 2), f"{training['seconds']:.0f}",
-                     left_out or "none"])
-    return Table(["arm", "records", "steps", "tokens", "of them targets", "target NLL under the seed, nats/token",
-                  "seconds", "left out"], rows)
+    for arm, result in run.results.items():
+        if training := result.get("training"):
+            skipped = ", ".join(f"{count} {reason}" for reason, count in training["left_out"].items() if count)
+            gap = run.gaps.get(result.get("targets", ""))
+            rows.append([arm, str(training["records"]), str(training["steps"]), f"{training['tokens']:,}",
+                         f"{training['target_tokens']:,}", *_numbers(gap, ("nll", 2, 1)), f"{training['seconds']:.0f}",
+                         skipped or "none"])
+    return Table(["arm", "records", "steps", "tokens", "target tokens", "NLL of the targets under base, nats/token",
+                  "seconds", "skipped records"], rows)
 
 
 def reasons_table(run: Run) -> Table:
-    """How many rewrites were accepted, and why the others were not."""
-    audit = run.measures.get("audit") or {}
-    records = audit.get("records") or 1
-    counts = [("accepted", audit.get("accepted", 0)), *(audit.get("reasons") or {}).items()]
-    return Table(["rewrite", "records", "share, %"], [[reason, str(count), f"{100 * count / records:.1f}"]
-                                                      for reason, count in counts])
+    """How many rewrites were accepted, and how many were rejected for each reason."""
+    audit = run.measures.get("audit")
+    counts = [("accepted", audit["accepted"]), *audit["reasons"].items()] if audit else []
+    return Table(["rewrite", "records", "share, %"], [
+        [reason, str(count), f"{100 * count / max(audit['records'], 1):.1f}"] for reason, count in counts])
 
 
 def kinds_table(run: Run, suite: str) -> Table:
-    """One suite by kind of item, arm by arm, in per cent."""
-    measured = {arm: run.measures["arms"][arm]["suites"].get(suite, {}).get("by_kind") or {} for arm in run.arms}
-    kinds = list(measured[run.arms[0]])
-    return Table(["kind", *run.arms], [[kind, *(number(measured[arm].get(kind), 0, scale=100) for arm in run.arms)]
-                                       for kind in kinds])
+    """Mean scores of one suite by kind of item and by arm."""
+    scores = {arm: result["suites"][suite]["by_kind"] if suite in result["suites"] else {}
+              for arm, result in run.results.items()}
+    return Table(["kind", *run.arms], [[kind, *(number(by_kind.get(kind), 0, scale=100) for by_kind in scores.values())]
+                                       for kind in scores[run.arms[0]]])
 
 
+# ------------------------------------------------------------------------------------------ gap of the targets, outputs
+def gap_table(run: Run) -> Table:
+    """NLL, rank and share of low-probability tokens of every set of targets."""
+    rows = [[name, *_numbers(gap, ("nll", 2, 1), ("perplexity", 1, 1), ("rank_median", 0, 1), ("rank_mean", 0, 1),
+                             ("rank0", 1, 100), ("low", 1, 100)), f"{gap['tokens']:,}", str(len(gap["records"]))]
+            for name, gap in run.gaps.items() if "rank0" in gap]
+    return Table(["targets", "NLL, nats/token", "perplexity", "median rank", "mean rank", "at rank 0, %", "p < 0.4, %",
+                  "tokens", "records"], rows,
+                 "All values are under the base model before training. Rank: number of tokens of the vocabulary that "
+                 "are more probable than the target token. Rank 0 is the token that greedy decoding would choose. p < "
+                 "0.4: share of low-probability target tokens.")
+
+
+def paired_table(run: Run) -> Table:
+    """Rewrites compared with originals, record by record: over full targets, and over equal lengths."""
+    rows = []
+    for name, gap in run.gaps.items():
+        if paired := gap.get("paired"):
+            for length, pairs in (("full length", paired), ("equal length", paired["length_matched"])):
+                columns = ("perplexity", 1, 1), ("rank_mean", 0, 1), ("low_share", 1, 100)
+                before = _numbers(pairs, *((f"{key}_with", digits, scale) for key, digits, scale in columns))
+                rows.append([f"{name} − {paired['with']}, {length}", f"{pairs['nll_with']:.2f}", f"{pairs['nll']:.2f}",
+                             f"{pairs['difference']:+.2f} ({pairs['low']:+.2f} to {pairs['high']:+.2f})",
+                             *map(" → ".join, zip(before, _numbers(pairs, *columns), strict=True)), str(pairs["n"]),
+                             f"{pairs['tokens_with']:,} → {pairs['tokens']:,}"])
+    return Table(["pairs", "NLL before, nats/token", "NLL after, nats/token", "difference (95 % interval)",
+                  "perplexity", "mean rank", "p < 0.4, %", "records", "tokens"], rows,
+                 "Only records whose target changed; every record has the same weight. Equal length: both targets are "
+                 "cut to the length of the shorter one, so that a difference in length cannot explain a difference in "
+                 "NLL.")
+
+
+def drift_table(run: Run) -> Table:
+    """Score on the task of every trained arm, and every drift of its outputs."""
+    rows = []
+    for arm, result in run.trained.items():
+        score = _numbers(result["suites"].get(run.task), ("mean", 1, 100))
+        for prompts, drift in (("general", result["general"]), ("task", result.get("on_task"))):
+            if drift and ("tv" in drift or drift.get("reverse")):
+                reverse = drift.get("reverse")
+                rows.append([arm, *score, prompts, _drift(drift, "kl"), _drift(reverse, "kl"), _drift(drift, "tv"),
+                             *_numbers(drift, ("top1", 1, 100)),
+                             f"{drift['n']} / {reverse['n'] if reverse else 0}"])
+    return Table(["arm", f"{run.task}, %", "prompts", "KL(base ‖ arm), nats/token", "KL(arm ‖ base), nats/token",
+                  "total variation", "top-1 agreement, %", "answers of base / arm"], rows,
+                 "In brackets: 95 % bootstrap intervals over answers. KL(base ‖ arm), total variation and top-1 "
+                 "agreement are means over the tokens of the base model's answers, KL(arm ‖ base) over those of the "
+                 "arm's answers.")
+
+
+def similarity_table(run: Run) -> Table:
+    """Similarity of distilled to original targets, and of every arm's general answers to the base model's."""
+    targets, rows = run.measures.get("texts"), []
+    columns = ("rouge_l", 2, 1), ("bleu", 2, 1), ("cosine", 2, 1)
+    if targets and "rouge_l" in targets:
+        rows.append(["distilled and original targets", *_numbers(targets, *columns), str(targets["n"])])
+    rows += [[f"general answers of {arm} and base", *_numbers(general, *columns), str(len(general["lengths"]))]
+             for arm, result in run.trained.items() if "rouge_l" in (general := result["general"])]
+    return Table(["texts compared", "ROUGE-L", "BLEU", "embedding cosine", "n"], rows,
+                 "1: identical texts. ROUGE-L: longest common subsequence of words. BLEU: common sequences of 1 to 4 "
+                 "words. Embedding cosine: similarity in meaning, by embeddings of all-MiniLM-L6-v2.")
+
+
+# -------------------------------------------------------------------------------------------------------------- weights
+def weights_table(run: Run) -> Table:
+    """Size, rank and direction of every trained arm's weight change."""
+    rows, decomposed = [], 0
+    for arm, result in run.trained.items():
+        shift = result.get("shift")
+        if shift and "changed_bf16" in shift:
+            decomposed = sum("spectral_shift" in module for module in shift["modules"])
+            rows.append([
+                arm, str(len(shift["modules"])),
+                *_numbers(shift, ("total", 2, 1), ("relative", 2, 100), ("changed_bf16", 1, 100)),
+                *_numbers(result.get("fisher"), ("total", 3, 1)),
+                *_numbers(shift, ("stable_rank", 1, 1), ("effective_rank", 1, 1), ("spectral_shift", 3, 100),
+                          ("left_cosine", 4, 1), ("right_cosine", 4, 1), ("intruders", 2, 1))])
+    return Table(["arm", "trained tensors", "‖ΔW‖", "‖ΔW‖/‖W‖, %", "changed in bf16, %", "Fisher-weighted shift, nats²",
+                  "stable rank", "effective rank", "spectral shift, %", "principal cosine, left",
+                  "principal cosine, right", "intruder dimensions of 10"], rows,
+                 "Changed in bf16: share of single weights whose bf16 value differs after merging. Fisher-weighted "
+                 "shift: Σ F·ΔW², each squared change weighted by how sensitive the base model's answers are to that "
+                 "weight. Stable and effective rank: number of directions that ΔW uses, averaged over matrices. The "
+                 f"last four columns are means over {decomposed} matrices and compare the singular value "
+                 "decomposition before and after training. Spectral shift: relative change of the singular values. "
+                 "Principal cosine: agreement of the 10 leading singular directions (1: the same directions). "
+                 "Intruder dimensions: how many of the 10 leading directions are like none of the base model's.")
+
+
+def between_table(run: Run) -> Table:
+    """For every two arms: whether they changed the same weights in the same directions."""
+    rows = [[pair, *_numbers(change, ("cosine", 2, 1), ("left_cosine", 2, 1), ("right_cosine", 2, 1)),
+             " / ".join(number(norm, 2) for norm in change["norms"])]
+            for pair, change in (run.measures.get("between") or {}).items()]
+    return Table(["arms compared", "cosine of ΔW", "principal cosine, left", "principal cosine, right", "‖ΔW‖ of each"],
+                 rows, "Cosine of ΔW: 1 means the same change up to its size, 0 means unrelated changes. Principal "
+                 "cosines: agreement of the output directions (left) and of the input directions (right) of the two "
+                 "changes, averaged over matrices. All adapters of a run start from the same A, so their input "
+                 "directions agree in large part from the start.")
+
+
+# --------------------------------------------------------------------------------------------------------- whole tables
 def as_text(table: Table) -> str:
-    """The table for a terminal: columns aligned, the head in as many lines as it needs."""
-    head = [_fold(cell) for cell in table.head]
+    """The table for a terminal: aligned columns, with the head wrapped into several lines."""
+    head = [textwrap.wrap(cell, 13, break_long_words=False) or [""] for cell in table.head]
     height = max(len(cell) for cell in head)
     lines = [[cell[line - height + len(cell)] if line >= height - len(cell) else "" for cell in head]
              for line in range(height)]
@@ -101,45 +194,56 @@ def as_text(table: Table) -> str:
     return f"{text}\n{table.note}".rstrip()
 
 
-def _fold(text: str, width: int = 13) -> list[str]:
-    return textwrap.wrap(text, width, break_long_words=False) or [""]
+def as_markdown(table: Table) -> str:
+    """The table in Markdown, followed by its note."""
+    if not table.rows:
+        return ""
+    lines = [table.head, ["---"] * len(table.head), *table.rows]
+    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{text}\n\n{table.note}".rstrip()
 
 
-def verdict(against: dict[str, Any]) -> str:
-    """A paired difference in words: a direction only where the interval leaves zero out, and Holm's p falls below 0.05.
-
-    A run that was measured without p-values is judged by its intervals alone.
-    """
-    points = f"{100 * against['difference']:+.1f} points ({100 * against['low']:+.1f} to {100 * against['high']:+.1f})"
-    if against["low"] <= 0 <= against["high"] or against.get("p_holm", 0) >= 0.05:
+# -------------------------------------------------------------------------------------------------------- single values
+def verdict(comparison: Comparison) -> str:
+    """A paired difference in words; a direction needs an interval without zero and, if known, a p_holm below 0.05."""
+    difference, low, high = (100 * comparison["difference"], 100 * comparison["low"], 100 * comparison["high"])
+    points = f"{difference:+.1f} points ({low:+.1f} to {high:+.1f})"
+    if low <= 0 <= high or comparison.get("p_holm", 0) >= 0.05:
         return f"no difference detected, {points}"
-    return f"{'gained' if against['low'] > 0 else 'lost'} {points}"
-
-
-def compared(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """With which arms a suite's scores were compared: other arm → the paired difference."""
-    return {key.removeprefix("against_"): found for key, found in measured.items() if key.startswith("against_")}
-
-
-def _suite_title(run: Run, suite: str) -> str:
-    return f"{suite}: {run.measures['arms'][run.arms[0]]['suites'][suite]['metric']}, %"
-
-
-def _interval(row: dict[str, Any] | None) -> str:
-    return "–" if not row else f"{100 * row['mean']:.1f} ({100 * row['low']:.0f}–{100 * row['high']:.0f})"
+    return f"{'gained' if low > 0 else 'lost'} {points}"
 
 
 def number(value: float | None, digits: int, scale: float = 1) -> str:
-    """A figure of a table; a dash where there is none."""
+    """A value with a fixed number of decimals; a dash for None."""
     return "–" if value is None else f"{value * scale:.{digits}f}"
 
 
 def nats(value: float | None, sign: str = "") -> str:
-    """A KL, in three decimals; a small one in so many that two figures of it are seen."""
+    """A KL with three decimals, or with as many as show two significant digits; a dash for None."""
     digits = 3 if not value or not abs(value) < 0.01 else min(6, 1 - math.floor(math.log10(abs(value))))
     return "–" if value is None else f"{value:{sign}.{digits}f}"
 
 
 def p_value(value: float | None) -> str:
-    """A p-value of a table: never 0.000, which no test can find."""
+    """A p-value with three decimals, '< 0.001' where these would be zeros."""
     return number(value, 3) if value is None or value >= 0.001 else "< 0.001"
+
+
+def _numbers(result: Mapping[str, object] | None, *columns: tuple[str, int, float]) -> list[str]:
+    """Values of a result, for columns (key, decimals, scale); a dash where the result lacks the key."""
+    return [number(_value(result, key), digits, scale) for key, digits, scale in columns]
+
+
+def _score(result: Mapping[str, object] | None) -> str:
+    mean, low, high = _numbers(result, ("mean", 1, 100), ("low", 0, 100), ("high", 0, 100))
+    return f"{mean} ({low}–{high})" if result else "–"
+
+
+def _drift(result: Mapping[str, object] | None, key: str) -> str:
+    value, low, high = (nats(_value(result, name)) for name in (key, f"{key}_low", f"{key}_high"))
+    return "–" if value == "–" else f"{value} ({low}–{high})"
+
+
+def _value(result: Mapping[str, object] | None, key: str) -> float | None:
+    value = result.get(key) if result else None
+    return value if isinstance(value, int | float) else None
