@@ -18,7 +18,7 @@ def run(parser: argparse.ArgumentParser) -> Execute:
     add_settings(parser, {section: () for section in SECTIONS})
 
     def execute(options: argparse.Namespace) -> None:
-        from sdft.report.figures import require_matplotlib
+        from sdft.report.drawing import require_matplotlib
 
         require_matplotlib()          # told before the long work, not after it
         config, given = settings(options, options.config)

@@ -24,7 +24,7 @@ def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
     parser.add_argument("--dry_run", action="store_true", help="tell what would be run and how long it takes, and stop")
 
     def execute(options: argparse.Namespace) -> None:
-        from sdft.report.figures import require_matplotlib
+        from sdft.report.drawing import require_matplotlib
         from sdft.studies.specification import cells_of, read_study
 
         check_rate(options.gflops)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sdft.report.draw import COLOURS, MARKERS, Figure, svg_of
+from sdft.report.drawing import COLOURS, MARKERS, Figure, svg_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,8 @@ from typing import Any
 
 from sdft.errors import SdftError
 from sdft.files import read_json, write_text
-from sdft.report.draw import Figure, require_matplotlib
-from sdft.report.page import as_markdown
-from sdft.report.tables import Table, nats, number
+from sdft.report.drawing import Figure, require_matplotlib
+from sdft.report.tables import Table, as_markdown, nats, number
 from sdft.studies.figures import axis, by_condition, condition_of, measured_on, shown, study_figures, suites_of
 from sdft.studies.ranking import ranking_figures, ranking_page
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sdft.report.draw import COLOURS, MARKERS, Figure, svg_of
-from sdft.report.page import as_markdown
-from sdft.report.tables import Table
+from sdft.report.drawing import COLOURS, MARKERS, Figure, svg_of
+from sdft.report.tables import Table, as_markdown
 from sdft.studies.figures import AXES, GENERAL, axis
 
 if TYPE_CHECKING:
