@@ -10,7 +10,7 @@ from tiny_chat import byte_tokenizer
 from sdft.data.examples import training_example
 from sdft.data.records import Record, read_records
 from sdft.data.templates import get_template
-from sdft.distill import Distilled, Limits, Rewrite, choose, mix, read_distilled, write_distilled
+from sdft.distill import Distilled, Limits, Rewrite, choose, read_distilled, write_distilled
 from sdft.distill.filters import repeated_share, words
 from sdft.errors import SdftError
 
@@ -128,7 +128,7 @@ def test_training_on_the_file_is_training_on_what_the_run_trains_on(tmp_path):
     for template in ("plain", "alpaca", "gsm8k"):
         from_file, from_run = (
             [training_example(byte_tokenizer(), record, get_template(template)) for record in records]
-            for records in (read_records(tmp_path / "distilled.jsonl"), mix([RECORD, talk], rows)))
+            for records in (read_records(tmp_path / "distilled.jsonl"), rows))
         assert from_file == from_run
     text = byte_tokenizer().decode(from_file[1].tokens, skip_special=False)
     assert all(part in text for part in ("Be brief.", "Of Norway?", "Sure?", "It is Stockholm."))

@@ -10,7 +10,7 @@ from small_run import save_tiny_model
 from tiny_chat import byte_tokenizer
 
 from sdft.cli import COMMANDS, main
-from sdft.distill import leave_out, read_distilled
+from sdft.distill import mix, read_distilled
 from sdft.model.io.adapters import save_adapter
 from sdft.model.lora import add_lora, lora_layers
 from sdft.tasks import Item, Suite
@@ -177,7 +177,7 @@ def test_the_standalone_file_holds_the_mix_of_the_run_s_seed(model, data, tmp_pa
     assert all(row.source == "rewrite" for row in everything)
     for seed in (0, 1, 2):
         found, rows = distil("--mix_ratio=0.4", f"--seed={seed}")
-        assert rows == leave_out(everything, 0.4, seed)
+        assert rows == mix(everything, 0.4, seed)
         assert found["accepted"] == 2 and found["reasons"] == {"not in the mix": 3}
         assert found["effective_share"] == sum(row.response != row.reference for row in rows) / 5
 
@@ -207,7 +207,7 @@ def test_answers_of_seed_and_adapter_stand_apart_and_fewer_prompts_follow_more(m
         shutil.rmtree("eval", ignore_errors=True)
         assert _told(capsys, "eval", *common, *more, "--suite=general")[0]["answers"] == f"eval/{folder}/general.jsonl"
     message = _told(capsys, "eval", *common, "--adapter", adapter, "--suite=general", "--out=eval/base", status=1)[1]
-    assert "was made in another way: by another model or adapter than the one given now" in message
+    assert "was made with other settings: another model or adapter" in message
 
 
 def test_prompt_shows_a_record_of_a_file(model, data, capsys):

@@ -1,81 +1,82 @@
-"""What share of the records takes the rewrite, and what the audit says about it."""
+"""Which share of the records takes the rewrite, and what the audit says about it."""
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
 from sdft.data.records import Record
-from sdft.distill import Distilled, Rewrite, audit, changed_token_share, effective_share, leave_out, mix
+from sdft.distill import Distilled, Rewrite, audit, changed_token_share, effective_share, mix
 from sdft.errors import SdftError
 
 RECORDS = [Record(f"r{i}", f"question {i}", f"{i}") for i in range(40)]
-ROWS = [Distilled(record.id, record.instruction, f"It is {record.response}.", reference=record.response,
-                  source="rewrite")
-        for record in RECORDS]
 
 
-def rewritten(mixed: list[Record]) -> set[str]:
+def accepted(record: Record, response: str) -> Distilled:
+    return Distilled(record.id, record.instruction, response, reference=record.response, source="rewrite")
+
+
+def rejected(record: Record, reason: str) -> Distilled:
+    return Distilled(record.id, record.instruction, record.response, reference=record.response, source="original",
+                     reason=reason)
+
+
+DISTILLED = [accepted(record, f"It is {record.response}.") for record in RECORDS]
+
+
+def rewritten(mixed: list[Distilled]) -> set[str]:
     return {record.id for record in mixed if record.response.startswith("It is")}
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0, 0), (0.25, 10), (0.5, 20), (1, 40)])
 def test_the_nominal_ratio_is_met_exactly(ratio, count):
-    mixed = mix(RECORDS, ROWS, ratio)
+    mixed = mix(DISTILLED, ratio)
     assert [record.id for record in mixed] == [record.id for record in RECORDS]
     assert len(rewritten(mixed)) == count
-    assert effective_share(RECORDS, mixed) == count / 40
+    assert effective_share(mixed) == count / 40
 
 
-def test_who_takes_it_follows_from_seed_and_id_alone():
-    quarter, half = rewritten(mix(RECORDS, ROWS, 0.25, seed=3)), rewritten(mix(RECORDS, ROWS, 0.5, seed=3))
+def test_the_selection_follows_from_seed_and_id_alone():
+    quarter, half = rewritten(mix(DISTILLED, 0.25, seed=3)), rewritten(mix(DISTILLED, 0.5, seed=3))
     assert quarter < half
-    assert rewritten(mix(RECORDS[::-1], ROWS, 0.5, seed=3)) == half
-    assert rewritten(mix(RECORDS, ROWS, 0.5, seed=4)) != half
+    assert rewritten(mix(DISTILLED[::-1], 0.5, seed=3)) == half
+    assert rewritten(mix(DISTILLED, 0.5, seed=4)) != half
 
 
-def test_only_the_response_changes():
-    record = Record("a", "x", "y", system="s", history=(("u", "v"),), extra={"kind": "k"})
-    mixed, = mix([record], [Distilled("a", "x", "z", reference="y", source="rewrite")])
-    assert mixed == Record("a", "x", "z", system="s", history=(("u", "v"),), extra={"kind": "k"})
+def test_outside_the_mix_the_original_answer_returns_and_nothing_else_changes():
+    record = Distilled("a", "x", "z", "s", (("u", "v"),), {"kind": "k"}, reference="y", source="rewrite")
+    assert mix([record]) == [record]
+    assert mix([record], 0) == [replace(record, response="y", source="original", reason="not in the mix")]
+    mixed = mix(DISTILLED, 0.25, seed=3)
+    assert mix(mixed, 0.25, seed=3) == mixed == mix(mixed)
+    outside = [record for record in mixed if record.source == "original"]
+    assert len(outside) == 30 and {record.reason for record in outside} == {"not in the mix"}
+    assert all(record.response == record.reference for record in outside)
+    assert all(new == old for new, old in zip(mixed, DISTILLED, strict=True) if new.id in rewritten(mixed))
+    empty = rejected(RECORDS[0], "empty")
+    assert mix([empty], 0) == [empty]              # keeps its reason
+    assert mix(DISTILLED) == DISTILLED
 
 
-def test_rows_outside_the_mix_hold_what_is_trained_and_say_so():
-    rows = leave_out(ROWS, 0.25, seed=3)
-    mixed = mix(RECORDS, ROWS, 0.25, seed=3)
-    assert [row.response for row in rows] == [record.response for record in mixed]
-    assert mix(RECORDS, rows, 0.25, seed=3) == mixed == mix(RECORDS, rows)
-    outside = [row for row in rows if row.source == "original"]
-    assert len(outside) == 30 and {row.reason for row in outside} == {"not in the mix"}
-    assert all(row == old for row, old in zip(rows, ROWS, strict=True) if row.id in rewritten(mixed))
-    rejected = Distilled("r0", "question 0", "0", reference="0", source="original", reason="empty")
-    assert leave_out([rejected], 0) == [rejected]              # keeps the reason that it has
-    assert leave_out(ROWS) == ROWS
-    with pytest.raises(SdftError, match="mix ratio = 2"):
-        leave_out(ROWS, 2)
+@pytest.mark.parametrize("ratio", [1.5, 2, -0.1])
+def test_a_ratio_out_of_range_is_refused(ratio):
+    with pytest.raises(SdftError, match=f"mix ratio = {ratio}"):
+        mix(DISTILLED, ratio)
 
 
 def test_the_effective_share_counts_only_targets_that_differ():
-    same = [Distilled(record.id, record.instruction, record.response + "\n", reference=record.response,
-                  source="rewrite")
-            for record in RECORDS[10:]]
-    rows = [*ROWS[:10], *same]
-    assert effective_share(RECORDS, mix(RECORDS, rows)) == 0.25
+    same = [accepted(record, record.response + "\n") for record in RECORDS[10:]]
+    assert effective_share([*DISTILLED[:10], *same]) == 0.25
 
 
 def test_changed_tokens_are_those_that_the_original_does_not_have_in_this_order():
-    def share(original, target):
-        return changed_token_share([Record("a", "x", original)], [Record("a", "x", target)], str.split)
+    def share(*pairs):
+        return changed_token_share([accepted(Record("a", "x", original), target) for original, target in pairs],
+                                   str.split)
 
-    assert share("a b c", "a b c") == 0 and share("a b c", "d e") == 1 and share("a", "") == 0
-    assert share("a b c", "a x c y") == 0.5 and share("a b", "b a") == 0.5
-    two = [Record("a", "x", "a b"), Record("b", "x", "c")]
-    assert changed_token_share(two, [Record("b", "x", "c d e f g h"), two[0]], str.split) == 5 / 8
-
-
-def test_a_ratio_out_of_range_and_missing_rows_are_refused():
-    with pytest.raises(SdftError, match="mix ratio = 1.5"):
-        mix(RECORDS, ROWS, 1.5)
-    with pytest.raises(SdftError, match="10 of 40 records are not among the distilled ones .the first is r30."):
-        mix(RECORDS, ROWS[:30])
+    assert share(("a b c", "a b c")) == 0 and share(("a b c", "d e")) == 1 and share(("a", "")) == 0
+    assert share(("a b c", "a x c y")) == 0.5 and share(("a b", "b a")) == 0.5
+    assert share(("a b", "a b"), ("c", "c d e f g h")) == 5 / 8
 
 
 class Words:
@@ -86,20 +87,19 @@ class Words:
 
 
 def test_the_audit_counts_and_shows():
-    rows = [*ROWS[:35], *(Distilled(r.id, r.instruction, r.response, reference=r.response, source="original",
-                                    reason="unfinished") for r in RECORDS[35:39]),
-            Distilled("r39", "question 39", "39", reference="39", source="original", reason="empty")]
+    distilled = [*DISTILLED[:35], *(rejected(record, "unfinished") for record in RECORDS[35:39]),
+                 rejected(RECORDS[39], "empty")]
     rewrites = [Rewrite(r.id, f"It is {r.response}.", [], "stop", 0) for r in RECORDS[:35]]
-    rewrites += [Rewrite(r.id, r.response, [], "length", 0) for r in RECORDS[35:39]] + [
-        Rewrite("r39", "", [], "stop", 0)]
-    found = audit(RECORDS, rewrites, rows, mix(RECORDS, rows), 1.0, Words())
-    assert (found["records"], found["accepted"], found["rejected"]) == (40, 35, 5)
-    assert found["reasons"] == {"unfinished": 4, "empty": 1}
-    assert (found["nominal_ratio"], found["effective_share"]) == (1.0, 35 / 40)
-    assert (found["tokens_original"], found["tokens_distilled"]) == (40, 35 * 3 + 5)
-    assert found["changed_token_share"] == pytest.approx(1 - (1 + 4) / (35 * 3 + 5))    # "It is 39.": no word of "39"
-    assert found["rouge_l"] == pytest.approx(0.5)          # 1 of 1 words found, 1 of 3 asked for: F1 = 2·1·⅓/(1+⅓)
-    assert found["rouge_l_written"] == pytest.approx((35 * 0.5 + 4 * 1 + 0) / 40)
-    assert [row["reason"] for row in found["examples"]["rejected"]] == ["unfinished"] * 3 + ["empty"]
-    assert found["examples"]["accepted"][0] == {"id": "r0", "instruction": "question 0", "reference": "0",
-                                                "rewrite": "It is 0.", "reason": ""}
+    rewrites += [Rewrite(r.id, r.response, [], "length", 0) for r in RECORDS[35:39]]
+    rewrites += [Rewrite("r39", "", [], "stop", 0)]
+    audited = audit(rewrites, distilled, 1.0, Words())
+    assert (audited["records"], audited["accepted"], audited["rejected"]) == (40, 35, 5)
+    assert audited["reasons"] == {"unfinished": 4, "empty": 1}
+    assert (audited["nominal_ratio"], audited["effective_share"]) == (1.0, 35 / 40)
+    assert (audited["tokens_original"], audited["tokens_distilled"]) == (40, 35 * 3 + 5)
+    assert audited["changed_token_share"] == pytest.approx(1 - (1 + 4) / (35 * 3 + 5))    # "It is 39.": no word of "39"
+    assert audited["rouge_l"] == pytest.approx(0.5)        # recall 1 of 1 word, precision 1 of 3: F1 = 2·1·⅓/(1+⅓)
+    assert audited["rouge_l_written"] == pytest.approx((35 * 0.5 + 4 * 1 + 0) / 40)
+    assert [example["reason"] for example in audited["examples"]["rejected"]] == ["unfinished"] * 3 + ["empty"]
+    assert audited["examples"]["accepted"][0] == {"id": "r0", "instruction": "question 0", "reference": "0",
+                                                  "rewrite": "It is 0.", "reason": ""}

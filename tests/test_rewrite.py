@@ -188,14 +188,14 @@ def test_a_journal_of_another_model_template_or_sampling_is_refused_and_kept(tmp
 def test_a_journal_of_other_records_is_refused(tmp_path):
     run(tmp_path)
     changed = [replace(records(1)[0], response="another answer")]
-    with pytest.raises(SdftError, match="record r0 was another one when it was rewritten"):
+    with pytest.raises(SdftError, match="record r0 had another prompt when it was rewritten"):
         run(tmp_path, changed)
 
 
 def test_a_journal_without_its_settings_is_not_trusted(tmp_path):
     run(tmp_path)
     (tmp_path / "rewrites.settings.json").unlink()
-    with pytest.raises(SdftError, match="expected rewrites.settings.json beside it"):
+    with pytest.raises(SdftError, match="expected rewrites.settings.json next to it"):
         run(tmp_path)
 
 

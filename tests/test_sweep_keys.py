@@ -85,10 +85,10 @@ def test_what_is_trained_on_is_the_same_where_a_training_is_shared(cells, tmp_pa
                            arm.inputs.sampling) for arm in arms_of(context, originals, context.examples(rewrites))}
 
     def rewritten(context):
-        from sdft.distill import leave_out, mix, rewrite
+        from sdft.distill import mix, rewrite
         made = rewrite(context.base, context.tokenizer, context.task.train, context.distill_template, context.sampling,
                        context.rows, context.chat, context.folder / "rewrites.jsonl")
-        return mix(context.task.train, leave_out(accept(context.task.train, made, None, None), context.ratio, context.settings.seed))
+        return mix(accept(context.task.train, made, None, None), context.ratio, context.settings.seed)
 
     (cell,) = cells(small=SMALL)
     before = asked(cell, tmp_path / "before")

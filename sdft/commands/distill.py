@@ -19,7 +19,7 @@ def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], N
     def execute(options: argparse.Namespace) -> None:
         config, given = settings(options)
         from sdft.data.templates import get_template
-        from sdft.distill import Limits, audit, choose, leave_out, mix, rewrite, write_distilled
+        from sdft.distill import Limits, audit, choose, mix, rewrite, write_distilled
         from sdft.distill.resume import settings_path
         from sdft.experiment.context import sampling
         from sdft.files import write_json
@@ -32,13 +32,13 @@ def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], N
         model, tokenizer = load_with_adapter(config, None)
         rewrites = rewrite(model, tokenizer, task.train, template, sampling(config, knobs.rewrite_tokens),
                            config.generate.generation_batch_size, config.model.chat, out / "rewrites.jsonl")
-        chosen = choose(task.train, rewrites, task.check, Limits(knobs.max_repeated_ngrams, knobs.max_length_ratio, knobs.max_words))
-        distilled = leave_out(chosen, knobs.mix_ratio, config.train.seed)
+        chosen = choose(task.train, rewrites, task.check,
+                        Limits(knobs.max_repeated_ngrams, knobs.max_length_ratio, knobs.max_words))
+        distilled = mix(chosen, knobs.mix_ratio, config.train.seed)
         write_json(settings_path(out / "distilled.jsonl"), of_task(config))
         write_distilled(out / "distilled.jsonl", distilled)
-        mixed = mix(task.train, distilled)
-        counts = audit(task.train, rewrites, distilled, mixed, knobs.mix_ratio, tokenizer)
-        del counts["examples"]
+        audited = audit(rewrites, distilled, knobs.mix_ratio, tokenizer)
+        counts = {name: value for name, value in audited.items() if name != "examples"}
         print(json.dumps(counts | {"distilled": str(out / "distilled.jsonl")}, ensure_ascii=False))
 
     return execute

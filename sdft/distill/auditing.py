@@ -1,65 +1,50 @@
-"""Audit: what became of the rewrites, in numbers and examples; the part of measures.json called "audit".
+"""Audit: count and show what happened to the rewrites; the part "audit" of measures.json.
 
     from sdft.distill import audit
-    print(audit(records, rewrites, distilled, mixed, ratio=1.0, tokenizer=tokenizer))
+    print(audit(rewrites, distilled, ratio=1.0, tokenizer=tokenizer))
 """
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Any
 
-from sdft.data.records import Record
 from sdft.distill.distilled import Distilled
 from sdft.distill.mixing import changed_token_share, effective_share
 from sdft.distill.rewriting import Rewrite
+from sdft.results import Audit, AuditExample
 from sdft.tasks.scorers import rouge_l
+from sdft.tokenizers.tokenizer import Tokenizer
 
-EXAMPLES = 3           # accepted ones, and rejected ones of every reason
+EXAMPLES = 3           # of accepted rewrites, and of rejected ones for each reason
 
 
-def audit(records: Sequence[Record], rewrites: Iterable[Rewrite], distilled: Sequence[Distilled],
-          mixed: Sequence[Record], ratio: float, tokenizer) -> dict[str, Any]:
-    """Count and show what `choose` and `mix` did.
-
-    records, accepted, rejected: counts; reasons: why, the commonest first; nominal_ratio, effective_share,
-    changed_token_share: see mix.py; tokens_original, tokens_distilled: of the answers trained on without and with
-    distillation; rouge_l: mean F1 of an accepted rewrite against its reference (1: copied; None where none was
-    accepted), rouge_l_written: of every rewrite; examples: some of both kinds.
-    """
-    accepted = [row for row in distilled if row.source == "rewrite"]
-    rejected = [row for row in distilled if row.source != "rewrite"]
-    written = {rewrite.id: rewrite.text for rewrite in rewrites}
-    alike = [rouge_l(row.reference, written[row.id]) for row in distilled if row.id in written]
+def audit(rewrites: Iterable[Rewrite], distilled: Sequence[Distilled], ratio: float, tokenizer: Tokenizer) -> Audit:
+    """Count and show what `choose` and `mix` did to `rewrites`; `ratio` is the one given to `mix`."""
+    accepted = [record for record in distilled if record.source == "rewrite"]
+    rejected = [record for record in distilled if record.source != "rewrite"]
+    texts = {rewrite.id: rewrite.text for rewrite in rewrites}
+    written = [rouge_l(record.reference, texts[record.id]) for record in distilled if record.id in texts]
+    seen: Counter[str] = Counter()
+    shown = []
+    for record in rejected:
+        if seen[record.reason] < EXAMPLES:
+            shown.append(record)
+        seen[record.reason] += 1
     return {
-        "records": len(records), "accepted": len(accepted), "rejected": len(rejected),
-        "reasons": dict(Counter(row.reason for row in rejected).most_common()),
-        "nominal_ratio": ratio, "effective_share": effective_share(records, mixed),
-        "changed_token_share": changed_token_share(records, mixed, tokenizer.encode),
-        "tokens_original": _tokens(records, tokenizer), "tokens_distilled": _tokens(mixed, tokenizer),
-        "rouge_l": fmean(rouge_l(row.reference, row.response) for row in accepted) if accepted else None,
-        "rouge_l_written": fmean(alike) if alike else None,
-        "examples": {"accepted": [_example(row, written) for row in accepted[:EXAMPLES]],
-                     "rejected": [_example(row, written) for row in _first_of_each(rejected)]},
+        "records": len(distilled), "accepted": len(accepted), "rejected": len(rejected),
+        "reasons": dict(seen.most_common()),
+        "nominal_ratio": ratio, "effective_share": effective_share(distilled),
+        "changed_token_share": changed_token_share(distilled, tokenizer.encode),
+        "tokens_original": sum(len(tokenizer.encode(record.reference)) for record in distilled),
+        "tokens_distilled": sum(len(tokenizer.encode(record.response)) for record in distilled),
+        "rouge_l": fmean(rouge_l(record.reference, record.response) for record in accepted) if accepted else None,
+        "rouge_l_written": fmean(written) if written else None,
+        "examples": {"accepted": [_example(record, texts) for record in accepted[:EXAMPLES]],
+                     "rejected": [_example(record, texts) for record in shown]},
     }
 
 
-def _tokens(records: Iterable[Record], tokenizer) -> int:
-    return sum(len(tokenizer.encode(record.response)) for record in records)
-
-
-def _first_of_each(rows: Iterable[Distilled]) -> list[Distilled]:
-    """The first few rows of every reason."""
-    seen: Counter[str] = Counter()
-    kept = []
-    for row in rows:
-        if seen[row.reason] < EXAMPLES:
-            kept.append(row)
-        seen[row.reason] += 1
-    return kept
-
-
-def _example(row: Distilled, written: dict[str, str]) -> dict[str, str]:
-    return {"id": row.id, "instruction": row.instruction, "reference": row.reference,
-            "rewrite": written.get(row.id, ""), "reason": row.reason}
+def _example(record: Distilled, texts: dict[str, str]) -> AuditExample:
+    return {"id": record.id, "instruction": record.instruction, "reference": record.reference,
+            "rewrite": texts.get(record.id, ""), "reason": record.reason}

@@ -1,10 +1,10 @@
-"""Going on with a journal of answers, and refusing to do so where its lines were made in another way.
+"""Resume a journal of answers; refuse to if its lines were made with other settings.
 
-    rewrites.jsonl             one line an answer, appended as each finishes
+    rewrites.jsonl             one line per answer, appended as each finishes
     rewrites.settings.json     how all of them were made: model, template, chat format, sampling
 
-The settings stand beside the journal, so that the journal itself is a clean table. They are written before its first
-line; a journal whose settings are not there is not trusted.
+The settings have a file of their own, so that the journal is a plain table. They are written before its first line; a
+journal without its settings is refused.
 """
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from sdft.generation import Request
 
 
 def settings_path(journal: Path) -> Path:
-    """Where the settings of a journal stand: "rewrites.jsonl" → "rewrites.settings.json"."""
+    """The path of the settings of a journal: "rewrites.jsonl" → "rewrites.settings.json"."""
     return Path(journal).with_suffix(".settings.json")
 
 
 def resume(path: Path | None, made_with: Mapping[str, Any]) -> tuple[Journal, dict[str, dict]]:
-    """Open the journal of answers at `path`: return it and the lines it has, by id. None: a journal kept in memory.
+    """Open the journal of answers at `path`; return it and its lines by id. None: a new journal, kept in memory.
 
-    Raises SdftError when lines are there that were not made with `made_with` (JSON values), saying what differs.
+    Raises SdftError with the differences when its lines were not made with the settings `made_with` (JSON values).
     """
     journal = Journal(path)
     if path is None:
         return journal, {}
     settings = settings_path(path)
     lines = {line["id"]: line for line in answers(journal)}
-    if lines:
-        if not settings.exists():
-            raise SdftError(f"{path}: expected {settings.name} beside it, which tells how its lines were made; bring "
-                            "it back, or name another folder to start anew")
-        old = read_json(settings)
-        differ = differences(old, made_with)
-        if old.get("model") != made_with.get("model"):
-            differ[0:0] = ["by another model or adapter than the one given now"]
-        if differ:
-            raise SdftError(f"{path} was made in another way: {'; '.join(differ)}. Use the old settings to go on, or "
-                            "another folder to start anew")
-    else:
+    if not lines:
         write_json(settings, dict(made_with))
+        return journal, lines
+    if not settings.exists():
+        raise SdftError(f"{path}: expected {settings.name} next to it, which says how its lines were made; bring it "
+                        "back, or name another folder to start again")
+    old = read_json(settings)
+    differ = differences(old, made_with)
+    if old.get("model") != made_with.get("model"):
+        differ = ["another model or adapter", *differ]
+    if differ:
+        raise SdftError(f"{path} was made with other settings: {'; '.join(differ)}. Use the old settings to resume, "
+                        "or another folder to start again")
     return journal, lines
 
 
 def answers(journal: Journal) -> list[dict]:
-    """The lines of a journal of answers (SdftError with the line where one is no object with an id)."""
+    """Read the lines of a journal of answers (SdftError with the line where one is not an object with an id)."""
     lines = journal.read()
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or not isinstance(line.get("id"), str):
@@ -60,15 +60,15 @@ def answers(journal: Journal) -> list[dict]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], within: str = "") -> list[str]:
-    """What two settings disagree on, as "name was …, is …", nested ones as "sampling.seed"."""
-    found = []
+    """List the differences of two settings as "name was …, is …", nested names as "sampling.seed"."""
+    texts = []
     for key in dict.fromkeys((*old, *new)):
         was, now, name = old.get(key), new.get(key), within + key
         if isinstance(was, Mapping) and isinstance(now, Mapping):
-            found += differences(was, now, f"{name}.")
+            texts += differences(was, now, f"{name}.")
         elif was != now:
-            found.append(f"{name} was {_short(was)}, is {_short(now)}")
-    return found
+            texts.append(f"{name} was {_short(was)}, is {_short(now)}")
+    return texts
 
 
 def _short(value: Any) -> str:
@@ -77,12 +77,11 @@ def _short(value: Any) -> str:
 
 
 def fitting(requests: Iterable[Request], context: int, what: str) -> list[Request]:
-    """Keep the requests that leave room for an answer in a context of so many tokens; tell on stderr of the others."""
+    """Keep the requests that leave room for an answer in a context of `context` tokens; report the others on stderr."""
     requests = list(requests)
-    kept = [request for request in requests if len(request.tokens) < context]
-    if len(kept) < len(requests):
-        long = [request.id for request in requests if len(request.tokens) >= context]
+    long = [request.id for request in requests if len(request.tokens) >= context]
+    if long:
         named = ", ".join(long[:3]) + (", …" if len(long) > 3 else "")
         print(f"{what}: left out {len(long)} of {len(requests)}, whose prompts fill the model's context of {context} "
               f"tokens ({named})", file=sys.stderr)
-    return kept
+    return [request for request in requests if len(request.tokens) < context]

@@ -1,11 +1,11 @@
-"""Rewrite, step 1 of the method: the seed model sees question and reference answer, and writes an answer of its own.
+"""Rewrite, step 1 of the method: the base model reads instruction and reference answer, and writes its own answer.
 
-    ỹ ~ f_θ(y | c_distill, x, y)              arXiv 2402.13669, section 3
+    ỹ ~ f_θ(· | c_distill, x, y)              arXiv 2402.13669, section 3
 
-f_θ is the seed model, x the instruction, y the reference answer, c_distill a template that shows both ("Using the
-reference answer as a guide, write your own response"). What comes out says what y says in the words that the seed would
-use, so that learning it moves the seed's distribution less. Of a conversation the last turn is rewritten; the earlier
-turns are its history and stay as they are.
+f_θ is the base model ("the seed LM" of the paper), x the instruction, y the reference answer, c_distill a template that
+shows both ("Using the reference answer as a guide, write your own response"). The rewrite ỹ has the content of y in
+words that the base model would use, so training on it changes the model's distribution less. In a conversation only the
+last turn is rewritten; the earlier turns are its history and stay unchanged.
 
     sdft distill --task passages --out runs/mine
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from sdft.tokenizers.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What the seed wrote for one record. The text does not hold the template's forced prefix."""
+    """The answer that the base model wrote for one record, without the template's forced prefix."""
 
     id: str
     text: str
@@ -45,13 +45,13 @@ def rewrite(model: Llama, tokenizer: Tokenizer, records: Sequence[Record], templ
             journal: Path | None = None) -> list[Rewrite]:
     """Let `model` rewrite the answers of `records`; return the rewrites in the records' order.
 
-    template: one of sdft/data/templates.py, or its name. chat: the chat format; the tokenizer's own by default.
-    journal: a file to which each rewrite is appended as soon as it is finished (id, text, tokens, finish, seed, and in
-    `prompt` a hash of the prompt's tokens). Interrupted runs resume after its last line; without a journal nothing is
-    written. A record whose prompt fills the model's context has no rewrite; its id is reported on stderr.
+    template: a template of sdft/data/templates.py, or its name. chat: the chat format; None: the model's own.
+    journal: a file of `RewriteLine`s; each rewrite is appended as soon as it is finished, and an interrupted run
+    resumes. Without a journal nothing is written. A record whose prompt fills the model's context has no rewrite; its
+    id is reported on stderr.
 
     Raises SdftError when the journal was made with another model, template, chat format or sampling, or from another
-    record of the same id, and says which.
+    record of the same id.
     """
     template = get_template(template) if isinstance(template, str) else template
     requests = distill_requests(tokenizer, records, template, chat)
@@ -65,52 +65,48 @@ def write_answers(model: Llama, tokenizer: Tokenizer, requests: Sequence[Request
     """Let `model` answer `requests`, as `rewrite` does; `made_with` says how their prompts were made."""
     made_with = {"model": fingerprint(model), **made_with, "sampling": asdict(sampling)}
     requests = fitting(requests, model.config.context_length, what)
-    lines_file, lines = resume(journal, made_with)
+    journal_file, lines = resume(journal, made_with)
     prompts = {request.id: digest(request.tokens) for request in requests}
     for request in requests:
         if prompts[request.id] != lines.get(request.id, {}).get("prompt", prompts[request.id]):
-            raise SdftError(f"{journal}: record {request.id} was another one when it was rewritten: use the old data "
-                            "to go on, or another folder to start anew")
+            raise SdftError(f"{journal}: record {request.id} had another prompt when it was rewritten; use the old "
+                            "data to resume, or another folder to start again")
     waiting = [request for request in requests if request.id not in lines]
-    with lines_file, progress(total=len(requests), desc=what, unit="record") as bar:
+    with journal_file, progress(total=len(requests), desc=what, unit="record") as bar:
         bar.update(len(requests) - len(waiting))
         for output in stream(model, tokenizer, waiting, sampling, batch_size):
             line = {**asdict(output), "seed": sampling.seed, "prompt": prompts[output.id]}
-            lines_file.append(line)
+            journal_file.append(line)
             lines[output.id] = line
             bar.update()
-    return [_rewrite(lines[request.id]) for request in requests]
+    return [Rewrite(*(lines[request.id][field.name] for field in fields(Rewrite))) for request in requests]
 
 
 def distill_requests(tokenizer: Tokenizer, records: Sequence[Record], template: Template,
                      chat: str | None) -> list[Request]:
-    """The distillation prompt of every record; where the template is shuffled, with another one's answer."""
+    """The distillation prompt of every record; a shuffled template shows the answer of another record."""
     shown = shuffle_references(records) if template.shuffled else records
     return [Request(record.id, distill_prompt(tokenizer, record, template, chat)) for record in shown]
 
 
 def distill_prompt(tokenizer: Tokenizer, record: Record, template: Template, chat: str | None = None) -> list[int]:
-    """c_distill(x, y) as token ids; it ends where the seed begins to write, after the template's forced prefix."""
+    """c_distill(x, y) as token ids, up to where the model begins to write, after the template's forced prefix."""
     return encode_prompt(tokenizer, template.messages(record, record.response), template.prefix, chat)
 
 
 def shuffle_references(records: Sequence[Record]) -> list[Record]:
-    """Every record with the answer of another one, and with a different answer where there is any.
+    """Give every record the answer of another record, a different answer if there is one.
 
-    Records are ranked by a hash of their id, so that it does not depend on their order; each takes the answer of the
-    next rank that differs from its own, and the last ranks go on with the first.
+    Records are ranked by a hash of their id, so the result does not depend on their order. Each takes the next answer
+    in rank order that differs from its own; the first rank follows the last.
     """
     ranked = sorted(records, key=lambda record: hashlib.sha256(record.id.encode()).hexdigest())
     answers = [record.response for record in ranked] * 2
-    other = {record.id: next((answer for answer in answers[place + 1 : place + len(ranked)]
-                              if answer != record.response), record.response) for place, record in enumerate(ranked)}
+    other = {record.id: next((answer for answer in answers[rank + 1 : rank + len(ranked)]
+                              if answer != record.response), record.response) for rank, record in enumerate(ranked)}
     return [replace(record, response=other[record.id]) for record in records]
 
 
 def digest(tokens: Sequence[int]) -> str:
-    """16 hex digits that tell one list of token ids from another."""
+    """A hash of a list of token ids, 16 hex digits."""
     return hashlib.sha256(repr(list(tokens)).encode()).hexdigest()[:16]
-
-
-def _rewrite(line: dict) -> Rewrite:
-    return Rewrite(line["id"], line["text"], line["tokens"], line["finish"], line["seed"])

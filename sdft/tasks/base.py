@@ -45,6 +45,9 @@ class Suite:
     max_new_tokens: int
 
 
+Check = Callable[[Record, str], str | None]     # (record, rewrite) → None to accept it, else the reason in a few words
+
+
 @dataclass(frozen=True)
 class Task:
     """Everything that an experiment needs to know about a data set. `suites[0]` measures the target ability."""
@@ -55,7 +58,7 @@ class Task:
     distill_template: str
     train_template: str
     epochs: int
-    check: Callable[[Record, str], str | None]              # None: accepted, else the reason in a few words
+    check: Check
     source: str                                             # the origin of the records, in one line
     rewrite_tokens: int = 256                               # maximum length of a rewrite
 
