@@ -1,7 +1,7 @@
-"""What on-policy self-distillation needs at every step: the student's own answers, and a teacher that is shown more.
+"""Inputs of on-policy self-distillation: the student's own answers at every step, and a teacher that sees references.
 
-    record ─train template→ x ─sample from the model as it is now─→ y          targets of this step
-       └──distil template, with the reference answer─→ c(x, y*)                the teacher's prompt
+    record ─train template→ x ─sample from the current model─→ y                targets of this step
+       └──distill template, with the reference answer─→ c(x, y*)                the teacher's prompt
 """
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sdft.objectives import ObjectiveInputs
 
 
 def demonstrations(context: Context) -> list[Example]:
-    """The teacher's prompts, without the template's forced prefix: the student's answer stands right behind them.
+    """The teacher's prompts, without the template's forced prefix: the student's answer follows them directly.
 
-    A record whose prompt fills the context is told on stderr and left out. Raises SdftError where none is left.
+    Records whose prompt fills the context are skipped and reported. Raises SdftError where none is left.
     """
     template = replace(context.distill_template, prefix="")
     requests = distill_requests(context.tokenizer, context.task.train, template, context.chat)
@@ -35,26 +35,27 @@ def demonstrations(context: Context) -> list[Example]:
 
 
 def student_samples(context: Context, shown: Sequence[Example]) -> ObjectiveInputs:
-    """A step's answers are drawn at temperature 1 from the model itself, each seeded by the step and its record.
+    """Draw the answers of a step at temperature 1 from the current model, each seeded by the step and its record.
 
-    An answer has at most `rewrite_tokens`, and fewer where the teacher's prompt leaves less room in the context.
+    An answer has at most `rewrite_tokens` tokens, and fewer where the teacher's prompt leaves less room in the context.
     """
+    tokenizer, batch_size = context.tokenizer, context.batch_size
     sampling = Sampling(max_new_tokens=context.sampling.max_new_tokens, temperature=1.0, seed=context.settings.seed)
-    end, context = end_of_answer(context.tokenizer, context.chat), context.base.config.context_length
-    room = {prompt.id: min(sampling.max_new_tokens, context - len(prompt.tokens)) for prompt in shown}
+    end, length = end_of_answer(tokenizer, context.chat), context.base.config.context_length
+    room = {prompt.id: min(sampling.max_new_tokens, length - len(prompt.tokens)) for prompt in shown}
 
     def sample(model: Llama, examples: Sequence[Example], step: int) -> list[Example]:
         prompts = {example.id: _prompt(example) for example in examples}
         requests = [Request(f"{step} {id}", prompt, room[id]) for id, prompt in prompts.items()]
-        outputs = {output.id: output for output in stream(model, context.tokenizer, requests, sampling, context.rows)}
-        found = [(id, prompt, outputs[f"{step} {id}"]) for id, prompt in prompts.items()]
+        outputs = {output.id: output for output in stream(model, tokenizer, requests, sampling, batch_size)}
+        answers = [(id, prompt, outputs[f"{step} {id}"]) for id, prompt in prompts.items()]
         return [answered(id, prompt, output.tokens, end if output.finish == "stop" else None)
-                for id, prompt, output in found]
+                for id, prompt, output in answers]
 
     return ObjectiveInputs(shown=shown, sample=sample, sampling=json.dumps(asdict(sampling), sort_keys=True))
 
 
 def _prompt(example: Example) -> list[int]:
-    """What stands before the last answer."""
-    last = max(place for place, learned in enumerate(example.mask) if not learned)
+    """The tokens before the last answer."""
+    last = max(position for position, target in enumerate(example.mask) if not target)
     return example.tokens[: last + 1]

@@ -1,12 +1,10 @@
-"""What a run will need, before it starts: bytes by group of tensors, tokens, floating-point operations.
+"""What a run will need, before it starts: memory by group of tensors, tokens, floating-point operations, time.
 
-Everything follows from the model's configuration and the settings: no weight is read. Bytes are counted tensor by
-tensor as the code makes them; operations are those of the matrix products, which are nearly all. Python, torch and the
-tokenizer are not in it. What a CPU's allocator keeps of freed tensors is, as `KEPT` of the activations: aligned blocks of
-glibc 2.36 seldom fit the holes that others of their size left. Training the 135M model on two cores it was 0.91 of them
-over six steps of gsm8k in bf16, 0.79 and 0.64 with 8 records of 128 and 256 tokens at once, 0.84 with 128 in fp32; with
-it the plan's sum is within 7 % of the peak above the imports. To have large blocks returned at once
-(MALLOC_MMAP_THRESHOLD_=1048576) costs page faults: a fifth of the peak less, for steps that take 1.1 to 2 times as long.
+Everything follows from the model's configuration and the settings; no weight is read. Memory is counted tensor by tensor
+as the code allocates them; operations are those of the matrix products, which are nearly all. Python, torch and the
+tokenizer are not included. On a CPU the allocator cannot reuse all the memory of freed tensors, since aligned blocks of
+glibc seldom fit the gaps of others; `KEPT` is that share of the activations (measured: 0.64 to 0.91 on two cores, see
+tests/test_plan.py).
 
     sdft plan --task gsm8k --data FOLDER
 """
@@ -33,20 +31,20 @@ from sdft.model.lora import match_targets
 from sdft.train.settings import TrainSettings
 
 FP32 = 4                                # bytes of the masters, AdamW's moments, the softmax
-KEPT = 0.8                              # of the activations' bytes: holes between them that the CPU's allocator cannot fill
+KEPT = 0.8                              # gaps that the CPU's allocator cannot fill, as a share of the activations
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes that a plan is made of; parameters of the layers, of the embedding and head, and of the adapter."""
+    """The sizes that a plan needs: parameters of the layers, of embedding and head, and of the adapter."""
 
     config: LlamaConfig
     layers: int
     embeddings: int
     adapter: int
-    behind: int                         # of `layers`, what lies behind the last one's attention: needed where it is read
-    saves: dict[str, bool]              # which inputs of products an adapter keeps for its backward
-    first: int                          # the first layer with something to train: no gradient goes below it
+    behind: int                         # those of `layers` after the last attention: only target tokens need them
+    saves: dict[str, bool]              # whether an adapter saves the input of these products for its backward
+    first: int                          # the first trained layer: no gradient is computed below it
 
     @property
     def weights(self) -> int:
@@ -54,7 +52,7 @@ class Shape:
 
 
 def shape_of(config: LlamaConfig, settings: TrainSettings) -> Shape:
-    """Count a model's parameters without making them. Raises SdftError for targets and ranks that it cannot have."""
+    """Count a model's parameters without allocating them (SdftError for impossible targets and ranks)."""
     with torch.device("meta"):
         model = Llama(config)
     parameters = dict(model.named_parameters())
@@ -75,11 +73,11 @@ def shape_of(config: LlamaConfig, settings: TrainSettings) -> Shape:
 
 def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: int, targets: int, longest: int,
                     on_cpu: bool = True) -> dict[str, int]:
-    """Bytes of training on packs of `tokens` tokens, `targets` of them learned, `longest` in one record.
+    """Bytes of training on micro-batches of `tokens` tokens, `targets` of them targets; the longest record has `longest`.
 
-    size: bytes of a weight. On the CPU tokens and targets are filled up (`Batch.filled`). The activations are what each
-    layer keeps for the backward (kernels/): both norms their input, attention q, k and v, the gate its two factors, an
-    adapter the input of its product.
+    size: bytes of a weight. On the CPU both numbers are rounded up (`Batch.filled`). The activations are what each layer
+    saves for its backward (kernels/): both norms their input, attention q, k and v, the gate its two factors, an adapter
+    the input of its product.
     """
     c, full, varlen = shape.config, settings.method == "full", not on_cpu and size < FP32     # kernels/varlen.py
     batched = tokens > longest
@@ -88,23 +86,23 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
     HC, KC = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     saves = shape.saves
     before = D + HC + 2 * KC + D * saves["attention"] + HC * varlen + (HC + KC if c.qk_norm else 0)
-    behind = D + 2 * F + HC * saves["o"] + D * saves["mlp"] + F * saves["down"]     # attention; in the last layer: of targets
+    behind = D + 2 * F + HC * saves["o"] + D * saves["mlp"] + F * saves["down"]     # in the last layer: of targets alone
     layers = c.num_hidden_layers - shape.first
     attended = layers if saves["attention"] else layers - 1              # the first layer's needs no gradient
     kept = size * (tokens * layers * D if settings.gradient_checkpointing
                    else tokens * attended * before + (tokens * (layers - 1) + targets) * behind)
-    layer = tokens * size * (before + behind if settings.gradient_checkpointing else 0)      # the layer that is computed again
+    layer = tokens * size * (before + behind if settings.gradient_checkpointing else 0)    # recomputed
     backward = tokens * size * (4 * F + 2 * D)                                   # of the gate: dy, dy·up, dgate, dup
     block = c.num_attention_heads * min(longest, BLOCK) * longest                # scores of one block
     scores = 2 * size * (block * max(1, CELLS // block) if batched else block)                  # P and dP
-    laid_out = tokens * size * (4 * HC + 4 * KC * (1 + longest // (2 * BLOCK)))  # q, dq, do and its sum; k, v, dk, dv
+    copies = tokens * size * (4 * HC + 4 * KC * (1 + longest // (2 * BLOCK)))    # q, dq, do and its sum; k, v, dk, dv
     head, trained = min(ROWS, targets), shape.weights if full else shape.adapter
     masters = trained * FP32 * 4 if size != FP32 or not full else trained * FP32 * 3
-    return {"weights": shape.weights * size * (2 if full else 1),                # full: the seed's too, for ‖ΔW‖
+    return {"weights": shape.weights * size * (2 if full else 1),                # full: and the base weights, for ‖ΔW‖
             "trained, gradients, AdamW": masters,
             "activations": kept + layer,
             "head and loss": V * (head * size + (CACHED if on_cpu else head) * FP32) + 2 * targets * D * size,
-            "working space": max(backward, 0 if varlen else scores + laid_out),
+            "working space": max(backward, 0 if varlen else scores + copies),
             **({"kept by the allocator": round(KEPT * (kept + layer))} if on_cpu else {})}
 
 

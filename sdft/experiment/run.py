@@ -6,14 +6,15 @@
 """
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import sdft.model
-from sdft.distill import audit, choose, leave_out, mix, rewrite, write_distilled
+from sdft.distill import audit, choose, mix, rewrite, write_distilled
 from sdft.distill.resume import settings_path
 from sdft.experiment.arms import arms_of, check_arms
 from sdft.experiment.context import Context, SharedMeasures
-from sdft.experiment.measure_arm import compare_with_sft, compare_changes_of, measure_arm
+from sdft.experiment.measure_arm import compare_changes_of, compare_with_sft, measure_arm
 from sdft.experiment.run_folder import (
     check_folder,
     data_hash,
@@ -29,7 +30,7 @@ from sdft.measure.abilities import adjust_together
 from sdft.measure.outputs.gap import gaps, token_map
 from sdft.measure.outputs.texts import compare_targets
 from sdft.model.io.fetch import resolve
-from sdft.results import FORMAT, ArmMeasures, Measures, Summary, TargetMeasures
+from sdft.results import FORMAT, Measures, Summary, TargetMeasures
 from sdft.train import train
 
 
@@ -47,23 +48,22 @@ def compare(context: Context) -> Measures:
                            context.batch_size, context.chat, context.folder / "rewrites.jsonl")
 
     # 2. Choose: the rewrite where every check accepts it, else the original answer.
-    distilled = leave_out(choose(records, rewrites, context.task.check, context.limits), context.mix_ratio,
-                          context.settings.seed)
+    distilled = mix(choose(records, rewrites, context.task.check, context.limits), context.mix_ratio,
+                    context.settings.seed)
     write_distilled(context.folder / "distilled.jsonl", distilled)
-    mixed = mix(records, distilled)
-    targets = {"original": context.examples(records), "distilled": context.examples(mixed)}
+    targets = {"original": context.examples(records), "distilled": context.examples(distilled)}
 
     # The gap: how improbable the targets are under the base model, before and after distillation.
     with context.timed("gap"):
         measured: TargetMeasures = context.once("gap.json", base, targets.values(), lambda: {
             "gap": gaps(base, targets), "token_map": token_map(base, tokenizer, targets, context.shown(distilled)),
             "texts": compare_targets(distilled),
-            "audit": audit(records, rewrites, distilled, mixed, context.mix_ratio, tokenizer)})
-    arms: dict[str, ArmMeasures] = {"base": {**context.abilities("base", base)}}
+            "audit": audit(rewrites, distilled, context.mix_ratio, tokenizer)})
+    arms = {"base": context.abilities("base", base)}
 
     # 3. Fine-tune LoRA on the targets of each arm; measure abilities, drift of the outputs and shift of the weights.
     trained = []
-    for arm in arms_of(context, targets):
+    for arm in arms_of(context, *targets.values()):
         model = context.model_to_train()
         with context.timed(f"train {arm.name}"):
             training = train(model, arm.targets, arm.settings, context.folder / arm.folder,
@@ -72,7 +72,7 @@ def compare(context: Context) -> Measures:
         abilities = context.abilities(arm.name, model)
         with context.timed(f"measure {arm.name}"):
             change = context.once(f"measured/{arm.name}.json", model, (arm.targets, context.base_answers),
-                                  lambda arm=arm, model=model: measure_arm(context, arm, model))
+                                  partial(measure_arm, context, arm, model))
         arms[arm.name] = {**abilities, **change, "general": {**abilities["general"], **change["general"]},
                           "targets": arm.target_set, "training": training}
         context.remove_adapter(model)

@@ -1,9 +1,9 @@
-"""The run folder: what a run was made with, so that going on with it never mixes two settings.
+"""The run folder: what a run was made with, so that a resumed run never mixes two settings.
 
     runs/<name>/  config.toml        the resolved settings        rewrites.jsonl  distilled.jsonl
                   environment.json   versions, device, threads,   <arm>/…  eval/<arm>/<suite>.jsonl
                                      hashes of model and data
-                  seconds.jsonl      how long each stage took     measures.json  summary.json  report.md  report.html
+                  seconds.jsonl      duration of each stage       measures.json  summary.json  report.md  report.html
 """
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ import tomllib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdft.distill.resume import differences
 from sdft.errors import SdftError
-from sdft.experiment.context import FORMAT
 from sdft.experiment.settings import Config, to_toml, to_values
 from sdft.files import is_temporary, read_json, read_text, write_json, write_text
 from sdft.model.io.fetch import model_hash
+from sdft.results import FORMAT
+from sdft.tasks import Task
 from sdft.train.settings import FREE
 from sdft.train.state import describe
-
-if TYPE_CHECKING:
-    from sdft.tasks import Task
 
 PACKAGES = ("torch", "sentencepiece", "safetensors", "numpy", "tqdm", "matplotlib")
 SOURCES = {"model_sha256": "model", "data_sha256": "data"}
@@ -43,73 +41,71 @@ def default_folder(config: Config) -> Path:
 def is_new(folder: Path) -> bool:
     """Whether no run has begun in `folder` (SdftError where it holds something else).
 
-    One that was killed inside `make_folder` left environment.json alone, or a temporary file; it has not begun.
+    A process that was killed inside `make_folder` leaves environment.json alone, or a temporary file.
     """
     if (folder / "config.toml").exists():
         return False
     if folder.exists() and (not folder.is_dir() or any(path.name != "environment.json" and not is_temporary(path)
                                                        for path in folder.iterdir())):
-        found = "holds other files and no config.toml" if folder.is_dir() else "is a file"
-        raise SdftError(f"{folder}: expected a run folder or an empty one, but it {found}; name another with --out")
+        content = "holds other files and no config.toml" if folder.is_dir() else "is a file"
+        raise SdftError(f"{folder}: expected a run folder or an empty one, but it {content}; name another with --out")
     return True
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in `folder` is complete, and its measures are those of this version."""
-    path = folder / "summary.json"
-    return path.exists() and format_of(read_json(path)) == FORMAT
-
-
-def format_of(summary: Mapping[str, Any]) -> int:
-    """The FORMAT (lab.py) of the measures of a finished run; summary.json names it since the second."""
-    return summary.get("format", 1)
+    """Whether the run in `folder` is complete."""
+    return (folder / "summary.json").exists()
 
 
 def sources(model: Path, data: str) -> dict[str, str]:
-    """What a run's results depend on beside its settings: hashes of the model and of the data (`data_hash`)."""
+    """The hashes of the model and of the data (`data_hash`), on which a run's results depend besides its settings."""
     return {"model_sha256": model_hash(model), "data_sha256": data}
 
 
 def data_hash(task: Task) -> str:
-    """SHA-256 over the records and the test items, with all that they are scored by."""
+    """SHA-256 over the records and the test items, with everything that scores them."""
     return hashlib.sha256(repr([task.train, *(suite.items for suite in task.suites)]).encode()).hexdigest()
 
 
 def free(config: Config) -> list[str]:
-    """The settings, as "section.name", that say how a run goes and not what it is: they may change in mid-run."""
+    """The settings, as "section.name", that do not change a run's results: they may differ when it is resumed."""
     fixed = describe(config.train, "", "")
-    return ["model.device", "generate.generation_batch_size", *(f"train.{name}" for name in FREE if name not in fixed)]
+    return ["model.device", "generate.generation_batch_size",
+            *(f"train.{name}" for name in FREE if name not in fixed)]
 
 
 def make_folder(folder: Path, config: Config, made_of: Mapping[str, str]) -> None:
-    """Write down what the run in `folder` is made with. config.toml comes last: where it is, all of it is."""
-    write_json(folder / "environment.json", environment(config) | dict(made_of))
+    """Write environment.json and then config.toml: where config.toml exists, the folder is complete."""
+    write_json(folder / "environment.json", {"format": FORMAT, **environment(config), **made_of})
     write_text(folder / "config.toml", to_toml(config))
 
 
 def check_folder(folder: Path, config: Config, made_of: Mapping[str, str]) -> None:
-    """Raise SdftError where the run in `folder` was made with other settings, another model or other data, saying which
-    differ. What a folder of an older version does not tell is not compared; a newer setting was at its default."""
+    """Raise SdftError where the run in `folder` has another format, other settings, another model or other data."""
+    was = read_json(folder / "environment.json")
+    if was.get("format") != FORMAT:
+        raise SdftError(f"{folder}: expected a run folder of format {FORMAT}, got one of format {was.get('format', 1)} "
+                        "by another version of sdft; name another folder with --out")
     path = folder / "config.toml"
     try:
         old = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise SdftError(f"{path}: malformed TOML: {error}") from error
-    old |= {part: values | old.get(part, {}) for part, values in tomllib.loads(to_toml(Config())).items()}
+    defaults = tomllib.loads(to_toml(Config()))             # of a setting that is newer than the folder
+    old |= {section: values | old.get(section, {}) for section, values in defaults.items()}
     ignored = tuple(f"{name} " for name in free(config))
     differ = [text for text in differences(old, tomllib.loads(to_toml(config))) if not text.startswith(ignored)]
-    asked = any(text.startswith("task.") for text in differ)            # for other data: that says it better
-    was = read_json(folder / "environment.json")
+    other_task = any(text.startswith("task.") for text in differ)       # explains other data better than their hash
     differ += [f"the {what}'s SHA-256 was {str(was[name])[:12]}…, is {made_of[name][:12]}…"
                for name, what in SOURCES.items()
-               if was.get(name, made_of[name]) != made_of[name] and not (what == "data" and asked)]
+               if was.get(name, made_of[name]) != made_of[name] and not (what == "data" and other_task)]
     if differ:
-        raise SdftError(f"{folder} was made with other settings: {'; '.join(differ)}. Use the old ones to go on, or "
-                        "another --out to start anew")
+        raise SdftError(f"{folder} was made with other settings: {'; '.join(differ)}. Use the old ones to resume, or "
+                        "name another folder with --out")
 
 
 def environment(config: Config) -> dict[str, Any]:
-    """Where and by which versions a run is made."""
+    """The machine, the versions and the seeds of a run."""
     import torch
 
     versions = {name: _version(name) for name in PACKAGES}

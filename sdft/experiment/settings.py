@@ -1,10 +1,10 @@
-"""The settings of a run: one frozen dataclass per part, a TOML file, and `--key=value` on top of it.
+"""The settings of a run: one frozen dataclass per section, a TOML file, and `--key=value` on top of it.
 
-    [train]              every key has one name of its own, so these three say the same:
+    [train]              every setting has a name of its own, so these three say the same:
     lr = 1e-4            a line under its section in the file,  --train.lr=1e-4,  --lr=1e-4
 
-What is not set takes its default; templates and epochs take the task's. The resolved settings are written to the run
-folder as config.toml, which is a valid input again.
+A setting that is not given takes its default; templates, epochs and length of rewrites take the task's. The resolved
+settings are written to the run folder as config.toml, which is a valid input again.
 """
 from __future__ import annotations
 
@@ -15,93 +15,92 @@ import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdft.errors import SdftError, nearest
 from sdft.files import read_text
+from sdft.tasks import Task, load_task
 from sdft.train.settings import TrainSettings, option
-
-if TYPE_CHECKING:
-    from sdft.tasks import Task
 
 Values = dict[str, dict[str, Any]]          # section → key → value
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The seed model and how it computes."""
+    """The base model and how it computes."""
 
-    model: str = option("smollm2-135m", "seed model: a name, a folder, a .gguf file, or org/name of the hub")
-    dtype: str = option("auto", "of the weights: bfloat16, float16, float32; auto: bfloat16, or float32 on a "
-                                "CPU without instructions for it")
-    device: str = option("cpu", "cpu, cuda, cuda:1, …")
-    chat: str | None = option(None, "chat format (default: the model's own)")
+    model: str = option("smollm2-135m", "Base model: a name, a folder, a .gguf file, or org/name of the hub.")
+    dtype: str = option("auto", "Type of the weights: bfloat16, float16 or float32; auto is bfloat16, or float32 on "
+                                "a CPU without instructions for it.")
+    device: str = option("cpu", "Device of the model: cpu, cuda, cuda:1, ….")
+    chat: str | None = option(None, "Chat format; the default is the model's own.")
 
 
 @dataclass(frozen=True)
 class TaskConfig:
     """The data."""
 
-    task: str = option("passages", "passages (built in), gsm8k, openfunctions, alpaca, dolly, or custom")
-    data: str | None = option(None, "folder of the task's files; for custom, the file")
-    columns: dict[str, str] | None = option(None, "instruction=NAME,response=NAME,…: the file's names of our columns")
-    max_records: int | None = option(None, "only the first N training records, and fewer test items with them")
-    train_records: int | None = option(None, "training records")
-    test_records: int | None = option(None, "test items of the task")
-    data_seed: int = option(0, "seeds generated data and the held-out split")
+    task: str = option("passages", "Task: passages (built in), gsm8k, openfunctions, alpaca, dolly, or custom.")
+    data: str | None = option(None, "Folder of the task's files; for task custom, the file.")
+    columns: dict[str, str] | None = option(None, "Names of the file's columns: instruction=NAME,response=NAME,….")
+    max_records: int | None = option(None, "Use only the first N training records, and fewer test items.")
+    train_records: int | None = option(None, "Number of training records; the default is the task's.")
+    test_records: int | None = option(None, "Number of test items of the task; the default is the task's.")
+    data_seed: int = option(0, "Random seed of generated data and of the held-out split.")
 
 
 @dataclass(frozen=True)
 class DistillConfig:
     """Rewriting the reference answers, and choosing among the rewrites."""
 
-    template: str | None = option(None, "template of the rewriting prompt (default: the task's)")
-    rewrite_tokens: int | None = option(None, "longest rewrite, in tokens (default: the task's)")
-    mix_ratio: float = option(1.0, "share of the records that may take their rewrite")
-    max_repeated_ngrams: float = option(0.5, "a rewrite is rejected when more of its word 4-grams occurred before")
-    max_length_ratio: float = option(5.0, "… when it has so many times the reference's words")
-    max_words: int = option(300, "    and more words than this")
+    template: str | None = option(None, "Template of the rewriting prompt; the default is the task's.")
+    rewrite_tokens: int | None = option(None, "Maximum length of a rewrite in tokens; the default is the task's.")
+    mix_ratio: float = option(1.0, "Share of the records that may use their rewrite; the others keep the original.")
+    max_repeated_ngrams: float = option(0.5, "Reject a rewrite if a larger share of its word 4-grams occurred before.")
+    max_length_ratio: float = option(5.0, "Reject a rewrite with more than X times the words of the reference, if it "
+                                          "also exceeds max_words.")
+    max_words: int = option(300, "Reject a rewrite with more than N words, if it also exceeds max_length_ratio.")
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
     """Decoding, for rewriting and evaluation alike."""
 
-    generation_batch_size: int = option(128, "responses written at a time")
-    temperature: float = option(0.0, "0: greedy")
-    top_k: int = option(0, "sample among the k most probable tokens; 0: all")
-    top_p: float = option(1.0, "sample among the most probable tokens that make up this share")
-    repetition_penalty: float = option(1.0, "above 1: tokens that occurred before are less likely")
-    sampling_seed: int = option(0, "seeds sampling, record by record")
+    generation_batch_size: int = option(128, "Number of sequences generated at the same time.")
+    temperature: float = option(0.0, "Sampling temperature; 0 is greedy decoding.")
+    top_k: int = option(0, "Sample from the k most probable tokens; 0 is all.")
+    top_p: float = option(1.0, "Sample from the most probable tokens that together reach this probability.")
+    repetition_penalty: float = option(1.0, "Values above 1 make tokens that occurred before less likely.")
+    sampling_seed: int = option(0, "Random seed of sampling; each record has its own random numbers.")
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is measured beside the task itself."""
+    """What is measured in addition to the task."""
 
-    train_template: str | None = option(None, "template of the training prompt (default: the task's)")
-    instruction_items: int | None = option(None, "prompts of the suite `instructions` (default: all; 0: none)")
-    general_items: int | None = option(None, "general prompts (default: all)")
-    n_probe_texts: int = option(16, "texts of each kind that the dear measures take: activations, Fisher, loss along the "
-                             "way, drift on the task")
-    svd_layers: int = option(3, "layers, evenly spread, whose trained matrices are decomposed before and after: spectral "
-                             "shift, principal cosines, intruder dimensions; 0: none")
+    train_template: str | None = option(None, "Template of the training prompt; the default is the task's.")
+    instruction_items: int | None = option(None, "Number of items of the suite `instructions`; default all, 0 none.")
+    general_items: int | None = option(None, "Number of general prompts; the default is all.")
+    n_probe_texts: int = option(16, "Number of texts of each kind for the expensive measures: activations, Fisher, "
+                                    "interpolation, drift on the task.")
+    svd_layers: int = option(3, "Number of layers, evenly spread, whose trained matrices are decomposed before and "
+                                "after training: spectral shift, principal cosines, intruder dimensions; 0 is none.")
 
 
 @dataclass(frozen=True)
 class ArmsConfig:
-    """What is trained and compared, and what single arms need."""
+    """What is trained and compared, and the settings of single arms."""
 
-    arms: tuple[str, ...] = option(("sft", "sdft"), "what to train: sft, sdft, and rivals: self-output, "
+    arms: tuple[str, ...] = option(("sft", "sdft"), "Arms to train: sft, sdft, and baselines: self-output, "
                                    "token-matched-sft, replay, wise-ft, low-lr, low-rank, kl, l2-sp, ewc, dft, stm, "
-                                   "flow, sdft-onpolicy with -reverse, -ema or both behind it")
-    replay_fraction: float = option(0.1, "replay: share of dialogues that the seed wrote by itself")
-    wise_ft_alpha: float = option(0.5, "wise-ft: share of the change of the weights that stays")
+                                   "flow, sdft-onpolicy, also with -reverse, -ema or both.")
+    replay_fraction: float = option(0.1, "Arm replay: share of the training examples that the base model wrote.")
+    wise_ft_alpha: float = option(0.5, "Arm wise-ft: share of the weight change that remains.")
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run. Every leaf's name is unique over the sections."""
+    """All settings of a run. The name of a setting is unique over all sections."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -114,38 +113,36 @@ class Config:
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "task": TaskConfig, "distill": DistillConfig, "train": TrainSettings,
                              "generate": GenerateConfig, "eval": EvalConfig, "arms": ArmsConfig}
-SECTION_OF = {knob.name: section for section, kind in SECTIONS.items() for knob in fields(kind)}
+SECTION_OF = {setting.name: section for section, kind in SECTIONS.items() for setting in fields(kind)}
 
 
 def make_config(path: Path | None = None, options: Mapping[str, Any] | None = None) -> tuple[Config, frozenset[str]]:
-    """Build the settings from a TOML file and from options ("lr" or "train.lr" → value or text) that go over it.
+    """Build the settings from a TOML file and from options ("lr" or "train.lr" → value or text), which override it.
 
-    Returns the settings and the names of those that were given. Raises SdftError for an unreadable file, an unknown key
+    Returns the settings and the names of those that were set. Raises SdftError for an unreadable file, an unknown key
     (naming the nearest known one) and an impossible value.
     """
-    given: Values = {section: {} for section in SECTIONS}
+    explicit: Values = {section: {} for section in SECTIONS}
     if path is not None:
         for key, value in _flatten(_read_toml(path), path):
-            _set(given, key, value, f"{path}: ")
+            _set(explicit, key, value, f"{path}: ")
     for key, value in (options or {}).items():
-        _set(given, key, value, "")
-    config = Config(**{section: SECTIONS[section](**values) for section, values in given.items()})
+        _set(explicit, key, value, "")
+    config = Config(**{section: SECTIONS[section](**values) for section, values in explicit.items()})
     _check(config)
-    return config, frozenset(name for values in given.values() for name in values)
+    return config, frozenset(name for values in explicit.values() for name in values)
 
 
-def load_chosen(asked: TaskConfig, name: str | None = None) -> Task:
-    """The task that the settings name, or the one named here, with their data (SdftError as `load_task` has it)."""
-    from sdft.tasks import load_task
-
-    return load_task(name or asked.task, asked.data, asked.columns, asked.max_records, asked.train_records,
-                     asked.test_records, asked.data_seed)
+def load_chosen(settings: TaskConfig, name: str | None = None) -> Task:
+    """Load the task of the settings, or the task `name` with their data. Raises SdftError as `load_task` does."""
+    return load_task(name or settings.task, settings.data, settings.columns, settings.max_records,
+                     settings.train_records, settings.test_records, settings.data_seed)
 
 
-def with_task(config: Config, given: frozenset[str], epochs: int, distill_template: str, train_template: str,
+def with_task(config: Config, explicit: frozenset[str], epochs: int, distill_template: str, train_template: str,
               rewrite_tokens: int) -> Config:
-    """Fill what the task decides where nobody has set it."""
-    train = config.train if "epochs" in given else replace(config.train, epochs=epochs)
+    """The settings with those that the task decides, where they were not set explicitly."""
+    train = config.train if "epochs" in explicit else replace(config.train, epochs=epochs)
     return replace(config, train=train,
                    distill=replace(config.distill, template=config.distill.template or distill_template,
                                    rewrite_tokens=config.distill.rewrite_tokens or rewrite_tokens),
@@ -153,13 +150,13 @@ def with_task(config: Config, given: frozenset[str], epochs: int, distill_templa
 
 
 def of_task(config: Config) -> dict[str, Any]:
-    """What `with_task` has filled in, as its arguments; it stands beside distilled.jsonl for `sdft train`."""
+    """The settings that the task decides, as arguments of `with_task`; kept with distilled.jsonl for `sdft train`."""
     return {"epochs": config.train.epochs, "distill_template": config.distill.template,
             "train_template": config.eval.train_template, "rewrite_tokens": config.distill.rewrite_tokens}
 
 
 def with_machine(config: Config) -> Config:
-    """Fill what this machine decides: the dtype, and absolute paths, so that a run can be gone on with from any folder."""
+    """The settings with those that the machine decides: the dtype, and absolute paths, valid from any folder."""
     from sdft.model.io.loading import as_dtype
 
     name, data = config.model.model, config.task.data
@@ -170,9 +167,9 @@ def with_machine(config: Config) -> Config:
 
 
 def to_values(config: Config) -> Values:
-    """The settings as nested plain values, unset ones left out."""
-    return {section: {knob.name: getattr(getattr(config, section), knob.name) for knob in fields(kind)
-                      if getattr(getattr(config, section), knob.name) is not None}
+    """The settings as nested plain values, without those that are None."""
+    return {section: {setting.name: value for setting in fields(kind)
+                      if (value := getattr(getattr(config, section), setting.name)) is not None}
             for section, kind in SECTIONS.items()}
 
 
@@ -185,7 +182,7 @@ def to_toml(config: Config) -> str:
 
 
 def parse(section: str, name: str, value: Any, where: str = "") -> Any:
-    """The value of one setting, from TOML's type or from the command line's text (SdftError where it is none)."""
+    """The value of one setting, from a TOML value or from the command line's text (SdftError for a wrong type)."""
     kind = kind_of(section, name)
     try:
         return _PARSERS[kind](value)
@@ -194,7 +191,7 @@ def parse(section: str, name: str, value: Any, where: str = "") -> Any:
 
 
 def kind_of(section: str, name: str) -> type:
-    """int, float, bool, str, tuple or dict: what a setting holds where it is set."""
+    """The type of a setting that is not None: int, float, bool, str, tuple or dict."""
     kind = typing.get_type_hints(SECTIONS[section])[name]
     if isinstance(kind, types.UnionType):
         kind = next(part for part in kind.__args__ if part is not type(None))
@@ -238,13 +235,13 @@ _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", st
              tuple: "names, separated by commas", dict: "OURS=THEIRS,… pairs"}
 
 
-def _set(given: Values, key: str, value: Any, where: str) -> None:
+def _set(explicit: Values, key: str, value: Any, where: str) -> None:
     section, _, name = key.rpartition(".")
     if name not in SECTION_OF or section and SECTION_OF[name] != section:
         full = [f"{section}.{name}" for name, section in SECTION_OF.items()] if section else list(SECTION_OF)
         raise SdftError(f"{where}unknown setting {key!r}{nearest(key, full)}; `sdft run --help` lists them all")
     section = SECTION_OF[name]
-    given[section][name] = parse(section, name, value, where)
+    explicit[section][name] = parse(section, name, value, where)
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -255,41 +252,40 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _flatten(values: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:
-    """("section.key", value) of a parsed file; a key outside of any section counts by its own name."""
-    found: list[tuple[str, Any]] = []
+    """("section.key", value) of a parsed file; a key outside of any section has only its own name."""
+    leaves: list[tuple[str, Any]] = []
     for key, value in values.items():
         if key in SECTIONS and isinstance(value, dict):
-            found += [(f"{key}.{name}", each) for name, each in value.items()]
+            leaves += [(f"{key}.{name}", each) for name, each in value.items()]
         elif isinstance(value, dict) and key not in SECTION_OF:
             raise SdftError(f"{path}: unknown section [{key}]{nearest(key, SECTIONS)}; expected {', '.join(SECTIONS)}")
         else:
-            found.append((key, value))
-    return found
+            leaves.append((key, value))
+    return leaves
 
 
 def _check(config: Config) -> None:
-    """Refuse what no stage could do, before any of them starts (training's own settings check themselves)."""
-    generate, distill, counted, arms = config.generate, config.distill, config.eval, config.arms
-    for holds, text in (
-        (generate.generation_batch_size >= 1, f"generate.generation_batch_size: expected at least 1, got {generate.generation_batch_size}"),
-        (distill.rewrite_tokens is None or distill.rewrite_tokens >= 1,
-         f"distill.rewrite_tokens: expected at least 1, got {distill.rewrite_tokens}"),
-        (0 <= distill.mix_ratio <= 1, f"distill.mix_ratio: expected a share from 0 to 1, got {distill.mix_ratio}"),
-        (0 < distill.max_repeated_ngrams <= 1,
-         f"distill.max_repeated_ngrams: expected a share above 0, up to 1, got {distill.max_repeated_ngrams}"),
-        (distill.max_length_ratio >= 1, f"distill.max_length_ratio: expected at least 1, got {distill.max_length_ratio}"),
-        (distill.max_words >= 1, f"distill.max_words: expected at least 1, got {distill.max_words}"),
-        (counted.instruction_items is None or counted.instruction_items >= 0,
-         f"eval.instruction_items: expected 0 (none) or more, got {counted.instruction_items}"),
-        (counted.general_items is None or counted.general_items >= 1,
-         f"eval.general_items: expected at least 1, since drift is measured on them; got {counted.general_items}"),
-        (counted.n_probe_texts >= 1, f"eval.n_probe_texts: expected at least 1, got {counted.n_probe_texts}"),
-        (counted.svd_layers >= 0, f"eval.svd_layers: expected 0 (none) or more layers, got {counted.svd_layers}"),
-        (0 < arms.replay_fraction < 1, f"arms.replay_fraction: expected a share above 0 and below 1, got {arms.replay_fraction}"),
-        (0 <= arms.wise_ft_alpha < 1, f"arms.wise_ft_alpha: expected a share from 0, below 1, got {arms.wise_ft_alpha}"),
-    ):
+    """Refuse impossible values before any stage starts (SdftError); the training settings check themselves."""
+    def check(name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise SdftError(text)
+            section = SECTION_OF[name]
+            raise SdftError(f"{section}.{name}: expected {expected}, got {getattr(getattr(config, section), name)}")
+
+    distill, measured, arms = config.distill, config.eval, config.arms
+    check("generation_batch_size", config.generate.generation_batch_size >= 1, "at least 1")
+    check("rewrite_tokens", distill.rewrite_tokens is None or distill.rewrite_tokens >= 1, "at least 1")
+    check("mix_ratio", 0 <= distill.mix_ratio <= 1, "a share from 0 to 1")
+    check("max_repeated_ngrams", 0 < distill.max_repeated_ngrams <= 1, "a share above 0, up to 1")
+    check("max_length_ratio", distill.max_length_ratio >= 1, "at least 1")
+    check("max_words", distill.max_words >= 1, "at least 1")
+    check("instruction_items", measured.instruction_items is None or measured.instruction_items >= 0,
+          "0 (none) or more")
+    check("general_items", measured.general_items is None or measured.general_items >= 1,
+          "at least 1, since drift is measured on them")
+    check("n_probe_texts", measured.n_probe_texts >= 1, "at least 1")
+    check("svd_layers", measured.svd_layers >= 0, "0 (none) or more layers")
+    check("replay_fraction", 0 < arms.replay_fraction < 1, "a share above 0 and below 1")
+    check("wise_ft_alpha", 0 <= arms.wise_ft_alpha < 1, "a share from 0, below 1")
 
 
 def _toml(value: Any) -> str:
@@ -304,6 +300,6 @@ def _toml(value: Any) -> str:
     return "[" + ", ".join(_toml(each) for each in value) + "]"
 
 
-def default_of(knob: Any) -> Any:
+def default_of(setting: Any) -> Any:
     """The default of a dataclass field."""
-    return knob.default if knob.default is not MISSING else knob.default_factory()
+    return setting.default if setting.default is not MISSING else setting.default_factory()
