@@ -9,7 +9,7 @@ from adapted import adapted
 from tiny import tiny_llama
 
 from sdft.errors import SdftError
-from sdft.measure.weights.adapter_pairs import adapter_in, compare_adapters
+from sdft.measure.weights.compare import adapter_in, compare_adapters
 from sdft.measure.weights.spectrum import Factors
 from sdft.model.io.adapters import save_adapter
 from sdft.model.lora import lora_layers

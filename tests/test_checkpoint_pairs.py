@@ -9,8 +9,7 @@ from adapted import adapted
 from tiny import tiny_llama
 
 from sdft.errors import SdftError
-from sdft.measure.weights.adapter_pairs import compare_adapters
-from sdft.measure.weights.checkpoint_pairs import compare_changes, weights_of
+from sdft.measure.weights.compare import compare_adapters, compare_changes, weights_of
 from sdft.measure.weights.spectrum import Factors
 from sdft.model.io.loading import open_checkpoint
 from sdft.model.io.saving import save_checkpoint
@@ -18,7 +17,7 @@ from sdft.model.lora import lora_layers, merge, remove_lora
 
 
 def tuned(seed: int):
-    """A tiny model whose q and v moved by a change of rank 4, as full fine-tuning leaves it; and the factors of these."""
+    """A tiny model whose q and v moved by a change of rank 4, as full fine-tuning leaves it, and its factors."""
     model = adapted(tiny_llama().double(), seed=seed)
     factors = {name: Factors(layer.lora_A.detach().clone(), layer.lora_B.detach().clone(), layer.scale)
                for name, layer in lora_layers(model).items()}
@@ -50,7 +49,8 @@ def test_a_change_and_its_opposite():
     seed, (first, _) = tiny_llama().double(), tuned(1)
     second = copy.deepcopy(seed)
     with torch.no_grad():
-        for (_, old), (_, new), (_, weight) in zip(*(model.named_parameters() for model in (seed, first, second))):
+        for (_, old), (_, new), (_, weight) in zip(
+                *(model.named_parameters() for model in (seed, first, second)), strict=True):
             weight.copy_(old - 2 * (new - old))
     found = compare_changes(*map(weights_of, (seed, first, second)), spectra=("v_proj",), k=2)
     assert found["cosine"] == pytest.approx(-1) and found["left_cosine"] == pytest.approx(1)

@@ -11,8 +11,8 @@ from tiny import tiny_llama
 
 from sdft.errors import SdftError
 from sdft.files import write_json
-from sdft.measure.weights.checkpoints import compare_checkpoints
-from sdft.measure.weights.shift import distance, shift
+from sdft.measure.weights.compare import compare_checkpoints
+from sdft.measure.weights.shift import distance, measure_shift
 
 
 def two_models():
@@ -40,7 +40,7 @@ def save(model, folder, shards: int = 1):
 def test_folders_are_compared_as_the_models_in_them_whatever_their_files(tmp_path):
     seed, tuned = two_models()
     found = compare_checkpoints(save(seed, tmp_path / "a"), save(tuned, tmp_path / "b", shards=3))
-    direct = shift(tuned, seed)
+    direct = measure_shift(tuned, seed)
     flat = torch.cat([(new.double() - old.double()).flatten()
                       for new, old in zip(tuned.parameters(), seed.parameters(), strict=True)])
     assert found["total"] == pytest.approx(flat.norm().item()) == pytest.approx(direct["total"])

@@ -1,4 +1,4 @@
-"""Drift on the seed's own answers against a plain computation over the whole vocabulary."""
+"""Drift on the base model's own answers against a plain computation over the whole vocabulary."""
 from __future__ import annotations
 
 import copy
@@ -9,7 +9,16 @@ from tiny_chat import byte_tokenizer, tiny_chat_model
 
 import sdft.measure.outputs.drift as module
 from sdft.errors import SdftError
-from sdft.measure.outputs.drift import base_answers, base_view, drift, drift_difference, reverse_drift, token_drift
+from sdft.generation import generate
+from sdft.measure.outputs.drift import (
+    base_answers,
+    base_view,
+    drift,
+    drift_difference,
+    measure_drift,
+    reverse_drift,
+    token_drift,
+)
 from sdft.model.lora import adapter_off, add_lora, lora_layers, merge
 from sdft.tasks.base import Item, Suite
 
@@ -39,26 +48,27 @@ def plain(p_model, q_model, example):
     return kl, tv, (log_p.argmax(-1) == log_q.argmax(-1))[rows].double()
 
 
-def test_the_answers_hold_what_the_seed_chose_and_its_end_only_where_it_ended():
+def test_the_answers_hold_what_the_base_model_chose_and_its_end_only_where_it_ended():
     examples = base_answers(byte_tokenizer(), SUITE, ROWS)
-    learned = {example.id: [token for token, own in zip(example.tokens, example.mask) if own] for example in examples}
+    targets = {example.id: [token for token, is_target in zip(example.tokens, example.mask, strict=True) if is_target]
+               for example in examples}
     end = byte_tokenizer().eos_id
-    assert learned == {"g0": [*b"Gladly.", end], "g1": [*b"It is a num"], "g3": [*b"No.", end]}
+    assert targets == {"g0": [*b"Gladly.", end], "g1": [*b"It is a num"], "g3": [*b"No.", end]}
 
 
 @pytest.mark.parametrize("rows", [128, 3])
 @torch.no_grad()
 def test_drift_is_the_mean_over_the_tokens_of_all_answers(monkeypatch, rows):
     monkeypatch.setattr(module, "ROWS", rows)
-    model, seed, examples = adapted(), tiny_chat_model(), base_answers(byte_tokenizer(), SUITE, ROWS)
-    parts = [plain(seed, model, example) for example in examples]
+    model, base, examples = adapted(), tiny_chat_model(), base_answers(byte_tokenizer(), SUITE, ROWS)
+    parts = [plain(base, model, example) for example in examples]
     for row, (kl, tv, same) in zip(token_drift(model, base_view(model, examples)), parts, strict=True):
         assert row["kl"] == pytest.approx(kl.tolist(), rel=1e-3, abs=1e-6)      # fp32 against fp64
         assert row["tv"] == pytest.approx(tv.tolist(), rel=1e-3, abs=1e-6)
         assert row["top1"] == same.bool().tolist()
     first = torch.stack([kl[0] for kl, _, _ in parts])
     second = torch.cat([kl[1:8] for kl, _, _ in parts])
-    kl, tv, same = (torch.cat(part) for part in zip(*parts))
+    kl, tv, same = (torch.cat(part) for part in zip(*parts, strict=True))
     found = drift(model, base_view(model, examples))
     assert found["kl"] == pytest.approx(kl.mean().item(), rel=1e-4) and found["kl"] > 0.01
     assert found["tv"] == pytest.approx(tv.mean().item(), rel=1e-4)
@@ -87,17 +97,19 @@ def test_the_most_probable_of_equal_tokens_is_the_first():
     before, after = torch.randn(2, 40, 96, generator=torch.Generator().manual_seed(0)).mul(2).round().bfloat16()
     assert (before == before.amax(-1, keepdim=True)).sum(-1).max() > 1
     *_, same = module.compare(before, after)
-    assert same.tolist() == [a.index(max(a)) == b.index(max(b)) for a, b in zip(before.tolist(), after.tolist())]
+    assert same.tolist() == [a.index(max(a)) == b.index(max(b))
+                             for a, b in zip(before.tolist(), after.tolist(), strict=True)]
     assert module.compare(before, before)[2].all()
 
 
 @torch.no_grad()
 def test_reverse_drift_is_from_the_tuned_model_on_what_it_wrote():
-    """On answers to the task's items, whose suite has a score; a second time with a seed of its own, no adapter."""
+    """On answers to the task's items, whose suite has a score; a second time with a separate base model, no adapter."""
     task = Suite("task", ITEMS, lambda item, output: 1.0, "accuracy", 20)
-    model, seed = adapted(), tiny_chat_model()
+    model, base = adapted(), tiny_chat_model()
     examples = base_answers(byte_tokenizer(), task, [{**row, "output": row["output"] * 2} for row in ROWS])
-    kl, tv, same = (torch.cat(part) for part in zip(*[plain(model, seed, example) for example in examples]))
+    parts = [plain(model, base, example) for example in examples]
+    kl, tv, same = (torch.cat(part) for part in zip(*parts, strict=True))
     found = reverse_drift(model, examples)
     assert found["kl"] == pytest.approx(kl.mean().item(), rel=1e-4)
     assert found["kl"] != pytest.approx(drift(model, base_view(model, examples))["kl"], rel=1e-3)
@@ -106,13 +118,34 @@ def test_reverse_drift_is_from_the_tuned_model_on_what_it_wrote():
     assert (found["tokens"], found["n"]) == (len(kl), 3) and len(found["by_position"]) == 3
     assert all(layer.enabled for layer in lora_layers(model).values())
     other = tiny_chat_model(seed=1)
-    kl = torch.cat([plain(other, seed, example)[0] for example in examples])
-    assert reverse_drift(other, examples, seed)["kl"] == pytest.approx(kl.mean().item(), rel=1e-4)
+    kl = torch.cat([plain(other, base, example)[0] for example in examples])
+    assert reverse_drift(other, examples, base)["kl"] == pytest.approx(kl.mean().item(), rel=1e-4)
 
 
 def test_a_model_that_wrote_nothing_has_no_reverse_drift():
     nothing = base_answers(byte_tokenizer(), SUITE, [{**row, "output": ""} for row in ROWS])
     assert reverse_drift(adapted(), nothing) == {"tokens": 0, "n": 0}
+
+
+def test_measure_drift_is_the_drift_on_the_greedy_answers_of_the_base_model():
+    model, tokenizer, prompts = adapted(), byte_tokenizer(), ["Why?", "Tell me about 7."]
+    answers = generate(tiny_chat_model(), tokenizer, prompts, max_new_tokens=12)
+    items = [Item(str(i), [{"role": "user", "content": prompt}]) for i, prompt in enumerate(prompts)]
+    lines = [{"id": each.id, "output": each.text, "finish": each.finish} for each in answers]
+    examples = base_answers(tokenizer, Suite("", items, None, "", 12), lines)
+    kl = torch.cat([plain(tiny_chat_model(), model, example)[0] for example in examples])
+    measured = measure_drift(model, tokenizer, prompts, max_new_tokens=12)
+    assert measured["kl"] == pytest.approx(kl.mean().item(), rel=1e-4) and measured["kl"] > 0.01
+    assert (measured["n"], measured["tokens"]) == (2, len(kl))
+    merge(model)
+    whole = measure_drift(model, tokenizer, prompts, tiny_chat_model(), 12)
+    assert whole["kl"] == pytest.approx(measured["kl"], rel=1e-4)
+
+
+def test_measure_drift_needs_a_base_model_and_answers_16_general_prompts_by_default():
+    with pytest.raises(SdftError, match="expected a model with an adapter, got one without"):
+        measure_drift(tiny_chat_model(), byte_tokenizer())
+    assert measure_drift(adapted(), byte_tokenizer(), max_new_tokens=4)["n"] == 16
 
 
 def test_an_adapter_that_changes_nothing_has_no_drift_and_is_on_again_afterwards():
@@ -125,15 +158,15 @@ def test_an_adapter_that_changes_nothing_has_no_drift_and_is_on_again_afterwards
 def test_full_fine_tuning_is_compared_with_a_second_model():
     model, examples = adapted(), base_answers(byte_tokenizer(), SUITE, ROWS)
     with adapter_off(model):
-        seed = copy.deepcopy(model)
+        base = copy.deepcopy(model)
     tuned = adapted()
     merge(tuned)                                            # as full fine-tuning leaves it: other weights, no adapter
-    found = drift(tuned, base_view(seed, examples))["kl"]
+    found = drift(tuned, base_view(base, examples))["kl"]
     assert found == pytest.approx(drift(model, base_view(model, examples))["kl"], rel=1e-5)
 
 
 def test_two_models_are_compared_on_the_same_answers():
-    """Their KLs scatter far more over the answers than their difference does; ids join them, not places."""
+    """Their KLs scatter far more over the answers than their difference does; ids join them, not positions."""
     generator = torch.Generator().manual_seed(3)
     kl = torch.rand(30, generator=generator) * 4
     tokens = torch.randint(1, 40, (30,), generator=generator)
@@ -148,8 +181,8 @@ def test_two_models_are_compared_on_the_same_answers():
 
 
 def test_every_answer_of_a_drift_has_its_mean():
-    model, seed, examples = adapted(), tiny_chat_model(), base_answers(byte_tokenizer(), SUITE, ROWS)
+    model, base, examples = adapted(), tiny_chat_model(), base_answers(byte_tokenizer(), SUITE, ROWS)
     found = drift(model, base_view(model, examples))
     assert [row["id"] for row in found["answers"]] == ["g0", "g1", "g3"]
     assert sum(row["kl"] * row["tokens"] for row in found["answers"]) / found["tokens"] == pytest.approx(found["kl"])
-    assert found["answers"][2]["kl"] == pytest.approx(plain(seed, model, examples[2])[0].mean().item(), rel=1e-3)
+    assert found["answers"][2]["kl"] == pytest.approx(plain(base, model, examples[2])[0].mean().item(), rel=1e-3)

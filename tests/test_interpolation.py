@@ -47,8 +47,8 @@ def test_the_loss_between_two_models():
     assert found[0]["nll"] == gap(seed, data)["nll"] and found[2]["nll"] == gap(model, data)["nll"]
     for row in (found[1], found[3]):
         other = copy.deepcopy(seed)
-        for weight, (name, own) in zip(other.parameters(), model.named_parameters(), strict=True):
-            weight.data += row["t"] * (own - weight).detach()
+        for weight, tuned in zip(other.parameters(), model.parameters(), strict=True):
+            weight.data += row["t"] * (tuned - weight).detach()
         assert row["nll"] == pytest.approx(gap(other, data)["nll"], rel=1e-5)
 
 

@@ -10,7 +10,7 @@ from adapted import adapted
 
 from sdft.errors import SdftError
 from sdft.measure.weights.modules import module_measures, spread_out
-from sdft.measure.weights.shift import shift
+from sdft.measure.weights.shift import measure_shift
 from sdft.measure.weights.spectrum import compare_spectra, effective_rank, stable_rank
 from sdft.model.lora import lora_layers, merge, remove_lora
 
@@ -20,7 +20,7 @@ TARGETS = ("q_proj", "v_proj", "down_proj")
 def test_an_adapter_is_measured_beside_its_base():
     model = adapted(targets=TARGETS)
     found = module_measures(model, spectra=("v_proj", "model.layers.0.mlp.*"))
-    plain = shift(model)
+    plain = measure_shift(model)
     assert plain["modules"] == [{key: row[key] for key in plain["modules"][0]} for row in found["modules"]]
     assert plain["total"] == found["total"] and plain["relative"] == found["relative"]
     for row in found["modules"]:
@@ -84,11 +84,11 @@ def test_full_fine_tuning_is_measured_from_the_weights():
     merge(model)
     tuned, change = copy.deepcopy(model), lora_layers(model)["model.layers.1.self_attn.v_proj"].delta()
     for each in (seed, tuned):
-        for name, layer in lora_layers(each).items():                   # as full fine-tuning leaves it: no adapter
+        for layer in lora_layers(each).values():                   # as full fine-tuning leaves it: no adapter
             layer.unmerged = None
         remove_lora(each)
     found = module_measures(tuned, seed, spectra=("v_proj",))
-    assert found["total"] == pytest.approx(shift(tuned, seed)["total"])
+    assert found["total"] == pytest.approx(measure_shift(tuned, seed)["total"])
     rows = {row["name"]: row for row in found["modules"]}
     assert len(rows) == len(list(seed.parameters()))
     row = rows["model.layers.1.self_attn.v_proj"]
@@ -108,7 +108,7 @@ def test_factors_that_are_not_finite_are_one_line():
     model = adapted()
     layer = lora_layers(model)["model.layers.2.self_attn.q_proj"]
     layer.lora_B.data[0, 0] = float("nan")
-    for measure in (module_measures, shift):
+    for measure in (module_measures, measure_shift):
         with pytest.raises(SdftError, match=r"^model.layers.2.self_attn.q_proj: expected finite weights"):
             measure(model)
     with pytest.raises(SdftError, match="'k_proj' names nothing here"):

@@ -74,7 +74,8 @@ def test_holm_by_hand():
 
 def test_signs_are_flipped_in_every_way():
     d = [0.3, -0.1, 0.25, 0.4, 0.0, 0.05]
-    sums = [abs(sum(sign * value for sign, value in zip(signs, d))) for signs in product((1, -1), repeat=6)]
+    sums = [abs(sum(sign * value for sign, value in zip(signs, d, strict=True)))
+            for signs in product((1, -1), repeat=6)]
     assert sign_flip(d) == sum(value >= sum(d) - 1e-9 for value in sums) / 64
     assert sign_flip([-value for value in d]) == sign_flip(d)
     assert sign_flip([0.3, 0.1, -0.1]) == 6 / 8                 # 0.3 − 0.1 + 0.1 is rounded to a little less

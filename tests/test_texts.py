@@ -22,14 +22,14 @@ def without(monkeypatch, *packages):
     for package in packages:
         monkeypatch.setitem(sys.modules, package, None)
     module._embedder.cache_clear()
-    module._tell.cache_clear()
+    module._report_once.cache_clear()
 
 
 def test_answers_are_compared_by_id():
     found = compare_texts(MINE, SEED)
     assert (found["length_mean"], found["lengths"]) == (1.5, [3, 0])
     assert found["rouge_l"] == pytest.approx((2 / 3 + 1) / 2)
-    with pytest.raises(SdftError, match="stand on one side only"):
+    with pytest.raises(SdftError, match="are on one side only"):
         compare_texts(MINE, SEED[:1])
 
 

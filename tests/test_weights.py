@@ -10,13 +10,13 @@ from adapted import adapted
 from tiny import tiny_llama
 
 from sdft.errors import SdftError
-from sdft.measure.weights.shift import factor_norm, shift
+from sdft.measure.weights.shift import factor_norm, measure_shift
 from sdft.model.lora import lora_layers, merge
 
 
 def test_the_shift_from_the_factors_is_that_of_delta_w():
     model = adapted(targets=("q_proj", "v_proj", "down_proj"))
-    found = shift(model)
+    found = measure_shift(model)
     deltas = {name: layer.delta().double() for name, layer in lora_layers(model).items()}
     bases = {name: layer.weight.double() for name, layer in lora_layers(model).items()}
     assert [module["name"] for module in found["modules"]] == list(deltas)
@@ -32,7 +32,7 @@ def test_the_shift_from_the_factors_is_that_of_delta_w():
 
 def test_the_shift_by_layer_and_by_kind():
     model = adapted()
-    found = shift(model)
+    found = measure_shift(model)
     assert [row["layer"] for row in found["layers"]] == [0, 1, 2]
     assert [row["kind"] for row in found["kinds"]] == ["q_proj", "v_proj"]
     for key in ("layer", "kind"):
@@ -44,9 +44,9 @@ def test_the_shift_by_layer_and_by_kind():
 
 def test_a_merged_adapter_is_measured_against_the_seed():
     model = adapted()
-    before = shift(model)
+    before = measure_shift(model)
     merge(model)
-    assert shift(model) == before
+    assert measure_shift(model) == before
 
 
 def test_a_shift_far_below_bf16_rounding_is_measured():
@@ -54,7 +54,7 @@ def test_a_shift_far_below_bf16_rounding_is_measured():
     for layer in lora_layers(model).values():
         layer.lora_A.data, layer.lora_B.data = layer.lora_A.data.float(), layer.lora_B.data.float() * 1e-5
     exact = math.sqrt(sum(layer.delta().double().square().sum().item() for layer in lora_layers(model).values()))
-    assert shift(model)["total"] == pytest.approx(exact, rel=1e-6)
+    assert measure_shift(model)["total"] == pytest.approx(exact, rel=1e-6)
     report = merge(model)
     assert report["changed"] < 0.01                                  # subtracting the merged weights would say: nothing
 
@@ -70,7 +70,7 @@ def test_full_fine_tuning_is_measured_from_the_weights():
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight += 0.01
         model.lm_head.weight[0, 0] += 2
-    found = shift(model, seed)
+    found = measure_shift(model, seed)
     assert found["total"] == pytest.approx(math.hypot(0.01 * math.sqrt(48 * 32), 2), rel=1e-5)
     moved = {module["name"]: module for module in found["modules"] if module["norm"]}
     assert set(moved) == {"model.layers.1.mlp.up_proj", "lm_head"}
@@ -79,6 +79,6 @@ def test_full_fine_tuning_is_measured_from_the_weights():
 
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(SdftError, match="no adapter to measure"):
-        shift(tiny_llama())
+        measure_shift(tiny_llama())
     with pytest.raises(SdftError, match="names or shapes differ"):
-        shift(tiny_llama(), tiny_llama("smollm2"))
+        measure_shift(tiny_llama(), tiny_llama("smollm2"))

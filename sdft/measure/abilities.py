@@ -1,4 +1,4 @@
-"""Abilities: run a suite of test items, keep every answer with its score, and sum the scores up.
+"""Abilities: answer suites of test items, keep every answer with its score, and summarise the scores.
 
     items ─encode→ requests ─stream→ eval/<arm>/<suite>.jsonl ─summarise→ mean and interval, by kind
                                      (a line as each finishes)  ─against→ paired difference from another arm, p-value
@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict, TypeVar, cast
 
 from sdft.data.chat import encode_prompt
 from sdft.distill.resume import fitting, resume
@@ -20,24 +20,28 @@ from sdft.errors import SdftError
 from sdft.generation import Request, Sampling, stream
 from sdft.measure.statistics import bootstrap_mean, holm, mcnemar, paired_difference, sign_flip
 from sdft.model.io.fingerprint import fingerprint
+from sdft.model.llama import Llama
 from sdft.progress import progress
+from sdft.results import AnswerLine, ArmMeasures, Comparison, Score, comparisons
 from sdft.tasks.base import Item, Suite
+from sdft.tokenizers.tokenizer import Tokenizer
 
 
-class Sheet:
-    """The answers to one suite: those that its journal holds, and those that are still to be written."""
+class AnswerSheet:
+    """The answers to one suite: those that its journal holds, and those that are still missing."""
 
     def __init__(self, suite: Suite, path: Path, made_with: Mapping[str, Any]):
         self.suite, self.path = suite, path
-        self.journal, self.lines = resume(path, made_with)
+        self.journal, lines = resume(path, made_with)
+        self.lines = cast(dict[str, AnswerLine], lines)
         self._refuse_foreign()
 
-    def waiting(self) -> list[Item]:
+    def missing(self) -> list[Item]:
         """The items without an answer."""
         return [item for item in self.suite.items if item.id not in self.lines]
 
     def keep(self, item: Item, output: str = "", tokens: int = 0, finish: str = "length") -> None:
-        """Score an answer, and write its line."""
+        """Score an answer, and append its line to the journal."""
         score = None if self.suite.score is None else float(self.suite.score(item, output))
         self.lines[item.id] = {"id": item.id, "kind": item.kind, "prompt": item.messages[-1]["content"],
                                "output": output, "tokens": tokens, "finish": finish, "score": score}
@@ -48,24 +52,24 @@ class Sheet:
         for id, line in self.lines.items():
             if id not in items or line["prompt"] != items[id].messages[-1]["content"]:
                 raise SdftError(f"{self.path}: item {id} {'has another prompt' if id in items else 'is not'} in this "
-                                "suite; the file belongs to other test items: use those, or another folder to start anew")
+                                "suite; the file belongs to other test items: use those, or another folder")
 
 
-def evaluate(model, tokenizer, suites: Sequence[Suite], folder: Path, sampling: Sampling = Sampling(),
-             batch_size: int = 32, chat: str | None = None) -> dict[str, list[dict[str, Any]]]:
-    """Answer every item of the suites, at most its suite's max_new_tokens tokens each; return suite → lines, by item.
+def evaluate(model: Llama, tokenizer: Tokenizer, suites: Sequence[Suite], folder: Path,
+             sampling: Sampling = Sampling(), batch_size: int = 32, chat: str | None = None
+             ) -> dict[str, list[AnswerLine]]:
+    """Answer every item of the suites, with at most its suite's max_new_tokens; return suite → lines in item order.
 
-    All are answered in one stream: the rows that one suite leaves free at its end are filled by the next. A line of the
-    journal <folder>/<suite>.jsonl: id, kind, prompt (the last user turn), output, tokens (how many), finish, score
-    (None in a suite that keeps outputs only). A run that was killed goes on after the last line. An item that does not
-    fit the model's context is told on stderr, and is an empty answer like any other.
+    All suites share one stream, so the next suite fills the batch as one ends. Answers are lines of the journals
+    <folder>/<suite>.jsonl; an interrupted call resumes after the last line. An item that does not fit the model's
+    context is reported on stderr, and counts as an empty answer.
 
     Raises SdftError when a journal was made with another model, chat format or sampling, or for other items.
     """
     made_with = {"model": fingerprint(model), "chat": chat or tokenizer.chat}
-    sheets = [Sheet(suite, Path(folder) / f"{suite.name}.jsonl", made_with | {
+    sheets = [AnswerSheet(suite, Path(folder) / f"{suite.name}.jsonl", made_with | {
         "sampling": asdict(replace(sampling, max_new_tokens=suite.max_new_tokens))}) for suite in suites]
-    asked = {f"{sheet.suite.name} {item.id}": (sheet, item) for sheet in sheets for item in sheet.waiting()}
+    asked = {f"{sheet.suite.name} {item.id}": (sheet, item) for sheet in sheets for item in sheet.missing()}
     requests = [Request(id, encode_prompt(tokenizer, item.messages, chat=chat), sheet.suite.max_new_tokens)
                 for id, (sheet, item) in asked.items()]
     total, kept = sum(len(suite.items) for suite in suites), fitting(requests, model.config.context_length, "evaluate")
@@ -84,47 +88,55 @@ def evaluate(model, tokenizer, suites: Sequence[Suite], folder: Path, sampling: 
     return {sheet.suite.name: [sheet.lines[item.id] for item in sheet.suite.items] for sheet in sheets}
 
 
-def summarise(rows: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
-    """Sum up the lines of a scored suite: mean with its 95 % interval, n, tokens_mean, and the mean of every kind."""
-    mean, low, high = bootstrap_mean([row["score"] for row in rows], seed)
-    kinds = sorted({row["kind"] for row in rows} - {""})
-    by_kind = {kind: fmean(row["score"] for row in rows if row["kind"] == kind) for kind in kinds}
-    return {"mean": mean, "low": low, "high": high, "n": len(rows),
-            "tokens_mean": fmean(row["tokens"] for row in rows), "by_kind": by_kind}
+def _scores(lines: Sequence[AnswerLine]) -> list[float]:
+    return [line["score"] for line in lines if line["score"] is not None]
 
 
-def against(rows: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], seed: int = 0) -> dict[str, Any]:
-    """The mean of score − other score, item by item, with its 95 % interval: difference, low, high, and n items.
+def summarise(lines: Sequence[AnswerLine], seed: int = 0) -> Score:
+    """The mean score of a scored suite with its 95 % interval, and the mean of every kind of item."""
+    mean, low, high = bootstrap_mean(_scores(lines), seed)
+    kinds = sorted({line["kind"] for line in lines} - {""})
+    by_kind = {kind: fmean(_scores([line for line in lines if line["kind"] == kind])) for kind in kinds}
+    return {"mean": mean, "low": low, "high": high, "n": len(lines),
+            "tokens_mean": fmean(line["tokens"] for line in lines), "by_kind": by_kind}
 
-    p is two-sided, of `test`: McNemar's exact test where all scores are 0 or 1, else the sign-flip test.
+
+def against(lines: Sequence[AnswerLine], references: Sequence[AnswerLine], seed: int = 0) -> Comparison:
+    """The mean of score − reference's score over the same items, with its 95 % interval and a two-sided p-value.
+
+    The test is McNemar's exact test where all scores are 0 or 1, else the sign-flip test.
     """
-    first, second = joined(rows, others)
-    mine, their = ([row["score"] for row in side] for side in (first, second))
-    difference, low, high = paired_difference(mine, their, seed)
-    if {*mine, *their} <= {0, 1}:
-        test, p = "McNemar", mcnemar(mine, their)
+    a, b = (_scores(side) for side in by_same_id(lines, references))
+    difference, low, high = paired_difference(a, b, seed)
+    if {*a, *b} <= {0, 1}:
+        test, p = "McNemar", mcnemar(a, b)
     else:
-        test, p = "sign-flip", sign_flip([a - b for a, b in zip(mine, their, strict=True)], seed)
-    return {"difference": difference, "low": low, "high": high, "n": len(mine), "p": p, "test": test}
+        test, p = "sign-flip", sign_flip([x - y for x, y in zip(a, b, strict=True)], seed)
+    return {"difference": difference, "low": low, "high": high, "n": len(a), "p": p, "test": test}
 
 
-def adjust_together(arms: dict[str, Any]) -> None:
-    """Put Holm's adjusted p-value, p_holm, beside the p of every comparison of a run: all of them are one family.
-
-    arms: arm → suites → suite → against_… → what `against` returned.
-    """
-    family = [found for arm in arms.values() for suite in arm["suites"].values()
-              for key, found in suite.items() if key.startswith("against_")]
-    for found, adjusted in zip(family, holm([found["p"] for found in family]), strict=True):
-        found["p_holm"] = adjusted
+def adjust_together(arms: Mapping[str, ArmMeasures]) -> None:
+    """Add Holm's adjusted p-value, p_holm, to every comparison of a run: all of them are one family."""
+    family = [comparison for arm in arms.values() for suite in arm["suites"].values()
+              for comparison in comparisons(suite).values()]
+    for comparison, adjusted in zip(family, holm([comparison["p"] for comparison in family]), strict=True):
+        comparison["p_holm"] = adjusted
 
 
-def joined(rows: Sequence[dict[str, Any]],
-           others: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of both, in one order of ids (SdftError where the two do not hold the same ids)."""
-    by_id = {row["id"]: row for row in others}
-    alone = {row["id"] for row in rows} ^ by_id.keys()
-    if alone:
-        raise SdftError(f"expected answers to the same items, but {len(alone)} stand on one side only (one is "
-                        f"{min(alone)}); evaluate both on one suite")
-    return list(rows), [by_id[row["id"]] for row in rows]
+class WithId(TypedDict):
+    """Any line that has an id."""
+
+    id: str
+
+
+Line = TypeVar("Line", bound=WithId)
+
+
+def by_same_id(lines: Sequence[Line], references: Sequence[Line]) -> tuple[list[Line], list[Line]]:
+    """Both in the order of `lines`, joined by "id" (SdftError where the two do not hold the same ids)."""
+    by_id = {line["id"]: line for line in references}
+    unmatched = {line["id"] for line in lines} ^ by_id.keys()
+    if unmatched:
+        raise SdftError(f"expected answers to the same items, but {len(unmatched)} are on one side only (one is "
+                        f"{min(unmatched)}); evaluate both on one suite")
+    return list(lines), [by_id[line["id"]] for line in lines]

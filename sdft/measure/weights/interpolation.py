@@ -1,10 +1,11 @@
-"""The loss on the way from the seed to the tuned model, and beyond it: weights θ(t) = θ₀ + t·ΔW, t = 0 the seed.
+"""The loss between the base model and the tuned one, and beyond: weights θ(t) = θ₀ + t·ΔW (WiSE-FT, arXiv 2109.01903).
 
-    t   0 ──── ¼ ──── ½ ──── ¾ ──── 1 ──── 1¼ ──── 1½          nll(t), nats per target token, on given examples
+    t   0 ──── ¼ ──── ½ ──── ¾ ──── 1 ──── 1¼ ──── 1½          nll(t), nats per target token
+        base model                  tuned model
 
-(WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903.) On the task's targets it tells whether training went far enough; on
-the seed's own answers, what each step of the way costs, and whether a model on the way keeps most and loses little.
-For an adapter t multiplies its scale s, so nothing is rounded.
+On the task's targets the curve shows whether training went far enough; on the base model's own answers it shows what
+that costs, and whether an intermediate t keeps most of the gain. For an adapter t multiplies its scale s, so nothing is
+rounded.
 
     sdft measure along --adapter runs/mine/sdft --data mine.jsonl
 """
@@ -21,28 +22,29 @@ from sdft.measure.outputs.gap import gap
 from sdft.measure.passes import fitting
 from sdft.measure.weights.shift import adapted_layers, weights_of_both
 from sdft.model.llama import Llama
+from sdft.results import LossPoint
 
 AT = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 def loss_along(model: Llama, examples: Sequence[Example], at: Sequence[float] = AT, base: Llama | None = None,
-               desc: str = "along") -> list[dict[str, float]]:
-    """At each t its nll, nats per target token, over the tokens of n examples; with `seed`, between that and `model`.
+               desc: str = "along") -> list[LossPoint]:
+    """The NLL of the examples at each t, between `base`, or `model` with its adapter off, and `model`.
 
-    The model is left as it was, bit for bit. Raises SdftError where it has no adapter and no seed is given.
+    The model is unchanged afterwards, bit for bit. Raises SdftError where it has no adapter and no base is given.
     """
     kept = fitting(model, examples, desc)
-    found = []
+    points: list[LossPoint] = []
     for t in at:
         with moved(model, t, base):
-            whole = gap(model, kept, f"{desc}, t = {t:g}")
-            found.append({"t": t, "nll": whole["nll"], "tokens": whole["tokens"], "n": len(kept)})
-    return found
+            measured = gap(model, kept, f"{desc}, t = {t:g}")
+            points.append({"t": t, "nll": measured["nll"], "tokens": measured["tokens"], "n": len(kept)})
+    return points
 
 
 @contextmanager
 def moved(model: Llama, t: float, base: Llama | None = None) -> Iterator[Llama]:
-    """Inside the `with`, the model has the weights θ₀ + t·ΔW: of its adapter, or with `seed`, away from that model."""
+    """Inside the `with`, the model has the weights θ₀ + t·ΔW; ΔW is its adapter's, or its difference from `base`."""
     with _scaled(model, t) if base is None else _between(model, t, base):
         yield model
 
@@ -65,7 +67,7 @@ def _scaled(model: Llama, t: float) -> Iterator[None]:
 @contextmanager
 @torch.no_grad()
 def _between(model: Llama, t: float, base: Llama) -> Iterator[None]:
-    """A copy of all weights is kept; t = 0 and 1 give the two models' own, exactly."""
+    """Interpolate all weights, and restore them from a copy; t = 0 and t = 1 give the two models exactly."""
     kept = []
     try:
         for _, before, weight in weights_of_both(model, base):
@@ -73,5 +75,5 @@ def _between(model: Llama, t: float, base: Llama) -> Iterator[None]:
             weight.copy_(torch.lerp(before.float(), weight.float(), t))
         yield
     finally:
-        for weight, own in kept:
-            weight.copy_(own)
+        for weight, copied in kept:
+            weight.copy_(copied)

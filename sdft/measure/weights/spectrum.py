@@ -1,14 +1,14 @@
-"""How a change of weights lies in their spectrum: few directions or many, the old ones or new ones.
+"""The spectrum of a change of weights: how many directions it has, and whether they are the base model's own.
 
     ΔW = s·B·A = Q_B·(s·R_B·R_Aᵀ)·Q_Aᵀ,  B = Q_B·R_B, Aᵀ = Q_A·R_A:   the spectrum of ΔW is that of an (R, R) matrix
 
-Against the seed's own directions (k largest singular values, U left and V right singular vectors):
+Compared with the base model's own directions (k largest singular values, U left and V right singular vectors):
 
     principal cosines     singular values of U₀,kᵀ·U₊,k: 1 where the subspaces share a direction    (arXiv 2511.08567)
     spectral shift        ‖σ(W₊) − σ(W₀)‖₂ / ‖σ(W₀)‖₂                                               (arXiv 2511.08567)
-    intruder dimensions   how many of U₊,k are like no singular vector of W₀ at all                 (arXiv 2410.21228)
+    intruder dimensions   how many of U₊,k are similar to no singular vector of W₀                 (arXiv 2410.21228)
 
-    sdft measure shift --adapter runs/mine/sdft --svd_layers q_proj,v_proj
+    sdft measure shift --adapter runs/mine/sdft --spectra q_proj,v_proj
 """
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sdft.model.lora import inner_product, matching
+from sdft.results import Spectra
 
 
 class Factors(NamedTuple):
@@ -30,16 +31,16 @@ class Factors(NamedTuple):
 
 
 def factor_spectrum(factors: Factors) -> Tensor:
-    """The singular values of ΔW, largest first: fp64 (R,); what D and O leave no room for is not there."""
+    """The singular values of ΔW, largest first: fp64 (min(R, D, O),)."""
     A, B = factors.A.detach().double(), factors.B.detach().double()
     R_A, R_B = torch.linalg.qr(A.t()).R, torch.linalg.qr(B).R       # (min(D, R), R), (min(O, R), R)
     return torch.linalg.svdvals(factors.scale * (R_B @ R_A.t()))
 
 
 def factor_spaces(factors: Factors) -> tuple[Tensor, Tensor]:
-    """Orthonormal bases of ΔW's column space (O, k) and row space (D, k), the directions that matter most first; fp64.
+    """Orthonormal bases of ΔW's column space (O, k) and row space (D, k), largest singular values first; fp64.
 
-    k is the rank that ΔW really has, 0 for no change: its singular values above rounding, with max(O, D)·ε·σ₁ as bound.
+    k is the numerical rank of ΔW, 0 for no change: the number of singular values above max(O, D)·ε·σ₁.
     """
     A, B = factors.A.detach().double(), factors.B.detach().double()
     (Q_A, R_A), (Q_B, R_B) = torch.linalg.qr(A.t()), torch.linalg.qr(B)         # (D, ·)(·, R) and (O, ·)(·, R)
@@ -51,10 +52,10 @@ def factor_spaces(factors: Factors) -> tuple[Tensor, Tensor]:
 def factor_cosine(first: Factors, second: Factors) -> float:
     """The cosine between two adapters of a layer as vectors, ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖_F·‖ΔW₂‖_F): 0 where either is 0.
 
-    ⟨ΔW₁, ΔW₂⟩ = s₁·s₂·Σ[(B₁ᵀB₂) ⊙ (A₁A₂ᵀ)], without forming either.
+    ⟨ΔW₁, ΔW₂⟩ = s₁·s₂·Σ[(B₁ᵀB₂) ⊙ (A₁A₂ᵀ)]; neither ΔW is formed.
     """
     square = _inner(first, first) * _inner(second, second)
-    return max(-1.0, min(1.0, _inner(first, second) / square**0.5)) if square > 0 else 0.0       # rounding aside
+    return max(-1.0, min(1.0, _inner(first, second) / square**0.5)) if square > 0 else 0.0       # clamped: rounding
 
 
 def _inner(first: Factors, second: Factors) -> float:
@@ -62,7 +63,7 @@ def _inner(first: Factors, second: Factors) -> float:
     return first.scale * second.scale * inner_product(*factors).item()
 
 
-def ranks(spectrum: Tensor) -> dict[str, float]:
+def ranks(spectrum: Tensor) -> Spectra:
     """stable_rank and effective_rank of singular values: two ways to count the directions of a change."""
     return {"stable_rank": stable_rank(spectrum), "effective_rank": effective_rank(spectrum)}
 
@@ -73,7 +74,7 @@ def stable_rank(spectrum: Tensor) -> float:
 
 
 def effective_rank(spectrum: Tensor) -> float:
-    """exp(entropy of σ/Σσ) of singular values (Roy and Vetterli 2007): as many equal ones would be as spread out."""
+    """exp(entropy of σ/Σσ) of singular values (Roy and Vetterli 2007): as many equal values have this entropy."""
     if not spectrum.sum() > 0:
         return 0.0
     share = spectrum / spectrum.sum()
@@ -86,28 +87,28 @@ def principal_cosines(first: Tensor, second: Tensor) -> Tensor:
     return torch.linalg.svdvals(first.t() @ second).clamp_max(1)
 
 
-def compare_spectra(before: Tensor, after: Tensor, k: int = 10, threshold: float = 0.5) -> dict[str, float]:
-    """W₀ against W₊, both (O, D), by a full singular value decomposition of each.
+def compare_spectra(before: Tensor, after: Tensor, k: int = 10, threshold: float = 0.5) -> Spectra:
+    """Compare W₀ with W₊, both (O, D), by a full singular value decomposition of each, in fp32 (or fp64 of fp64).
 
-    spectral_shift: see above; left_cosine, right_cosine: the mean principal cosine of the k leading left and right
-    singular vectors; intruders: of the k leading left ones of W₊, those with max_i |cos(u, u⁰_i)| < threshold over all
-    of W₀'s. Decomposed in fp32 (fp64 where the weights are fp64).
+    left_cosine and right_cosine are the mean principal cosines of the k leading left and right singular vectors.
+    intruders counts the k leading left ones of W₊ with max_i |cos(u, u⁰_i)| < threshold over all of W₀'s.
     """
     wide = torch.promote_types(torch.promote_types(before.dtype, after.dtype), torch.float32)
     U_0, sigma_0, Vt_0 = torch.linalg.svd(before.detach().to(wide), full_matrices=False)
     U, sigma, Vt = torch.linalg.svd(after.detach().to(wide), full_matrices=False)
     k = min(k, len(sigma))
-    likeness = (U_0.t() @ U[:, :k]).abs().amax(0)                   # (m, O)·(O, k) → (k,)
+    similarity = (U_0.t() @ U[:, :k]).abs().amax(0)                   # (m, O)·(O, k) → (k,)
     base = sigma_0.norm()
     return {"spectral_shift": ((sigma - sigma_0).norm() / base).item() if base > 0 else 0.0,
             "left_cosine": principal_cosines(U_0[:, :k], U[:, :k]).mean().item(),
             "right_cosine": principal_cosines(Vt_0[:k].t(), Vt[:k].t()).mean().item(),
-            "intruders": int((likeness < threshold).sum())}
+            "intruders": int((similarity < threshold).sum())}
 
 
 def named_by(patterns: Sequence[str], names: Collection[str]) -> set[str]:
     """The modules that `patterns` name: a kind ("q_proj"), a whole name, or a pattern ("model.layers.0.*").
 
-    Raises SdftError for a pattern that names none.
+    Raises SdftError for a pattern that names no module.
     """
-    return matching(patterns, names, "spectra: {!r} names nothing here{}; expected {}, a whole name, or a pattern of it")
+    return matching(patterns, names,
+                    "spectra: {!r} names nothing here{}; expected {}, a whole name, or a pattern of it")
