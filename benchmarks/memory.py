@@ -22,7 +22,7 @@ from training import BATCH, MODEL, Ours, Peer, workload
 import sdft
 from sdft.data.chat import Example
 from sdft.kernels.linear_cross_entropy import linear_cross_entropy_plain
-from sdft.model import resolve, tokenizer_at
+from sdft.model.io.fetch import resolve, tokenizer_at
 from sdft.model.io.loading import as_dtype
 from sdft.train import TrainSettings
 

@@ -136,7 +136,7 @@ def workload(job: dict) -> dict:
 
     from sdft.data.templates import get_template
     from sdft.distill.rewriting import distill_prompt
-    from sdft.model import resolve, tokenizer_at
+    from sdft.model.io.fetch import resolve, tokenizer_at
     from sdft.model.io.loading import as_dtype, load_config
     from sdft.tasks import load_task
 

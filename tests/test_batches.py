@@ -115,9 +115,9 @@ def test_what_does_not_fit_or_teaches_nothing_is_left_out_and_counted():
     silent = Example("s", [1, 2, 3], [True, False, False])
     kept, left_out = trainable([A, silent, B, silent], longest=4)
     assert kept == [B]
-    assert left_out == {"longer than 4 tokens": 1, "no token to learn": 2}
+    assert left_out == {"longer than 4 tokens": 1, "no target token": 2}
     assert trainable([A, B], longest=5) == ([A, B], {})
-    with pytest.raises(SdftError, match="got 2 .2 no token to learn"):
+    with pytest.raises(SdftError, match="got 2 .2 no target token"):
         trainable([silent, silent], longest=4)
 
 

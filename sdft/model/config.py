@@ -1,8 +1,8 @@
-"""What shape a model has: the fields of Hugging Face's config.json that decide the mathematics, and no others.
+"""The configuration of a model: the fields of Hugging Face's config.json that decide the mathematics.
 
 Families: Llama 2 and 3, TinyLlama, SmolLM and SmolLM2 ("llama"), Mistral ("mistral"), Qwen2 and Qwen2.5 ("qwen2": a
-bias on q, k, v), Qwen3 ("qwen3": RMSNorm on the heads of q and k). Whatever else config.json asks for is refused by
-name: a model that is computed almost right is worse than none.
+bias on q, k, v), Qwen3 ("qwen3": RMSNorm on the heads of q and k). Any other variant is refused by name, since a model
+that is computed almost right is worse than none.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes and variants of a Llama-family model, under Hugging Face's names."""
+    """Sizes and variants of a Llama-family model, with Hugging Face's names."""
 
     vocab_size: int                                  # V
     hidden_size: int                                 # D
@@ -47,19 +47,19 @@ class LlamaConfig:
 
     @property
     def context_length(self) -> int:
-        """Tokens that fit: a sliding window bounds them, for only within it is full attention exact."""
+        """Maximum tokens of a document. A sliding window bounds it: full attention is exact only within the window."""
         return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any], where: str = "config.json") -> LlamaConfig:
-        """Read Hugging Face's config.json (as of transformers 4 or 5), naming `where` in errors.
+        """Read the values of a config.json of transformers 4 or 5; errors name `where`.
 
-        Raises SdftError for another architecture, a variant that is not supported, and missing or impossible sizes.
+        Raises SdftError for an unsupported architecture or variant, and for missing or impossible sizes.
         """
         family = values.get("model_type")
         if not isinstance(family, str) or family not in FAMILIES:
-            named = " ".join(str(family or "a model without model_type").split())
-            raise SdftError(f"{where}: {named} is not supported; expected one of {', '.join(FAMILIES)}")
+            name = " ".join(str(family or "a model without model_type").split())
+            raise SdftError(f"{where}: {name} is not supported; expected one of {', '.join(FAMILIES)}")
         _refuse_variants(values, family, where)
         sizes = {name: _whole(values, name, where) for name in SIZES}
         heads = sizes["num_attention_heads"]
@@ -83,7 +83,7 @@ class LlamaConfig:
             bos_token_id=values.get("bos_token_id"), eos_token_id=values.get("eos_token_id"))
 
     def to_hf(self) -> dict[str, Any]:
-        """The content of a config.json that transformers (4 and 5) and `from_hf` read back to the same model."""
+        """Return the values of a config.json, which transformers 4 and 5 and `from_hf` read as the same model."""
         values = asdict(self)
         for ours in ("output_bias", "qk_norm", "sliding_window"):
             del values[ours]
@@ -96,7 +96,7 @@ class LlamaConfig:
 
 
 def _whole(values: Mapping[str, Any], name: str, where: str, default: int | None = None) -> int:
-    """A size; the bound keeps what a damaged file may hold from being taken for one."""
+    """Return a size; the upper bound refuses the numbers of a damaged file."""
     value = default if values.get(name) is None else values[name]
     if type(value) is not int or not 0 < value < 2**28:
         raise SdftError(f"{where}: expected {name} to be a positive whole number, got {value!r}")
@@ -105,26 +105,26 @@ def _whole(values: Mapping[str, Any], name: str, where: str, default: int | None
 
 def _positive(values: Mapping[str, Any], name: str, where: str, default: float | None = None) -> float:
     value = default if values.get(name) is None else values[name]
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise SdftError(f"{where}: expected {name} to be a positive number, got {value!r}")
     return float(value)
 
 
 def _rope(values: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any]]:
-    """The base and the scaling of the rotary embedding; transformers 5 keeps both in `rope_parameters`."""
-    given = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if not isinstance(given, Mapping):
-        raise SdftError(f"{where}: expected the RoPE scaling to be an object, got {given!r}")
-    kind = given.get("rope_type") or given.get("type") or "default"
+    """Return the base and the scaling of the rotary embedding; transformers 5 keeps both in `rope_parameters`."""
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise SdftError(f"{where}: expected the RoPE scaling to be an object, got {rope!r}")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
     if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
         raise SdftError(f"{where}: RoPE scaling {kind!r} is not supported; expected one of {', '.join(ROPE_SCALINGS)}")
-    if given.get("partial_rotary_factor", 1.0) != 1.0:
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise SdftError(f"{where}: partial_rotary_factor is not supported; expected the whole head to be rotated")
-    missing = [name for name in ROPE_SCALINGS[kind] if name not in given]
+    missing = [name for name in ROPE_SCALINGS[kind] if name not in rope]
     if missing:
         raise SdftError(f"{where}: RoPE scaling {kind!r} needs {', '.join(missing)}")
-    theta = _positive(given if "rope_theta" in given else values, "rope_theta", where, default=10000.0)
-    numbers = {name: _positive(given, name, where) for name in ROPE_SCALINGS[kind]}
+    theta = _positive(rope if "rope_theta" in rope else values, "rope_theta", where, default=10000.0)
+    numbers = {name: _positive(rope, name, where) for name in ROPE_SCALINGS[kind]}
     if kind == "llama3" and numbers["low_freq_factor"] >= numbers["high_freq_factor"]:
         raise SdftError(f"{where}: expected low_freq_factor to be less than high_freq_factor, got "
                         f"{numbers['low_freq_factor']} and {numbers['high_freq_factor']}")

@@ -5,12 +5,12 @@
                 x += down_proj( silu(gate) · up )                gate, up = projections of RMSNorm(x)
     ─RMSNorm→ x (N, D) ─head→ logits (N, V)
 
-The tokens of all documents stand packed one behind the other, with no batch dimension and no padding. Only attention
-looks beyond its own token, and it is handed in: `attend(layer, q, k, v)` knows who sees whom (documents in training,
-the rows of a cache in generation). Parameters have Hugging Face's names, so its checkpoints load as they are.
+The tokens of all documents are concatenated, with no batch dimension and no padding. Only attention relates tokens to
+one another. It is an argument, `attend(layer, q, k, v)`, which knows which tokens see which: those of one document in
+training, those of a cached sequence in generation. Parameters have Hugging Face's names, so its checkpoints load as is.
 
-Dims: B batch, T time, N packed tokens, D width, H query heads, K key/value heads, C head width, F feed-forward,
-V vocabulary, L layers.
+Dims: B batch, T time, N packed tokens, D model width, H query heads, K key/value heads, C head width,
+F feed-forward width, V vocabulary, L layers.
 """
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(heads)                              # (N, D) → (N, H·C) → (N, H, C)
         k = self.k_proj(x).view(heads)                              # (N, D) → (N, K·C) → (N, K, C)
         v = self.v_proj(x).view(heads)                              # (N, K, C)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         o = attend(self.layer, rope(q, cos, sin), rope(k, cos, sin), v).flatten(1)      # (N, H, C) → (N, H·C)
-        return self.o_proj(o if rows is None else o[rows])          # (N, D), or of the rows (n, D)
+        return self.o_proj(o if rows is None else o[rows])          # (N, D), or (n, D)
 
 
 class MLP(nn.Module):
@@ -86,24 +86,24 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
         o = self.self_attn(self.input_layernorm(x), cos, sin, attend, rows)
-        x = (x if rows is None else x[rows]) + o                            # (N, D), or of the rows (n, D)
+        x = (x if rows is None else x[rows]) + o                            # (N, D), or (n, D)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Decoder(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
-        empty = torch.empty(config.vocab_size, config.hidden_size)  # (V, D), to be loaded: drawing costs 1 s of imports
+        empty = torch.empty(config.vocab_size, config.hidden_size)  # (V, D): loaded later, so not initialised
         self.embed_tokens = nn.Embedding.from_pretrained(empty, freeze=False)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Llama(nn.Module):
-    """A decoder and its head; the head is the embedding itself where config.tie_word_embeddings says so.
+    """A decoder and its head. With config.tie_word_embeddings, the head is the embedding matrix.
 
-    Attention is full: a model trained with a sliding window (Mistral) is computed exactly up to the length of the
-    window, which bounds config.context_length.
+    Attention is full, so a model with a sliding window (Mistral) is exact only up to the window's length, which bounds
+    config.context_length.
     """
 
     def __init__(self, config: LlamaConfig):
@@ -112,10 +112,10 @@ class Llama(nn.Module):
         self.model = Decoder(config)
         D, V = config.hidden_size, config.vocab_size
         self.lm_head = None if config.tie_word_embeddings else nn.Linear(D, V, bias=False)
-        self._frequencies = rope_frequencies(config)                # no buffer: a cast of the model must not round it
+        self._frequencies = rope_frequencies(config)                # not a buffer: casting the model must not round it
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits (B, T, V) of tokens (B, T), every row a document of its own that starts at position 0."""
+        """Return the logits (B, T, V) of tokens (B, T); each row is a document that starts at position 0."""
         B, T = tokens.shape
         positions = torch.arange(T, device=tokens.device).repeat(B)                          # (N,), N = B·T
         x = self.hidden(tokens.reshape(-1), positions, DocumentAttention([T] * B))           # (N, D)
@@ -123,37 +123,36 @@ class Llama(nn.Module):
 
     def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None,
                checkpoint: bool = False) -> Tensor:
-        """The last hidden states (N, D), after the final norm, of tokens (N,) at positions (N,).
+        """Return the hidden states (N, D), after the final norm, of tokens (N,) at positions (N,).
 
-        With `rows` those at the places (n,) alone, (n, D): what nobody reads is left out of the last layer, which behind
-        its attention is 84 % of it in SmolLM2-135M. With `checkpoint`, the backward pass computes every layer's
-        activations again instead of keeping them.
+        rows: indices (n,) of the tokens to return, (n, D); after its attention, the last layer computes only these.
+        checkpoint: the backward pass computes each layer's activations again instead of keeping them.
         """
         x = self.model.embed_tokens(tokens)                         # (N,) → (N, D)
         cos, sin = self.rotation(positions)                         # (N, C) each
         for layer in self.model.layers:
-            read = rows if layer is self.model.layers[-1] else None
+            layer_rows = rows if layer is self.model.layers[-1] else None
             if checkpoint:
-                x = recompute(layer, x, cos, sin, attend, read, use_reentrant=False)
+                x = recompute(layer, x, cos, sin, attend, layer_rows, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, attend, read)
+                x = layer(x, cos, sin, attend, layer_rows)
         return self.model.norm(x)
 
     def head(self, x: Tensor) -> Tensor:
-        """Logits (n, V) of hidden states (n, D)."""
+        """Return the logits (n, V) of hidden states (n, D)."""
         return F.linear(x, self.head_weight)
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin (N, C) of the angles by which the heads at positions (N,) are turned, in the model's dtype."""
+        """Return cos and sin (N, C) of the rotary angles at positions (N,), in the model's dtype."""
         if self._frequencies.device != positions.device:
             self._frequencies = self._frequencies.to(positions.device)
         angles = positions.unsqueeze(1).float() * self._frequencies           # (N, 1)·(C/2,) → (N, C/2)
-        angles = torch.cat((angles, angles), dim=1)                           # (N, C): both halves turn alike
+        angles = torch.cat((angles, angles), dim=1)                           # (N, C): both halves rotate alike
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     @property
     def head_weight(self) -> Tensor:
-        """The matrix (V, D) that makes logits of hidden states."""
+        """The matrix (V, D) that maps hidden states to logits."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     @property
@@ -166,11 +165,11 @@ class Llama(nn.Module):
 
 
 def rope_frequencies(config: LlamaConfig) -> Tensor:
-    """θ_i = base^(−2i/C), i < C/2, in radians per position, scaled as the configuration says: fp32 (C/2,).
+    """Return θ_i = base^(−2i/C), i < C/2, in radians per position, with config.rope_scaling applied: fp32 (C/2,).
 
-    "linear" divides all by `factor` (Chen et al. 2023, arXiv 2306.15595). "llama3" (Llama 3.1) divides by `factor` only
-    what turns fewer than low_freq_factor times within the original context, nothing of what turns more than
-    high_freq_factor times, and blends in between.
+    "linear" divides every frequency by `factor` (Chen et al. 2023, arXiv 2306.15595). "llama3" (Llama 3.1) divides
+    those with fewer than low_freq_factor turns within the original context, keeps those with more than
+    high_freq_factor, and interpolates between the two.
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents                          # (C/2,)
@@ -182,5 +181,5 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
         return slowed
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    keep = ((turns - low) / (high - low)).clamp(0, 1)                         # 0: slow it, 1: keep it
+    keep = ((turns - low) / (high - low)).clamp(0, 1)                         # 0: slowed, 1: kept
     return (1 - keep) * slowed + keep * frequencies

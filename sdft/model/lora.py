@@ -4,12 +4,12 @@
     x (N, D)                                   + → y (N, O)        ΔW = s·B·A,   s = α/R   (rank-stabilised: α/√R)
            └── A (R, D) ─→ (N, R) ─→ B (O, R) ─┘ · s
 
-B starts at zero, so an adapter changes nothing until it is trained. A and B are fp32 masters, whatever the dtype of W.
-An adapted layer takes over the weight of the layer that it replaces, under the same name: turning the adapter off
-gives the seed model back, without a copy.
+B starts at zero, so an adapter changes nothing until it is trained. A and B are fp32, whatever the dtype of W.
+An adapted layer keeps the weight of the layer that it replaces, with the same name. So turning the adapter off gives
+the base model, without a copy.
 
     add_lora(model, rank=8, alpha=16, targets=("q_proj", "v_proj"))
-    with adapter_off(model): …                  # the seed
+    with adapter_off(model): …                  # the base model
 """
 from __future__ import annotations
 
@@ -31,42 +31,42 @@ class LoRALinear(nn.Linear):
     """A linear layer with an adapter; the weight and bias are the replaced layer's own parameters."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False):
-        nn.Module.__init__(self)                                    # not nn.Linear's: it would allocate a weight
+        nn.Module.__init__(self)                                    # nn.Linear's would allocate a weight
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        fp32 = {"dtype": torch.float32, "device": base.weight.device}
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **fp32))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **fp32))
+        fp32, device = torch.float32, base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, dtype=fp32, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=fp32, device=device))
         self.rank, self.alpha, self.rslora, self.dropout = rank, alpha, rslora, dropout
         self.scale = lora_scale(rank, alpha, rslora)
         self.enabled = True
-        self.unmerged: Tensor | None = None                         # the seed's weight, while `weight` is a merged one
+        self.unmerged: Tensor | None = None                         # the base weight while `weight` is merged
 
     def forward(self, x: Tensor) -> Tensor:
         if self.unmerged is not None:
             return F.linear(x, self.weight if self.enabled else self.unmerged, self.bias)
         if not self.enabled:
             return F.linear(x, self.weight, self.bias)
-        if self.dropout and self.training:                          # the adapter sees x with holes, W sees it whole
+        if self.dropout and self.training:                          # the adapter sees x with dropout, W without
             low = F.linear(F.dropout(x, self.dropout), self.lora_A.to(x.dtype))              # (N, D) → (N, R)
             return F.linear(x, self.weight, self.bias) + self.scale * F.linear(low, self.lora_B.to(x.dtype))
         return lora_linear(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scale)
 
     @torch.no_grad()
     def delta(self) -> Tensor:
-        """ΔW = s·B·A, fp32 (O, D)."""
+        """Return ΔW = s·B·A, fp32 (O, D)."""
         return self.scale * (self.lora_B @ self.lora_A)
 
 
 def lora_scale(rank: int, alpha: float, rslora: bool) -> float:
-    """s of ΔW = s·B·A: α/R, or rank-stabilised α/√R (Kalajdzievski 2023, arXiv 2312.03732)."""
+    """Return s of ΔW = s·B·A: α/R, or rank-stabilised α/√R (Kalajdzievski 2023, arXiv 2312.03732)."""
     return alpha / (math.sqrt(rank) if rslora else rank)
 
 
 def inner_product(A: Tensor, B: Tensor, other_A: Tensor, other_B: Tensor) -> Tensor:
-    """⟨B·A, B′·A′⟩ = Σ[(BᵀB′) ⊙ (A·A′ᵀ)] of the factors of two adapters of a layer: fp64, 0-d, with a gradient.
+    """Return ⟨B·A, B′·A′⟩ = Σ[(BᵀB′) ⊙ (A·A′ᵀ)], given the factors of two adapters of one layer; 0-d, with a gradient.
 
-    No product (O, D) is ever formed. In fp64, as the sum cancels while B is small.
+    No (O, D) product is formed. The result is fp64, since the sum cancels while B is small.
     """
     A, B, other_A, other_B = A.double(), B.double(), other_A.double(), other_B.double()
     return ((B.t() @ other_B) * (A @ other_A.t())).sum()            # (R, R′) each
@@ -74,15 +74,14 @@ def inner_product(A: Tensor, B: Tensor, other_A: Tensor, other_B: Tensor) -> Ten
 
 def add_lora(model: Llama, rank: int = 8, alpha: float = 16, targets: Sequence[str] = ("q_proj", "v_proj"),
              dropout: float = 0.0, rslora: bool = False, seed: int = 0) -> list[str]:
-    """Freeze the model and put a fresh adapter on every linear layer that `targets` name; return the layers' names.
+    """Freeze the model and add an adapter to every linear layer that `targets` name; return the layers' names.
 
-    A target is the last part of a name ("q_proj"), a whole name, or a pattern ("model.layers.1?.mlp.*"). A is drawn as
-    PEFT draws it (Kaiming uniform, a = √5) from `seed`, layer by layer. Raises SdftError for a target that names no
-    linear layer of the decoder, an impossible rank or dropout, and a model that has an adapter already.
+    A target is the last part of a name ("q_proj"), a whole name, or a pattern ("model.layers.1?.mlp.*"). As in PEFT, A
+    is Kaiming uniform (a = √5), drawn from `seed` layer by layer. Raises SdftError for a target that names no linear
+    layer of the decoder, for an impossible rank or dropout, and if the model already has an adapter.
     """
     if lora_layers(model):
-        raise SdftError("the model has an adapter already: call remove_lora(model) first, or merge it and save the "
-                        "result")
+        raise SdftError("the model has an adapter already: call remove_lora(model) first, or merge and save it")
     if rank < 1 or not 0 <= dropout < 1:
         raise SdftError(f"expected a LoRA rank of at least 1 and a dropout in [0, 1), got {rank} and {dropout}")
     names = match_targets(model, targets, rank)
@@ -90,30 +89,33 @@ def add_lora(model: Llama, rank: int = 8, alpha: float = 16, targets: Sequence[s
     model.requires_grad_(False)
     for name in names:
         layer = adapt(model, name, rank, alpha, dropout, rslora)
-        drawn = torch.empty(layer.lora_A.shape)                     # on the CPU: the same numbers for every device
+        drawn = torch.empty(layer.lora_A.shape)                     # on the CPU: the same values for every device
         nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
         layer.lora_A.data.copy_(drawn)
     return names
 
 
 def match_targets(model: Llama, targets: Sequence[str], rank: int = 1) -> list[str]:
-    """The names of the linear layers inside the decoder that `targets` mean, in the model's order.
+    """Return the names of the decoder's linear layers that match `targets`, in the model's order.
 
-    Raises SdftError for a target that names none, and for a rank above that which any change of such a layer can have.
+    Raises SdftError for a target that matches none, and for a rank above the full rank of a matched layer.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
-    chosen = matching(targets, linear, "LoRA target {!r} names no linear layer{}; expected {}, a layer's whole name, or "
-                      "a pattern of it")
-    for name in (name for name in linear if name in chosen):
-        if rank > (largest := min(model.get_submodule(name).weight.shape)):
+    linear = {name: module for name, module in model.named_modules()
+              if isinstance(module, nn.Linear) and name != "lm_head"}
+    chosen = matching(targets, linear,
+                      "LoRA target {!r} names no linear layer{}; expected {}, a layer's whole name, or a pattern of it")
+    names = [name for name in linear if name in chosen]
+    for name in names:
+        if rank > (largest := min(linear[name].weight.shape)):
             raise SdftError(f"rank: expected at most {largest}, the full rank of {name}, got {rank}")
-    return [name for name in linear if name in chosen]
+    return names
 
 
 def matching(patterns: Sequence[str], names: Collection[str], refusal: str) -> set[str]:
-    """The names that `patterns` mean: by their last part ("q_proj"), in whole, or by a pattern ("model.layers.0.*").
+    """Return the names that match `patterns`: by last part ("q_proj"), whole name or pattern ("model.layers.0.*").
 
-    Raises SdftError for one that means none: `refusal`, filled in with it, the nearest last part, and all of them.
+    Raises SdftError for a pattern without a match. Its message is `refusal`, formatted with the pattern, the nearest
+    last part, and all last parts.
     """
     chosen = set()
     for pattern in patterns:
@@ -127,20 +129,21 @@ def matching(patterns: Sequence[str], names: Collection[str], refusal: str) -> s
 
 def adapt(model: Llama, name: str, rank: int, alpha: float, dropout: float, rslora: bool) -> LoRALinear:
     """Replace the linear layer `name` by one with an adapter, and return it."""
-    parent, _, leaf = name.rpartition(".")
-    layer = LoRALinear(model.get_submodule(name), rank, alpha, dropout, rslora).train(model.training)
+    base, (parent, _, leaf) = model.get_submodule(name), name.rpartition(".")
+    assert isinstance(base, nn.Linear)
+    layer = LoRALinear(base, rank, alpha, dropout, rslora).train(model.training)
     setattr(model.get_submodule(parent), leaf, layer)
     return layer
 
 
 def lora_layers(model: Llama) -> dict[str, LoRALinear]:
-    """The adapted layers by name ({} where there is no adapter)."""
+    """Return the adapted layers by name; {} if there is no adapter."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
 @contextmanager
 def adapter_off(model: Llama) -> Iterator[Llama]:
-    """Inside the `with`, the model is the seed: same weights, adapter not applied."""
+    """Turn the adapter off inside the `with`: the model computes what the base model does."""
     layers = [layer for layer in lora_layers(model).values() if layer.enabled]
     for layer in layers:
         layer.enabled = False
@@ -152,10 +155,10 @@ def adapter_off(model: Llama) -> Iterator[Llama]:
 
 
 def remove_lora(model: Llama) -> None:
-    """Take the adapter away; the model is the seed again, bit for bit."""
+    """Remove the adapter; the model is then the base model, bit for bit."""
     unmerge(model)
     for name, layer in lora_layers(model).items():
-        with torch.device("meta"):                                  # the new layer only holds the old weight
+        with torch.device("meta"):                                  # allocates no weight
             base = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
         base.weight, base.bias = layer.weight, layer.bias
         parent, _, leaf = name.rpartition(".")
@@ -164,11 +167,11 @@ def remove_lora(model: Llama) -> None:
 
 @torch.no_grad()
 def merge(model: Llama) -> dict[str, float]:
-    """Compute with W + s·B·A in place of W and the adapter; return what rounding did to the change.
+    """Replace W by W + s·B·A, summed in fp32 and rounded once to W's dtype; return the rounding error.
 
-    The sum is taken in fp32 and rounded once to the weights' dtype. Of the result, over all layers: `delta_norm` is
-    ‖ΔW‖_F as asked, `rounding_norm` ‖round(W + ΔW) − (W + ΔW)‖_F, `relative` their ratio, `changed` the share of the
-    adapted weights whose stored value changed. In fp32 `relative` is about 1e-7; in bf16 it can be large.
+    Over all layers, `delta_norm` is the exact ‖ΔW‖_F, `rounding_norm` is ‖round(W + ΔW) − (W + ΔW)‖_F, `relative` is
+    rounding_norm / delta_norm, and `changed` is the share of the adapted weights whose stored value changed. `relative`
+    is about 1e-7 in fp32; it can be large in bf16.
     """
     delta_square = rounding_square = 0.0
     changed = total = 0
@@ -180,7 +183,7 @@ def merge(model: Llama) -> dict[str, float]:
         merged = (layer.weight.float() + delta).to(layer.weight.dtype)
         delta_square += delta.double().square().sum().item()
         rounding_square += (merged.double() - exact).square().sum().item()
-        changed += (merged != layer.weight).sum().item()
+        changed += int((merged != layer.weight).sum())
         total += merged.numel()
         layer.unmerged, layer.weight.data = layer.weight.data, merged
     norm, rounding = math.sqrt(delta_square), math.sqrt(rounding_square)
@@ -189,13 +192,13 @@ def merge(model: Llama) -> dict[str, float]:
 
 
 def unmerge(model: Llama) -> None:
-    """Undo `merge`: the very weights from before it, and the adapter beside them."""
+    """Undo `merge`: restore the base weights bit for bit; the adapter is applied separately again."""
     for layer in lora_layers(model).values():
         if layer.unmerged is not None:
             layer.weight.data, layer.unmerged = layer.unmerged, None
 
 
 def squared_shift(layers: Mapping[str, LoRALinear]) -> Tensor:
-    """Σ ‖s·B·A‖²_F over the layers, from the factors' R × R Gram matrices; fp64, with a gradient."""
+    """Return Σ ‖s·B·A‖²_F over the layers, from the factors' R × R Gram matrices; fp64, with a gradient."""
     factors = [(layer.scale, layer.lora_A, layer.lora_B) for layer in layers.values()]
-    return sum(scale**2 * inner_product(A, B, A, B) for scale, A, B in factors)
+    return sum((scale**2 * inner_product(A, B, A, B) for scale, A, B in factors), torch.zeros((), dtype=torch.float64))

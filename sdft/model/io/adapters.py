@@ -1,6 +1,6 @@
-"""Adapters on disk, in PEFT's own format: adapter_model.safetensors and adapter_config.json.
+"""Adapters on disk, in PEFT's format: adapter_model.safetensors and adapter_config.json.
 
-PEFT loads ours and we load PEFT's, of one rank and alpha for all layers (`peft`'s LoraConfig without its variants).
+PEFT loads our adapters, and we load PEFT's plain LoRA adapters with one rank and alpha for all layers.
 """
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 UNSUPPORTED = ("use_dora", "fan_in_fan_out", "modules_to_save", "lora_bias", "layer_replication",
                "trainable_token_indices", "rank_pattern", "alpha_pattern", "target_parameters", "use_qalora")
-Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]      # layer name → A (R, in), B (out, R)
-CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")     # initialisations that take a part out of W itself
+CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")     # initialisations that change W itself
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]                # layer name → A (R, D), B (O, R)
 
 
 def save_adapter(model: Llama, folder: Path, base_name: str = "") -> None:
@@ -35,10 +35,10 @@ def save_adapter(model: Llama, folder: Path, base_name: str = "") -> None:
 
 
 def load_adapter(model: Llama, folder: Path) -> None:
-    """Put the adapter in `folder` on the model, in place of one that it may have.
+    """Add the adapter in `folder` to the model; it replaces the adapter that the model has.
 
-    Raises SdftError when a file is missing or damaged, when the adapter uses what is not supported (named), and when it
-    was made for another model; the model is then as it was.
+    Raises SdftError, and leaves the model unchanged, if a file is missing or damaged, if the adapter uses an
+    unsupported variant (named), or if it was made for another model.
     """
     config, factors = read_adapter(folder)
     _check_shapes(model, factors, Path(folder))
@@ -52,9 +52,9 @@ def load_adapter(model: Llama, folder: Path) -> None:
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], Factors]:
-    """The configuration and the factors of the adapter in `folder`, without its model.
+    """Read the configuration and the factors of the adapter in `folder`; its model is not needed.
 
-    Raises SdftError when a file is missing or damaged, and when the adapter uses what is not supported (named).
+    Raises SdftError if a file is missing or damaged, or if the adapter uses an unsupported variant (named).
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -89,15 +89,16 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
                         "base weights too; convert the adapter to plain LoRA with peft")
     if config.get("bias", "none") != "none":
         raise SdftError(f"{path}: bias = {config['bias']!r} is not supported; expected 'none'")
-    rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout") or 0.0
-    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in (rank, alpha, dropout))
+    values: list[Any] = [config.get("r"), config.get("lora_alpha"), config.get("lora_dropout") or 0.0]
+    rank, alpha, dropout = values
+    numbers = all(type(value) in (int, float) and math.isfinite(value) for value in values)
     if not numbers or rank < 1 or not 0 <= dropout < 1:
         raise SdftError(f"{path}: expected r of at least 1, a number lora_alpha and lora_dropout in [0, 1), got "
                         f"{rank!r}, {alpha!r} and {dropout!r}")
 
 
 def _factors(tensors: dict[str, torch.Tensor], path: Path) -> Factors:
-    """Layer name → (A, B), from PEFT's tensor names."""
+    """Group tensors with PEFT's names by layer."""
     pairs: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, factor = key.removeprefix(PREFIX).rpartition(".lora_")
@@ -121,7 +122,7 @@ def _check_shapes(model: Llama, factors: Factors, folder: Path) -> None:
                             "the decoder alone")
         if not isinstance(layer, torch.nn.Linear):
             raise SdftError(f"{folder}: the adapter is for another model: it changes {name}, which this model lacks")
-        wanted, given = tuple(layer.weight.shape), (B.shape[0], A.shape[1])
-        if wanted != given:
-            raise SdftError(f"{folder}: the adapter is for another model: for {name} it expects a weight of {given}, "
-                            f"this model has {wanted}")
+        shape, adapter_shape = tuple(layer.weight.shape), (B.shape[0], A.shape[1])
+        if shape != adapter_shape:
+            raise SdftError(f"{folder}: the adapter is for another model: for {name} it expects a weight of "
+                            f"{adapter_shape}, this model has {shape}")

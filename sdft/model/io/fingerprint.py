@@ -1,7 +1,7 @@
-"""Which model made a result: a short hash that tells two models, or two adapters of one model, apart.
+"""A short hash of a model in memory: which model, and which adapter, made a result.
 
-Cheap enough to take before every stage: it reads the configuration and 64 numbers spread over every weight, so it tells
-different models apart, not a model from a copy that was changed in a few single weights.
+It reads the configuration and about 64 numbers of every weight, so that it is fast enough for every stage. It tells
+different models apart, but not copies of a model that differ in a few single weights.
 """
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from sdft.model.llama import Llama
 from sdft.model.lora import lora_layers
 
-SAMPLES = 64          # numbers read of every weight
+SAMPLES = 64          # numbers read from every weight
 
 
 @torch.no_grad()
 def fingerprint(model: Llama) -> str:
-    """16 hex digits of configuration, dtypes and weights; an adapter counts unless it is off or absent."""
+    """Return 16 hex digits for configuration, dtypes and weights, including an adapter that is on."""
     adapters = lora_layers(model)
     off = tuple(f"{name}.lora_" for name, layer in adapters.items() if not layer.enabled)
     scales = {name: layer.scale for name, layer in adapters.items() if layer.enabled}

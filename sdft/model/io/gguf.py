@@ -1,14 +1,14 @@
-"""Reading GGUF, llama.cpp's file format, versions 2 and 3: metadata, and tensors in F32, F16, BF16, Q8_0, Q4_0, Q4_1.
+"""Read GGUF, llama.cpp's file format, versions 2 and 3: metadata, and tensors in F32, F16, BF16, Q8_0, Q4_0, Q4_1.
 
     "GGUF" version n_tensors n_pairs │ key type value … │ name dims type offset … │ padding │ tensor data, aligned
 
-A quantised tensor is a row of blocks of 32 weights, each with a scale d (and a minimum m) in fp16:
+A quantised tensor is a sequence of blocks of 32 weights, each with a scale d (and a minimum m) in fp16:
 
     Q8_0: d, 32 × int8   w = d·q        Q4_0: d, 16 bytes   w = d·(q − 8)        Q4_1: d, m, 16 bytes   w = d·q + m
 
-where a byte holds weight i in its low and weight i + 16 in its high half. llama.cpp turns the pairs (2i, 2i + 1) of a
-head where Hugging Face's Llama turns (i, i + C/2), so its "llama" files store q and k with permuted rows; `to_hf`
-undoes it. Of Llama 3.1's RoPE scaling they store not the settings but what each frequency is divided by.
+A byte of Q4 holds weight i in its low half and weight i + 16 in its high half. llama.cpp rotates the pairs (2i, 2i + 1)
+of a head, Hugging Face's Llama the pairs (i, i + C/2), so "llama" files store q and k with permuted rows; `to_hf`
+undoes it. Of Llama 3.1's RoPE scaling, a file stores only the divisor of each frequency.
 """
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ LAYER_NAMES = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "at
 OTHER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 ROPE_FACTORS = "rope_freqs.weight"
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 8192}                  # of 3.1, 3.2 and 3.3; only `factor` differs
+          "original_max_position_embeddings": 8192}                  # for 3.1, 3.2 and 3.3; only `factor` differs
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: its shape (outermost first), type and byte offset in the file."""
+    """A tensor in the file: its shape (outermost dimension first), type and byte offset."""
 
     shape: tuple[int, ...]
     type: int
@@ -57,7 +57,7 @@ class GGUF:
     def __init__(self, path: Path):
         self.path = Path(path)
         try:
-            self.data = np.memmap(self.path, dtype=np.uint8, mode="r").view(np.ndarray)     # slices in a third the time
+            self.data = np.memmap(self.path, dtype=np.uint8, mode="r").view(np.ndarray)     # to slice faster
         except (OSError, ValueError) as error:
             raise SdftError(f"{path}: cannot read this file: {error}") from error
         self.at = 0
@@ -76,7 +76,7 @@ class GGUF:
         self.entries = {name: Entry(shape, kind, start + offset) for name, shape, kind, offset in entries}
 
     def tensor(self, name: str) -> np.ndarray:
-        """The tensor of this name, dequantised: fp32."""
+        """Read a tensor and dequantise it to fp32."""
         entry = self.entries[name]
         if entry.type not in DECODERS:
             kind = TYPE_NAMES.get(entry.type, f"number {entry.type}")
@@ -95,12 +95,12 @@ class GGUF:
     def _corrupt(self, what: str) -> SdftError:
         return SdftError(f"{self.path}: {what} in the header; the file is corrupt: copy or download it again")
 
-    def _take(self, size: int) -> np.ndarray:
+    def _take(self, size: int) -> memoryview:
         if self.at + size > len(self.data):
             raise SdftError(f"{self.path}: the file ends at byte {len(self.data)}, within its header; it is truncated "
                             "or corrupt: copy or download it again")
         self.at += size
-        return self.data[self.at - size : self.at]
+        return self.data[self.at - size : self.at].data
 
     def _scalar(self, kind: str) -> Any:
         return struct.unpack(f"<{kind}", self._take(struct.calcsize(f"<{kind}")))[0]
@@ -114,11 +114,11 @@ class GGUF:
         if kind == STRING:
             return self._string()
         if kind == ARRAY:
-            of, count = self._scalar("I"), self._scalar("Q")
-            if of in SCALARS:
-                letter = SCALARS[of]
+            element, count = self._scalar("I"), self._scalar("Q")
+            if element in SCALARS:
+                letter = SCALARS[element]
                 return list(struct.unpack(f"<{count}{letter}", self._take(count * struct.calcsize(letter))))
-            if of == STRING:
+            if element == STRING:
                 return [self._string() for _ in range(count)]
         raise self._corrupt(f"unknown kind of value {kind}")
 
@@ -138,17 +138,17 @@ def _nibbles(columns: np.ndarray) -> np.ndarray:
     return np.concatenate((columns & 15, columns >> 4), axis=1)                   # (blocks, 16) → (blocks, 32)
 
 
-def _bf16(rows: np.ndarray) -> np.ndarray:
-    return (np.ascontiguousarray(rows).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+def _bf16(blocks: np.ndarray) -> np.ndarray:
+    return (np.ascontiguousarray(blocks).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
-# type → (weights per block, bytes per block, the bytes of all blocks (blocks, bytes) → fp32)
+# type → (weights per block, bytes per block, function from the blocks x (blocks, bytes) to fp32)
 DECODERS: dict[int, tuple[int, int, Callable[[np.ndarray], np.ndarray]]] = {
-    0: (1, 4, lambda rows: np.ascontiguousarray(rows).view(np.float32)),
+    0: (1, 4, lambda x: np.ascontiguousarray(x).view(np.float32)),
     1: (1, 2, _half),
-    2: (32, 18, lambda rows: _half(rows[:, :2]) * (_nibbles(rows[:, 2:]).astype(np.float32) - np.float32(8))),
-    3: (32, 20, lambda rows: _half(rows[:, :2]) * _nibbles(rows[:, 4:]).astype(np.float32) + _half(rows[:, 2:4])),
-    8: (32, 34, lambda rows: _half(rows[:, :2]) * np.ascontiguousarray(rows[:, 2:]).view(np.int8).astype(np.float32)),
+    2: (32, 18, lambda x: _half(x[:, :2]) * (_nibbles(x[:, 2:]).astype(np.float32) - np.float32(8))),
+    3: (32, 20, lambda x: _half(x[:, :2]) * _nibbles(x[:, 4:]).astype(np.float32) + _half(x[:, 2:4])),
+    8: (32, 34, lambda x: _half(x[:, :2]) * np.ascontiguousarray(x[:, 2:]).view(np.int8).astype(np.float32)),
     30: (1, 2, _bf16),
 }
 
@@ -156,7 +156,7 @@ DECODERS: dict[int, tuple[int, int, Callable[[np.ndarray], np.ndarray]]] = {
 def load_gguf(path: Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu") -> Llama:
     """Load a GGUF model in eval mode.
 
-    Raises SdftError for a damaged file, an unsupported architecture or type of tensor, and missing or unknown tensors.
+    Raises SdftError for a damaged file, an unsupported architecture or tensor type, and missing or unknown tensors.
     """
     file = GGUF(path)
     config = gguf_config(file)
@@ -165,11 +165,11 @@ def load_gguf(path: Path, dtype: str | torch.dtype = "auto", device: str | torch
     def read(name: str) -> Tensor:
         return to_hf(torch.tensor(file.tensor(names[name])), name, config)
 
-    return build(config, names, read, dtype, device, where=str(path), asker="its header")
+    return build(config, names, read, dtype, device, where=str(path), config_name="its header")
 
 
 def to_hf(weight: Tensor, name: str, config: LlamaConfig) -> Tensor:
-    """Undo llama.cpp's permutation of q's and k's rows (heads·C, …) in the family "llama"; other weights pass."""
+    """Undo llama.cpp's permutation of q's and k's rows (heads·C, …) in the family "llama"; return others unchanged."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     if heads is None or config.model_type != "llama" or len(weight) != heads * config.head_dim:
         return weight
@@ -178,7 +178,7 @@ def to_hf(weight: Tensor, name: str, config: LlamaConfig) -> Tensor:
 
 
 def gguf_config(file: GGUF) -> LlamaConfig:
-    """The configuration that a GGUF file's metadata describe."""
+    """Read the configuration from a GGUF file's metadata."""
     meta = file.metadata
     family = meta.get("general.architecture", "none named")
 
@@ -204,7 +204,7 @@ def gguf_config(file: GGUF) -> LlamaConfig:
 
 
 def _with_llama3(config: LlamaConfig, file: GGUF) -> LlamaConfig:
-    """`config` with the RoPE scaling whose effect the file stores: the divisor of each frequency, fp32 (C/2,)."""
+    """Return `config` with the RoPE scaling whose divisors (C/2,), one per frequency, the file stores."""
     divisors = torch.tensor(file.tensor(ROPE_FACTORS))
     scaled = replace(config, rope_scaling={**LLAMA3, "factor": round(divisors.max().item(), 4)})
     ours = rope_frequencies(config) / rope_frequencies(scaled)

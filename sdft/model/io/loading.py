@@ -1,7 +1,6 @@
-"""Loading a Hugging Face folder: config.json, and safetensors in one file or sharded.
+"""Load a Hugging Face folder: config.json, and safetensors in one file or sharded.
 
-Every tensor is read straight into its place in the model, cast on the way, so that the peak is the model and one
-tensor.
+Each tensor is read and cast straight into the model, so that the peak memory is the model and one tensor.
 """
 from __future__ import annotations
 
@@ -41,44 +40,43 @@ def load_model(folder: Path, dtype: str | torch.dtype = "auto", device: str | to
     """
     config = load_config(folder)
     with open_checkpoint(folder) as (names, read):
-        return build(config, names, read, dtype, device, where=str(folder), asker="config.json")
+        return build(config, names, read, dtype, device, where=str(folder), config_name="config.json")
 
 
 def build(config: LlamaConfig, names: Collection[str], read: Callable[[str], Tensor], dtype: str | torch.dtype,
-          device: str | torch.device, where: str, asker: str) -> Llama:
-    """The model of `config` in eval mode, its weights, offered by `names`, taken one by one from `read(name)`.
+          device: str | torch.device, where: str, config_name: str) -> Llama:
+    """Build the model of `config` in eval mode and read each weight with `read(name)`; `names` are the stored tensors.
 
-    where: what the weights come from, and asker: what the configuration comes from, in the SdftError that tells of
-    missing, unknown and misshapen tensors.
+    Raises SdftError for missing, unknown and misshapen tensors. It names `where` the weights come from, and
+    `config_name`, the source of the configuration.
     """
     device = as_device(device)
     dtype = as_dtype(dtype, device)
     layers = {name.split(".")[2] for name in names if name.startswith("model.layers.")}
     if len(layers) < config.num_hidden_layers:
-        raise SdftError(f"{where}: {asker} asks for {config.num_hidden_layers} layers, found the weights of "
+        raise SdftError(f"{where}: {config_name} asks for {config.num_hidden_layers} layers, found the weights of "
                         f"{len(layers)}")
     with torch.device("meta"):
         model = Llama(config)
-    wanted = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    _check_names(wanted, names, config, where, asker)
-    for name, shape in wanted.items():
+    shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    _check_names(shapes, names, config, where, config_name)
+    for name, shape in shapes.items():
         stored = read(name)
         if tuple(stored.shape) != shape:
-            raise SdftError(f"{where}: {name} has shape {tuple(stored.shape)}, {asker} asks for {shape}")
+            raise SdftError(f"{where}: {name} has shape {tuple(stored.shape)}, {config_name} asks for {shape}")
         if not stored.is_floating_point():
             raise SdftError(f"{where}: {name} holds {str(stored.dtype).removeprefix('torch.')}; expected "
                             "floating-point weights")
-        weight = torch.empty(shape, dtype=dtype, device=device).copy_(stored)   # aligned, and free of the file
+        weight = torch.empty(shape, dtype=dtype, device=device).copy_(stored)   # aligned, and independent of the file
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Parameter(weight))
     return model.eval()
 
 
 def as_dtype(dtype: str | torch.dtype, device: str | torch.device = "cpu") -> torch.dtype:
-    """The torch dtype of a name such as "bfloat16" (SdftError for an unknown one).
+    """Return the torch dtype of a name such as "bfloat16" (SdftError for an unknown name).
 
-    "auto" is bfloat16, and float32 on a CPU that has no instructions for bfloat16, where products in it take many
-    times as long.
+    "auto" is bfloat16, or float32 on a CPU without bfloat16 instructions, where bfloat16 is many times slower.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
@@ -90,41 +88,41 @@ def as_dtype(dtype: str | torch.dtype, device: str | torch.device = "cpu") -> to
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether oneDNN multiplies in bfloat16 on this CPU; else torch falls back to loops of its own."""
+    """Whether oneDNN multiplies in bfloat16 on this CPU; otherwise torch uses slow loops of its own."""
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def as_device(device: str | torch.device) -> torch.device:
-    """The torch device of a name such as "cuda:1" (SdftError for an unknown one, and one that is not there)."""
+    """Return the torch device of a name such as "cuda:1" (SdftError if it is unknown or missing)."""
     try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-        if found.type not in ("cpu", "cuda"):
-            raise RuntimeError("nothing here was tried on it")
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+        if resolved.type not in ("cpu", "cuda"):
+            raise RuntimeError("sdft was not tested on it")
     except (RuntimeError, AssertionError) as error:
         raise SdftError(f"device: {device!s} cannot be used here ({str(error).splitlines()[0][:100]}); expected cpu, "
-                        "or cuda where a GPU is there") from error
-    return found
+                        "or cuda with a GPU") from error
+    return resolved
 
 
 @contextmanager
 def open_checkpoint(folder: Path) -> Iterator[tuple[Collection[str], Callable[[str], Tensor]]]:
-    """The names of the tensors in a folder's safetensors files, and what reads one of them as it is stored.
+    """Open a folder's safetensors files; yield the names of their tensors and a function that reads one by name.
 
-    Raises SdftError for a missing or damaged file, and a tensor that its file lacks.
+    Raises SdftError for a missing or damaged file, and for a tensor that its file lacks.
     """
     files = weight_files(Path(folder))
     with ExitStack() as stack:
         shards = {path: stack.enter_context(open_tensors(path)) for path in dict.fromkeys(files.values())}
-        held = {path: set(shard.keys()) for path, shard in shards.items()}
+        names = {path: set(shard.keys()) for path, shard in shards.items()}
         for name, path in files.items():
-            if name not in held[path]:
+            if name not in names[path]:
                 raise SdftError(f"{path}: expected {name}, as {INDEX} says, found no such tensor")
         yield files, lambda name: shards[files[name]].get_tensor(name)
 
 
 def weight_files(folder: Path) -> dict[str, Path]:
-    """Tensor name → the safetensors file that holds it."""
+    """Return the safetensors file of each tensor name."""
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
         shards = index.get("weight_map") if isinstance(index, dict) else None
@@ -143,7 +141,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator:
-    """Open a safetensors file to be read tensor by tensor (SdftError when it is truncated or corrupt)."""
+    """Open a safetensors file to read it tensor by tensor (SdftError if it is truncated or corrupt)."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -154,11 +152,12 @@ def open_tensors(path: Path) -> Iterator:
                         "truncated: copy or download it again") from error
 
 
-def _check_names(wanted: Collection[str], names: Collection[str], config: LlamaConfig, where: str, asker: str) -> None:
-    missing = [name for name in wanted if name not in names]
+def _check_names(parameters: Collection[str], names: Collection[str], config: LlamaConfig, where: str,
+                 config_name: str) -> None:
+    missing = [name for name in parameters if name not in names]
     if missing:
-        raise SdftError(f"{where}: {len(missing)} tensors that {asker} asks for are missing, first {missing[0]}")
-    extra = [name for name in names if name not in wanted and not name.endswith("rotary_emb.inv_freq")
+        raise SdftError(f"{where}: {len(missing)} tensors that {config_name} asks for are missing, first {missing[0]}")
+    extra = [name for name in names if name not in parameters and not name.endswith("rotary_emb.inv_freq")
              and not (name == "lm_head.weight" and config.tie_word_embeddings)]
     if extra:
-        raise SdftError(f"{where}: {len(extra)} tensors have no place in the model of {asker}, first {extra[0]}")
+        raise SdftError(f"{where}: {len(extra)} tensors have no place in the model of {config_name}, first {extra[0]}")

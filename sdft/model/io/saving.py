@@ -1,4 +1,4 @@
-"""Saving a model as a Hugging Face checkpoint, which transformers and `load_model` read."""
+"""Save a model as a Hugging Face folder, which transformers and `load_model` read."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def save_checkpoint(model: Llama, tokenizer: Tokenizer | None, folder: Path) -> None:
     """Write model.safetensors, config.json and the tokenizer's files to `folder`, each atomically.
 
-    A merged adapter is saved as part of the weights. Raises SdftError while an adapter stands beside them.
+    A merged adapter is saved as part of the weights. Raises SdftError for an adapter that is not merged.
     """
     layers = lora_layers(model)
     if any(layer.unmerged is None for layer in layers.values()):
