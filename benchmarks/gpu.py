@@ -91,8 +91,8 @@ def decode(model, tokenizer, rows: list[int], steps: int = 40, length: int = 400
                 engine.admit()
                 for number in range(steps):
                     ends = [length + number + 1] * n
-                    times.append(seconds(lambda: (engine.graphs.step(engine, ends) if engine.graphs
-                                                  else engine.step(ends)).tolist()))
+                    times.append(seconds(lambda: (engine.graphs.step(engine.batch, ends) if engine.graphs
+                                                  else engine.batch.step(ends)).tolist()))
             found[n]["graph" if graphs else "no graph"] = round(1000 * statistics.median(times[5:]), 3)
             del engine
         found[n]["ratio"] = round(found[n]["no graph"] / found[n]["graph"], 2)

@@ -44,8 +44,7 @@ def cases() -> dict[str, tuple[Callable, Callable, tuple]]:
     attention = (given(N, H, C), given(N, K, C), given(N, K, C), DOCUMENTS)
     cached = (given(ROWS, 1, H, C, learned=False), given(ROWS, K, SLOTS, C, learned=False),
               given(ROWS, K, SLOTS, C, learned=False), torch.full((ROWS, 1), SLOTS - 1))
-    bias, wide_bias = (cache_bias(cached[3], SLOTS, group, DTYPE) for group in (H // K, H))
-    wide = given(ROWS, 1, H, K * C, learned=False), *(x.transpose(1, 2).reshape(ROWS, 1, SLOTS, K * C) for x in cached[1:3])
+    bias = cache_bias(cached[3], SLOTS, H // K, DTYPE)
     return {
         "rms_norm": (rms_norm, rms_norm_plain, (given(N, D), given(D, learned=False), 1e-5)),
         "rope": (rope, rope_plain, (given(N, H, C), angles.cos(), angles.sin())),
@@ -56,9 +55,8 @@ def cases() -> dict[str, tuple[Callable, Callable, tuple]]:
         "attention": (causal_attention, causal_attention_plain, attention),
         "linear_cross_entropy": (linear_cross_entropy, linear_cross_entropy_plain,
                                  (given(N // 2, D), given(V, D, learned=False), labels)),
-        "cached_attention": (lambda q, keys, values, _: cached_attention(q.view(ROWS, K, -1, C), keys, values, bias, C**-0.5),
+        "cached_attention": (lambda q, keys, values, _: cached_attention(q, keys, values, bias),
                              cached_attention_plain, cached),
-        "heads as one": (lambda *_: cached_attention(*wide, wide_bias, C**-0.5), cached_attention_plain, cached),
     }
 
 

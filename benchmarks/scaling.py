@@ -30,7 +30,7 @@ from training import MODEL, PEAK_SIZE, Ours
 import sdft
 from sdft.experiment.plan import generation_flops, matmul_peak, shape_of
 from sdft.generation.cache import DecodeAttention, KVCache, PrefillAttention
-from sdft.generation.fast.prepacked import packed
+from sdft.generation.fast.prepacked import prepacked
 from sdft.generation.sampling import most_probable
 from sdft.train import TrainSettings
 
@@ -53,7 +53,7 @@ def median_seconds(action: Callable[[], object], repeats: int = 5) -> float:
 @torch.inference_mode()
 def decode(model, rows: int, context: int) -> float:
     """Tokens/s of one step of `rows` rows, each at the end of `context` slots."""
-    compute, cache = packed(model), KVCache(model.config, [context] * rows, model.dtype, model.device)
+    compute, cache = prepacked(model), KVCache(model.config, [context] * rows, model.dtype, model.device)
     tokens, positions = torch.full((rows,), 100), torch.full((rows,), context - 1)
     return rows / median_seconds(lambda: most_probable(compute.head(compute.hidden(
         tokens, positions, DecodeAttention(cache, positions, [context] * rows)))))
@@ -62,7 +62,7 @@ def decode(model, rows: int, context: int) -> float:
 @torch.inference_mode()
 def prefill(model, tokens: int) -> tuple[float, float]:
     """Tokens/s of a prompt of `tokens` tokens, up to the choice of the first one behind it, and the share of the peak."""
-    compute, cache = packed(model), KVCache(model.config, [tokens], model.dtype, model.device)
+    compute, cache = prepacked(model), KVCache(model.config, [tokens], model.dtype, model.device)
     prompt, positions, last = torch.full((tokens,), 100), torch.arange(tokens), torch.tensor([tokens - 1])
     before = matmul_peak(model.dtype, size=PEAK_SIZE)
     seconds = median_seconds(lambda: compute.head(compute.hidden(

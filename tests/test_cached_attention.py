@@ -23,11 +23,7 @@ def parts(B: int = 3, t: int = 1, H: int = 6, K: int = 2, C: int = 8, T: int = 1
 
 
 def attended(q, keys, values, positions):
-    """`cached_attention` of q (B, t, H, C)."""
-    (B, t, H, C), K, T = q.shape, *keys.shape[1:3]
-    laid_out = q.view(B, t, K, H // K, C).transpose(1, 2).reshape(B, K, -1, C)
-    o = cached_attention(laid_out, keys, values, cache_bias(positions, T, H // K, q.dtype), C**-0.5)
-    return o.reshape(B, K, t, H // K, C).transpose(1, 2).reshape(q.shape)
+    return cached_attention(q, keys, values, cache_bias(positions, keys.shape[2], q.shape[2] // keys.shape[1], q.dtype))
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -39,21 +35,10 @@ def test_equals_plain_form(tokens: int, heads: tuple[int, int]) -> None:
     torch.testing.assert_close(fast, cached_attention_plain(q, keys, values, positions), rtol=0, atol=1e-13)
 
 
-def test_heads_side_by_side_are_one_wide_head() -> None:
-    q, keys, values, positions = parts(t=3)
-    (B, t, H, C), (_, K, T, _) = q.shape, keys.shape
-    own = torch.nn.functional.one_hot(torch.arange(H) // (H // K), K).to(q.dtype).unsqueeze(-1)     # (H, K, 1)
-    among_zeros = (q.unsqueeze(3) * own).view(B, 1, t * H, K * C)
-    wide = (x.transpose(1, 2).reshape(B, 1, T, K * C) for x in (keys, values))
-    o = cached_attention(among_zeros, *wide, cache_bias(positions, T, H, q.dtype), C**-0.5)
-    kept = (o.view(B, t, H, K, C) * own).sum(3)
-    torch.testing.assert_close(kept, cached_attention_plain(q, keys, values, positions), rtol=0, atol=1e-13)
-
-
-def test_slots_behind_a_row_change_nothing() -> None:
+def test_slots_after_a_sequence_change_nothing() -> None:
     q, keys, values, positions = parts()
     before = attended(q, keys, values, positions)
-    keys[1, :, 6:], values[1, :, 6:] = 1e3, 1e3                  # row 1 stands at position 5
+    keys[1, :, 6:], values[1, :, 6:] = 1e3, 1e3                  # the token of sequence 1 has position 5
     assert torch.equal(attended(q, keys, values, positions), before)
 
 
@@ -80,10 +65,10 @@ def test_prompts_see_what_their_tokens_would_see_one_by_one(prompt, heads, long,
     monkeypatch.setattr(kernel, "LONG", long)
     _, keys, values, _ = parts(H=heads[0], K=heads[1])
     q = torch.randn(3, prompt, heads[0], 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    positions = torch.arange(12 - prompt, 12).expand(3, -1)                 # behind 12 - prompt slots that stand already
+    positions = torch.arange(12 - prompt, 12).expand(3, -1)                 # after 12 - prompt filled slots
     expected = cached_attention_plain(q, keys, values, positions)
     bias = prompt_bias(prompt, 12, q.dtype, q.device)
-    assert (bias is None) == (prompt == 12 or (prompt == 7 and long == 5))  # 5 tokens: what stood before them is longer
+    assert (bias is None) == (prompt == 12 or (prompt == 7 and long == 5))  # 5 tokens: fewer than the 7 before them
     fast = prompt_attention(q, keys, values, bias)
     # fp64: only the order of additions differs.
     torch.testing.assert_close(fast, expected, rtol=0, atol=1e-13)

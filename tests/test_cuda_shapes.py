@@ -31,30 +31,35 @@ def test_prefill_and_step_need_no_host_sync_and_stay_on_their_device(cuda_withou
     with FakeTensorMode(allow_non_fake_inputs=True):
         move_to_cuda(model)
         engine = engine_of(model, settings)
-        buffers = [x for x in (engine.tokens, engine.positions, engine.counts, engine.uniforms, engine.seen) if x is not None]
+        batch = engine.batch
+
+        def buffers() -> list[torch.Tensor]:
+            every = (batch.tokens, batch.positions, batch.counts, batch.uniforms, batch.seen)
+            return [x for x in every if x is not None]
+
+        before = buffers()
         engine.share()
-        ends = [row.capacity for row in engine.waiting]
-        chosen = [engine.step(ends) for _ in range(2)]
+        ends = [response.capacity for response in engine.waiting]
+        chosen = [batch.step(ends) for _ in range(2)]
         assert all(tokens.shape == (4,) and tokens.device.type == "cuda" for tokens in chosen)
-        assert {x.device.type for x in buffers} == {"cuda"}
-        after = [x for x in (engine.tokens, engine.positions, engine.counts, engine.uniforms, engine.seen) if x is not None]
-        assert all(x is y for x, y in zip(buffers, after, strict=True))         # static: a captured graph finds them again
+        assert {x.device.type for x in before} == {"cuda"}
+        assert all(x is y for x, y in zip(before, buffers(), strict=True))      # a captured graph uses them again
         with pytest.raises(DataDependentOutputException):                       # the mode does raise at a host sync
             chosen[0].tolist()
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_steps_of_one_shape_write_what_the_engine_writes(settings):
-    """As a graph is replayed: always all rows, always the whole cache; rows that have finished run along, unread."""
+    """As a replayed graph: always all sequences and the whole cache; finished sequences take steps too, unread."""
     model = tiny_llama().requires_grad_(False)
     engine = engine_of(model, settings)
     outputs = stream(model, NumberTokenizer(), REQUESTS, engine.sampling, batch_size=4, speculation=False)
     expected = {output.id: output for output in outputs}
-    ends = [row.capacity for row in engine.waiting]
+    ends = [response.capacity for response in engine.waiting]
     with torch.inference_mode():
         engine.share()
         engine.admit()
-        chosen = [engine.tokens.clone(), *(engine.step(ends) for _ in range(7))]
-    for place, row in enumerate(engine.rows):
-        written = expected[row.request.id].tokens
-        assert [int(tokens[place]) for tokens in chosen][: len(written)] == written
+        chosen = [engine.batch.tokens.clone(), *(engine.batch.step(ends) for _ in range(7))]
+    for index, response in enumerate(engine.responses):
+        written = expected[response.request.id].tokens
+        assert [int(tokens[index]) for tokens in chosen][: len(written)] == written

@@ -1,4 +1,4 @@
-"""The engine against transformers' generate, and a batch against its rows alone."""
+"""The engine against transformers' generate, and a batch against its sequences alone."""
 from __future__ import annotations
 
 from functools import cache
@@ -14,7 +14,7 @@ STOPS = (2, 5, 17)          # several: eos and two more
 
 
 class NumberTokenizer:
-    """Writes ids as numbers: all that the engine asks of a tokenizer."""
+    """Decodes ids as numbers; the engine needs nothing else of a tokenizer."""
 
     eos_id, stop_ids = STOPS[0], STOPS
 
@@ -39,14 +39,15 @@ def prompts(count: int = 20, shared: int = 0) -> list[list[int]]:
 
 
 def theirs(hf, prompt: list[int], max_new_tokens: int, **settings) -> tuple[list[int], str]:
-    """What transformers writes for one prompt alone, without the stop token, and why it ended."""
+    """transformers' response to one prompt alone, without the stop token, and why it ended."""
     written = hf.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
                           max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(STOPS), pad_token_id=0,
                           **settings)[0].tolist()[len(prompt):]
     return (written[:-1], "stop") if written[-1] in STOPS else (written, "length")
 
 
-@pytest.mark.parametrize("family, shared", [("llama2", 0), ("smollm2", 12), ("llama3.1", 3), ("qwen3", 9), ("qwen2", 0)])
+@pytest.mark.parametrize("family, shared", [
+    ("llama2", 0), ("smollm2", 12), ("llama3.1", 3), ("qwen3", 9), ("qwen2", 0)])
 def test_greedy_is_transformers_token_for_token(family: str, shared: int) -> None:
     hf, model = models(family)
     asked = prompts(12, shared)
@@ -80,7 +81,7 @@ def test_output_depends_on_neither_batch_nor_order(settings: dict) -> None:
         assert {output.id: output for output in stream(model, tokenizer, order, sampling, batch_size)} == alone
 
 
-def test_a_request_may_have_a_limit_of_its_own() -> None:
+def test_a_request_may_have_its_own_limit() -> None:
     requests = [Request("a", prompts()[0], 1), Request("b", prompts()[0], 7), Request("c", prompts()[0])]
     outputs = {o.id: o for o in stream(models()[1], NumberTokenizer(), requests, Sampling(max_new_tokens=12))}
     longest = outputs["c"].tokens
@@ -92,8 +93,8 @@ def test_a_response_ends_with_the_context() -> None:
     prompt = [index % 70 + 20 for index in range(model.config.context_length - 3)]
     (output,) = generate(model, NumberTokenizer(), [prompt], max_new_tokens=50)
     assert len(output.tokens) <= 3
-    for tokens, told in ((prompt + [20] * 3, "128"), ([], "no token")):
-        with pytest.raises(SdftError, match=f"record too-long.*{told}"):
+    for tokens, reported in ((prompt + [20] * 3, "128"), ([], "no token")):
+        with pytest.raises(SdftError, match=f"record too-long.*{reported}"):
             stream(model, NumberTokenizer(), [Request("a", prompt), Request("too-long", tokens)])
 
 
@@ -109,10 +110,10 @@ def test_tokens_stream_as_they_are_chosen(sampling: Sampling) -> None:
         assert list(stream_tokens(model, tokenizer, prompt, sampling)) == whole.tokens
 
 
-@pytest.mark.parametrize(("prompt", "rows", "message"), [
-    ([1, 2], 0, "batch_size: expected at least 1 row to write at a time, got 0"),
+@pytest.mark.parametrize(("prompt", "batch_size", "message"), [
+    ([1, 2], 0, "batch_size: expected at least 1 sequence at a time, got 0"),
     ([1, 10**6], 4, "record a: expected token ids from 0 to [0-9]+, got 1 to 1000000"),
     ([-1, 3], 4, "got -1 to 3")])
-def test_what_cannot_be_generated_is_one_line(prompt: list[int], rows: int, message: str) -> None:
+def test_what_cannot_be_generated_is_one_line(prompt: list[int], batch_size: int, message: str) -> None:
     with pytest.raises(SdftError, match=message):
-        list(stream(models()[1], NumberTokenizer(), [Request("a", prompt)], Sampling(max_new_tokens=2), rows))
+        list(stream(models()[1], NumberTokenizer(), [Request("a", prompt)], Sampling(max_new_tokens=2), batch_size))

@@ -13,7 +13,8 @@ import sdft
 from sdft.data.chat import encode_prompt
 from sdft.generation import Request, Sampling, generate, stream
 from sdft.generation.cache import KVCache, PrefillAttention
-from sdft.generation.fast.cuda import VarlenPrefill, fused
+from sdft.generation.fast.cuda import VarlenPrefill
+from sdft.generation.fast.fused import fused
 from sdft.kernels.attention import DocumentAttention, causal_attention, causal_attention_plain
 from sdft.model.batches import pack_within
 from sdft.model.lora import add_lora, lora_layers
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 
 @contextmanager
 def no_wait():
-    """Inside, whatever makes the host wait for the device raises."""
+    """Inside it, every wait of the host for the device raises."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -100,31 +101,31 @@ def test_packed_attention_in_half_precision_is_no_worse_than_eager(heads, width:
         inputs = [x.to(torch.bfloat16).to(dtype).to(device).requires_grad_() for x in (q, k, v)]
         output = form(*inputs, lengths)
         found.append((output, *torch.autograd.grad(output, inputs, do.to(torch.bfloat16).to(dtype).to(device))))
-    for exact, plain, fast in zip(*found):          # the factor allows for luck in single roundings
+    for exact, plain, fast in zip(*found, strict=True):          # the factor allows for luck in single roundings
         assert error(fast.detach(), exact.detach()) <= 1.5 * error(plain.detach(), exact.detach())
 
 
 @pytest.mark.parametrize("prefix", [0, 37])
 def test_prompts_prefilled_as_a_pack_are_the_same(prefix: int) -> None:
-    lengths, rows, generator = [50, 64, 129, 1], [1, 2, 130, 131], torch.Generator().manual_seed(0)
+    lengths, sequences, generator = [50, 64, 129, 1], [1, 2, 130, 131], torch.Generator().manual_seed(0)
     config, exact = tiny_llama("smollm2", head_dim=64).config, []
     start = [torch.randn(prefix, 2, 64, generator=generator) for _ in range(2)]
     q, k, v = (torch.randn(sum(lengths), n, 64, generator=generator) for n in (4, 2, 2))
     for form, dtype, device in ((PrefillAttention, torch.float64, "cpu"), (PrefillAttention, torch.bfloat16, "cuda"),
                                 (VarlenPrefill, torch.bfloat16, "cuda")):
         cache = KVCache(config, [200] * 140, dtype, torch.device(device))
-        for row in range(140) if prefix else ():
-            keys, values = cache.row(row, 0)
+        for index in range(140) if prefix else ():
+            keys, values = cache.sequence(index, 0)
             keys[:, :prefix], values[:, :prefix] = (x.transpose(0, 1).bfloat16().to(dtype) for x in start)
-        o = form(cache, rows, lengths, prefix)(0, *(x.bfloat16().to(dtype).to(device) for x in (q, k, v)))
-        exact.append((o, *(x.cpu().clone() for row in rows for x in cache.row(row, 0))))
-    for true, plain, packed in zip(*exact):
+        o = form(cache, sequences, lengths, prefix)(0, *(x.bfloat16().to(dtype).to(device) for x in (q, k, v)))
+        exact.append((o, *(x.cpu().clone() for index in sequences for x in cache.sequence(index, 0))))
+    for true, plain, packed in zip(*exact, strict=True):
         assert error(packed, true) <= 1.5 * error(plain, true)
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "repetition_penalty": 1.2}])
 def test_half_precision_generates_with_a_shared_prefix_and_an_adapter(settings: dict) -> None:
-    """What the fused form computes in bf16 is no worse than the model's own against fp64."""
+    """In bf16 the fused form is no farther from fp64 than the plain model."""
     model = copy_of(hf_model("smollm2")).requires_grad_(False)
     add_lora(model, 2)
     for layer in lora_layers(model).values():

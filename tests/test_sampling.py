@@ -52,7 +52,7 @@ def test_draws_follow_the_distribution(sampling: Sampling) -> None:
     possible = expected > 0
     assert observed[~possible].sum() == 0
     chi_square = count * ((observed - expected).square() / expected)[possible].sum()
-    assert chi_square < 35                       # 11 degrees of freedom or fewer: 31.3 is passed once in a thousand seeds
+    assert chi_square < 35                     # 11 degrees of freedom or fewer: 31.3 is passed once in a thousand seeds
 
 
 def test_the_ends_of_the_unit_interval_draw_possible_tokens() -> None:

@@ -1,4 +1,4 @@
-"""Steps of rounded shapes against the engine's own, without a GPU; and, where there is one, replayed against uncaptured."""
+"""Steps of rounded shapes against the engine's own, without a GPU; on a GPU, replayed steps against uncaptured ones."""
 from __future__ import annotations
 
 import pytest
@@ -10,15 +10,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sdft.generation import Request, Sampling
 from sdft.generation.engine import Engine
-from sdft.generation.fast.cuda_graphs import StepGraphs, rounded_rows, rounded_slots
+from sdft.generation.fast.cuda_graphs import StepGraphs, rounded_size, rounded_slots
 
 SETTINGS = [{}, {"temperature": 0.9, "top_k": 10, "top_p": 0.8, "seed": 3},
             {"temperature": 1.0, "repetition_penalty": 1.2}, {"temperature": 1.0, "top_p": 0.9}]
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="a graph can be captured on a GPU alone")
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU captures graphs")
 
 
 class Repeated:
-    """In a graph's place: what was recorded is done again, on the same buffers."""
+    """Stands for a graph: it runs the recorded work again, on the same buffers."""
 
     def __init__(self, work):
         self.replay = work
@@ -38,7 +38,7 @@ class WithoutGPU(StepGraphs):
 
 
 def requests(count: int = 20, longest: int = 30) -> list[Request]:
-    """Ragged prompts with limits of their own, so that rows finish one by one."""
+    """Ragged prompts with different limits, so that sequences finish one by one."""
     return [Request(str(index), prompt, 1 + index * 7 % longest)
             for index, prompt in enumerate(prompts(count, shared=6))]
 
@@ -58,11 +58,11 @@ def test_rounded_steps_write_what_the_engine_writes(settings: dict, batch_size: 
     assert 0 < graphs.captured < 12
 
 
-def test_shapes_are_few_and_hold_what_they_stand_for() -> None:
-    rows = [rounded_rows(n, 300) for n in range(1, 301)]
-    assert all(n <= found <= 300 for n, found in enumerate(rows, 1))
-    assert sorted(set(rows)) == [1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256, 288, 300]
-    assert rounded_rows(5, 6) == 6
+def test_shapes_are_few_and_large_enough() -> None:
+    sizes = [rounded_size(n, 300) for n in range(1, 301)]
+    assert all(n <= size <= 300 for n, size in enumerate(sizes, 1))
+    assert sorted(set(sizes)) == [1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256, 288, 300]
+    assert rounded_size(5, 6) == 6
     for end in range(1, 10000):
         assert end <= rounded_slots(end) <= max(end + 127, 1.25 * end)
     assert len({rounded_slots(end) for end in range(1, 8193)}) == 8 + 3 * 4
@@ -78,7 +78,7 @@ def test_a_rounded_step_needs_no_host_sync(cuda_without_gpu, settings) -> None: 
         engine.share()
         graphs = WithoutGPU()
         for _ in range(3):
-            tokens = graphs.step(engine, [row.capacity for row in engine.waiting][:3])
+            tokens = graphs.step(engine.batch, [response.capacity for response in engine.waiting][:3])
             assert tokens.shape == (3,) and tokens.device.type == "cuda"
         assert graphs.captured == 1
 
@@ -102,13 +102,13 @@ def test_a_replayed_step_is_bit_for_bit_the_uncaptured_one_and_never_waits() -> 
         with torch.inference_mode():
             engine.share()
             engine.admit()
-            ends = [row.capacity for row in engine.rows]
+            ends = [response.capacity for response in engine.responses]
             for _ in range(3):
-                tokens = graphs.step(engine, ends) if graphs else engine.step(ends)
+                tokens = graphs.step(engine.batch, ends) if graphs else engine.batch.step(ends)
             torch.cuda.set_sync_debug_mode("error")
             try:
-                tokens = graphs.step(engine, ends) if graphs else engine.step(ends)
+                tokens = graphs.step(engine.batch, ends) if graphs else engine.batch.step(ends)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        logits.append((tokens.clone(), [x.clone() for x in (*engine.cache.keys, *engine.cache.values)]))
+        logits.append((tokens.clone(), [x.clone() for x in (*engine.batch.cache.keys, *engine.batch.cache.values)]))
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0)

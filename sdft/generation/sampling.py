@@ -1,11 +1,11 @@
 """From logits to the next token: greedy, or sampled by temperature, top-k, top-p and repetition penalty.
 
-The order and the meaning of the settings are transformers': the penalty first, on every token of the prompt and of what
-was written so far (Keskar et al. 2019, arXiv 1909.05858), then the temperature, then top-k (Fan et al. 2018,
+The order and the meaning of the settings are transformers': first the penalty, on every token of the prompt and of the
+response so far (Keskar et al. 2019, arXiv 1909.05858), then the temperature, then top-k (Fan et al. 2018,
 arXiv 1805.04833), then top-p (Holtzman et al. 2019, arXiv 1904.09751).
 
-A draw inverts the cumulative distribution at one uniform number. A record's numbers come from its own generator, seeded by
-(seed, id), one number for each token it writes, so what a record gets does not depend on who shares its batch.
+A draw inverts the cumulative distribution at one uniform number. A record has its own generator, seeded by (seed, id),
+and one number for each token, so its response does not depend on the other records of its batch.
 """
 from __future__ import annotations
 
@@ -17,17 +17,15 @@ from torch import Tensor
 
 from sdft.errors import SdftError
 
-BLOCK, SHORT = 512, 16                    # logits that are searched together, at most and at least
-
 
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen."""
 
-    max_new_tokens: int = 256             # a response is cut (finish "length") after so many tokens
+    max_new_tokens: int = 256             # limit of a response, which then finishes as "length"
     temperature: float = 0.0              # 0: greedy, always the most probable token
-    top_k: int = 0                        # only the k most probable tokens; 0: all
-    top_p: float = 1.0                    # only the most probable tokens that together reach this mass
+    top_k: int = 0                        # draw only from the k most probable tokens; 0: all
+    top_p: float = 1.0                    # draw only from the most probable tokens that together reach this mass
     repetition_penalty: float = 1.0       # > 1 lowers the logit of every token already in the context
     seed: int = 0
 
@@ -49,22 +47,22 @@ class Sampling:
 
 
 def record_uniforms(seed: int, id: str, count: int) -> Tensor:
-    """Return the `count` uniform numbers in [0, 1) that the record `id` may use: fp32, one for each token it writes."""
+    """Return the record's `count` uniform numbers in [0, 1), one for each token of its response, fp32."""
     digest = hashlib.sha256(f"{seed}\n{id}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
     return torch.rand(count, generator=generator)
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Divide positive logits (n, V) of the tokens `seen` (n, V, bool) by `penalty`, multiply negative ones by it."""
+    """Divide positive logits (n, V) of the tokens `seen` (n, V, bool) by `penalty`; multiply negative ones by it."""
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    """Return the probabilities (n, k) that may be drawn from and their token ids (n, k), most probable first.
+    """Return probabilities (n, k) to draw from, most probable first, and their token ids (n, k).
 
-    Without top-k and top-p nothing needs sorting: all V probabilities in the order of the vocabulary, and ids None.
-    Left-out tokens have probability 0; a row need not sum to 1.
+    Without top-k and top-p the probabilities are those of the whole vocabulary, in its order, and ids is None.
+    Excluded tokens have probability 0; the sum need not be 1.
     """
     logits, ids = logits.float() / sampling.temperature, None                   # (n, V)
     if sampling.top_k:
@@ -73,39 +71,28 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | Non
         logits, ids = logits.sort(descending=True, stable=True)
     probabilities = logits.softmax(-1)
     if sampling.top_p < 1:
-        before = probabilities.cumsum(-1) - probabilities                       # the mass of the more probable ones
+        before = probabilities.cumsum(-1) - probabilities                       # mass of the more probable tokens
         probabilities = probabilities.masked_fill(before >= sampling.top_p, 0)
     return probabilities, ids
 
 
 def most_probable(logits: Tensor) -> Tensor:
-    """The first of the largest logits (n, V) of each row: ids (n,).
-
-    On the CPU block by block, where the vocabulary falls into blocks: a largest value is found four times as fast as its
-    place.
-    """
-    V = logits.shape[-1]
-    size = min(BLOCK, V & -V)                                                   # a power of two that divides V
-    if logits.is_cuda or size < SHORT:
-        return logits.max(-1).indices
-    blocks = logits.unflatten(-1, (-1, size))                                   # (n, V/size, size)
-    block = blocks.amax(-1).max(-1).indices                                     # (n,)
-    inside = blocks[torch.arange(len(block), device=block.device), block].max(-1).indices
-    return block * size + inside
+    """Return the id of the largest of logits (n, V), the first of equals: (n,)."""
+    return logits.max(-1).indices
 
 
 def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Choose one token for each row of logits (n, V): ids (n,).
+    """Choose the next token of n sequences from their logits (n, V): ids (n,).
 
-    uniforms (n,) are the rows' numbers for this token (unused when greedy); seen (n, V) marks the tokens of each row's
-    context, and is needed only with a repetition penalty.
+    uniforms (n,): each sequence's number for this token, unused when greedy. seen (n, V): True for the tokens of each
+    sequence, needed only with a repetition penalty.
     """
     if seen is not None:
         logits = penalise(logits.float(), seen, sampling.repetition_penalty)
     if sampling.greedy:
         return most_probable(logits)
     probabilities, ids = candidates(logits, sampling)
-    # In fp64, so that an fp32 number below 1 times the total stays below the total and some token is always found.
+    # In fp64, an fp32 number below 1 times the total stays below the total, so some token is always reached.
     reached = probabilities.cumsum(-1, dtype=torch.float64)                     # (n, k)
     index = (reached <= uniforms.double().unsqueeze(-1) * reached[:, -1:]).sum(-1, keepdim=True)    # (n, 1)
     return (index if ids is None else ids.gather(-1, index)).squeeze(-1)

@@ -1,61 +1,59 @@
-"""The engine's step as a CUDA graph: captured once for each shape, then replayed as a whole.
+"""Captured steps: a step of the batch as a CUDA graph, captured once for each shape and then replayed.
 
-A step of a small model is over a thousand kernels of a few microseconds each, and Python starts them more slowly than the
-GPU runs them. A captured graph is started by one call. It repeats the same kernels on the same addresses, so all that
-changes from step to step must stand in buffers that stay (`Engine.step` reads and writes no others), and all that is fixed
-when it is captured must fit every later step: how many rows there are, and how many slots of the cache are read.
+A step of a small model is over a thousand kernels of a few microseconds each, and Python launches them more slowly
+than the GPU runs them. A captured step is launched by one call. It repeats the same kernels on the same addresses. So
+whatever changes between steps is kept in static buffers (`Batch.step` uses no others), and the shape is fixed at the
+capture: the number of sequences, and the number of slots that are read.
 
-    rows  0 … n-1      under way        The rows are rounded up, and so are the slots: a mask hides those that a row has not
-    rows  n … rows-1   idle             reached. Idle rows run along, each writing again and again to its slot 0, where
-                                        nobody reads: rows fall idle only when no prompt waits for their place.
+    sequences  0 … n-1       active    Both numbers are rounded up. A mask hides slots that a sequence has not reached.
+    sequences  n … size-1    idle      Idle sequences take the step too, and overwrite their slot 0, which nobody reads:
+                                       a sequence becomes idle only when no prompt waits for its place.
 
-The first step of a shape is taken kernel by kernel: it is a step like any other, and makes what must be made before a
-capture (cuBLAS's handles and workspaces, kernels loaded lazily). The second captures, and replays from then on, so a shape
-that occurs once costs no capture. The graphs of an engine share one pool of memory, since one runs at a time.
+The first step of a shape runs without a graph. It creates what must exist before a capture (cuBLAS's handles and
+workspaces, lazily loaded kernels). The second step captures, and it and all later ones replay. So a shape that occurs
+once costs no capture. All graphs of an engine share one memory pool, since only one runs at a time.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from sdft.generation.cache import KVCache
-    from sdft.generation.engine import Engine
+from sdft.generation.batch import Batch
+from sdft.generation.cache import KVCache
 
-FEW = 32               # up to so many rows are rounded to powers of two, more to multiples of it
-SLOTS = 128            # slots are rounded to multiples of it, and long rows more coarsely
+FEW = 32               # up to this size, batches are rounded to powers of two; larger ones to multiples of it
+SLOTS = 128            # slots are rounded to multiples of this number; long sequences more coarsely
 
 
 class StepGraphs:
-    """The graphs of one engine, by shape. It holds no engine: a cycle would keep the cache alive until it is collected."""
+    """The captured steps of one batch, by shape. It keeps no reference to the batch, so that its cache is freed."""
 
     def __init__(self) -> None:
-        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph | None] = {}    # None: the shape was met once
+        self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph | None] = {}    # None: the shape has occurred once
         self.stream: torch.cuda.Stream | None = None
-        self.pool = None
+        self.pool: Any = None
 
-    def step(self, engine: Engine, ends: Sequence[int]) -> Tensor:
-        """`engine.step(ends)`, the same tokens (n,); valid until the next step."""
+    def step(self, batch: Batch, ends: Sequence[int]) -> Tensor:
+        """Return the tokens (n,) of `batch.step(ends)`; they are valid until the next step."""
         n = len(ends)
-        rows, slots = shape = rounded_rows(n, engine.batch_size), rounded_slots(max(ends))
-        bounds = within(engine.cache, rows, slots)
-        if rows > n:
-            engine.positions[n:rows].zero_()
-            engine.counts[n:rows].zero_()
+        size, slots = shape = rounded_size(n, len(batch.tokens)), rounded_slots(max(ends))
+        bounds = within(batch.cache, size, slots)
+        if size > n:
+            batch.positions[n:size].zero_()
+            batch.counts[n:size].zero_()
         if shape not in self.graphs:
             self.graphs[shape] = None
-            self.aside(lambda: engine.step(bounds))
+            self.aside(lambda: batch.step(bounds))
         else:
-            if self.graphs[shape] is None:
-                self.graphs[shape] = self.capture(lambda: engine.step(bounds))
-            self.graphs[shape].replay()
-        return engine.tokens[:n]
+            graph = self.graphs[shape] = self.graphs[shape] or self.capture(lambda: batch.step(bounds))
+            graph.replay()
+        return batch.tokens[:n]
 
-    def aside(self, work) -> None:
-        """Do `work` on a stream of our own, in its turn: only there can it be captured, so there it is warmed up."""
+    def aside(self, work: Callable[[], object]) -> None:
+        """Run `work` on a stream of our own, in order with the current one: a capture needs one that was warmed up."""
         if self.stream is None:
             self.stream = torch.cuda.Stream()
         current = torch.cuda.current_stream()
@@ -64,10 +62,10 @@ class StepGraphs:
             work()
         current.wait_stream(self.stream)
 
-    def capture(self, work) -> torch.cuda.CUDAGraph:
-        """The graph of `work`, which is recorded and not done.
+    def capture(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        """Record `work` as a graph, without running it.
 
-        Not by `torch.cuda.graph`, which would hand all free memory back to the driver first, at every shape.
+        `torch.cuda.graph` is not used: it returns all free memory to the driver before every capture.
         """
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
@@ -84,17 +82,17 @@ class StepGraphs:
         return graph
 
 
-def rounded_rows(n: int, most: int) -> int:
-    """How many rows a step of n rows runs over, of the `most` that the engine has."""
+def rounded_size(n: int, most: int) -> int:
+    """The number of sequences that a step of n sequences runs over, at most `most`."""
     return min(most, -(-n // FEW) * FEW if n > FEW else 1 << (n - 1).bit_length())
 
 
 def rounded_slots(end: int) -> int:
-    """How many slots a step reads whose longest row ends before slot `end`: at most a quarter more, or SLOTS more."""
+    """`end` rounded up to the number of slots that a step reads: at most a quarter or SLOTS more."""
     unit = max(SLOTS, 1 << max(0, end.bit_length() - 3))
     return -(-end // unit) * unit
 
 
-def within(cache: KVCache, rows: int, slots: int) -> list[int]:
-    """For each of the first `rows` rows the slots to be read: `slots`, or as many as its group has."""
-    return [min(slots, group.slots) for group in cache.groups for _ in range(group.count)][:rows]
+def within(cache: KVCache, size: int, slots: int) -> list[int]:
+    """The number of slots to read for each of the first `size` sequences: `slots`, or all of its group."""
+    return [min(slots, group.slots) for group in cache.groups for _ in range(group.count)][:size]

@@ -1,40 +1,39 @@
-"""Reference-guided speculation: draft by looking up what followed the last tokens before, verify all drafts in one step.
+"""Drafts (speculative decoding from the prompt): guess the next tokens by n-gram lookup, verify all guesses in one step.
 
-A rewrite repeats much of its prompt, which holds the reference answer. Where the last tokens occur earlier in the prompt or in
-the response, what followed there is a good guess (prompt lookup decoding; Saxena 2023; Yang et al. 2023, arXiv 2304.04487):
+A rewrite repeats much of its prompt, which contains the reference answer. Where the last tokens occurred before, in
+the prompt or in the response, the tokens that followed them are a good guess (prompt lookup decoding; Saxena 2023;
+Yang et al. 2023, arXiv 2304.04487). One step verifies the drafts of all sequences:
 
-    … sold 48 / 2 = 24 clips in May . …           …  she sold 48 / 2 ┊ = 24            one step computes the model's
-               ├─ match ─┤├draft┤                          ├─ match ─┤┊├draft┤         choice behind each of these
-    model's choices                                                   = 24 items │     accepted: "= 24", and "items"
+    … sold 48 / 2 = 24 clips in May . …           …  she sold 48 / 2 ┊ = 24           one step computes the model's
+               ├─ match ─┤├draft┤                          ├─ match ─┤┊├draft┤        choice after each of these tokens
+    model's choices                                                   = 24 items      accepted: "= 24", and then "items"
 
-The choice at each place is made exactly as without a draft: the most probable token, or the draw with that place's own uniform number.
-A draft only saves the wait: as far as it equals the choices, the next choice was made in the right context and stands. So
-the tokens are the same with and without drafts, and a sampled token follows the model's distribution exactly. This is the rule of
-Leviathan et al. 2023 (arXiv 2211.17192) for a draft that is certain of its token x: accepted with probability p(x), otherwise the
-draw is from p without x, normalised.
+Each choice is made exactly as without a draft: the most probable token, or the draw with that position's own uniform
+number. A draft is accepted as far as it equals the choices; the next choice was then made in the right context and is
+kept too. So the tokens are the same with and without drafts, and a sampled token follows the model's distribution
+exactly. This is the rule of Leviathan et al. 2023 (arXiv 2211.17192) for a draft that is certain of its token x: x is
+accepted with probability p(x), otherwise the draw is from p without x, normalised.
 
-When it pays. A drafted token costs its share of a longer step, and saves a later step's share if it is accepted. Let b be the
-time of one more token in a step, r that of one more row, f that of a step whatever its size, all in units of b. With n rows, a
-draft whose chance is p pays where p · (1 + r + f/n) > 1. Chances were counted on the 135M model's greedy rewrites by how many
-tokens matched (`CHANCES`). `ROW` and `FIXED` are where the time of such a run was least by a model of a step's time, fitted
-to measured steps (two CPU cores, bf16, heads attended each by itself: 40 ms, 0.5 ms a token, 1.0 ms a row of 384 slots and
-0.13 ms for each token it is filled up to); they are below r and f themselves, because rows beside a long draft are filled
-up to it. The minimum is flat, also where a step parts its rows by length, and open answers, of whose drafts 72 % stand, are
-drafted by the same numbers.
+A drafted token makes a step longer, and saves a share of a later step if it is accepted. Let b be the time of one
+more token in a step, r of one more sequence, f of a step whatever its size, r and f in units of b. With n sequences,
+a draft that is accepted with probability p saves time where p · (1 + r + f/n) > 1. `CHANCES` was counted on greedy
+rewrites of the 135M model. `ROW` and `FIXED` minimise the time of such a run in a model of a step's time, fitted to
+steps on two CPU cores in bf16. They are below r and f, because the other sequences of a group are padded to the
+longest draft. The minimum is flat.
 """
 from __future__ import annotations
 
 from collections import defaultdict
 
 SHORTEST, LONGEST = 2, 10                   # how many of the last tokens must match, and how many are compared at most
-MOST = 2                                    # drafted tokens of a row in a step: more fill up too many rows beside them, and
-                                            # the 135M model's 9 heads of 3 tokens are read for at once (cache.QUERIES)
-CHANCES = {2: 0.50, 3: 0.60, 4: 0.67, 5: 0.75, 6: 0.75, 7: 0.75, 8: 0.75, 9: 0.80, 10: 0.87}   # of each drafted token
-ROW, FIXED = 1.5, 40.0                      # in units of one more token
+MOST = 2                                    # drafted tokens of a sequence in a step: more would pad the others too much
+# Number of matching tokens → probability that a drafted token is accepted.
+CHANCES = {2: 0.50, 3: 0.60, 4: 0.67, 5: 0.75, 6: 0.75, 7: 0.75, 8: 0.75, 9: 0.80, 10: 0.87}
+ROW, FIXED = 1.5, 40.0                      # r and f above
 
 
 class NgramIndex:
-    """Where each pair of neighbouring tokens of one row's context ended."""
+    """The ends of each pair of neighbouring tokens in one sequence."""
 
     def __init__(self, tokens: list[int]):
         self.tokens: list[int] = []
@@ -42,16 +41,16 @@ class NgramIndex:
         self.extend(tokens)
 
     def extend(self, tokens: list[int]) -> None:
-        """Append what was written."""
+        """Append tokens to the sequence."""
         for token in tokens:
             if self.tokens:
                 self.ends[self.tokens[-1], token].append(len(self.tokens))
             self.tokens.append(token)
 
     def match(self) -> tuple[int, int]:
-        """Return (n, end): the longest earlier match of the last tokens, n long, ends before place `end`; (0, 0) if none.
+        """Return (n, end): the longest earlier match of the last tokens has n tokens and ends before index `end`.
 
-        Of matches of the same length the latest counts.
+        (0, 0) without a match; the latest of several matches of the same length.
         """
         context, last = self.tokens, len(self.tokens) - 1
         best = (0, 0)
@@ -67,22 +66,22 @@ class NgramIndex:
                     break
         return best
 
-    def draft(self, rows: int, room: int) -> list[int]:
-        """The tokens worth drafting, at most `room`, when `rows` rows share the step."""
+    def draft(self, batch_size: int, room: int) -> list[int]:
+        """The tokens worth drafting, at most `room`, when `batch_size` sequences share the step."""
         n, end = self.match()
-        return self.tokens[end : end + min(draft_length(n, rows), room)] if n else []
+        return self.tokens[end : end + min(draft_length(n, batch_size), room)] if n else []
 
 
-def draft_length(matched: int, rows: int) -> int:
-    """How many tokens pay behind a match of so many, in a step of so many rows."""
-    chance, worth, length = CHANCES[matched], 1 + ROW + FIXED / rows, 0
-    while length < MOST and chance ** (length + 1) * worth > 1:
+def draft_length(matched: int, batch_size: int) -> int:
+    """The number of tokens worth drafting after a match of `matched`, when `batch_size` sequences share the step."""
+    chance, gain, length = CHANCES[matched], 1 + ROW + FIXED / batch_size, 0
+    while length < MOST and chance ** (length + 1) * gain > 1:                  # p · (1 + r + f/n) > 1
         length += 1
     return length
 
 
 def accepted(draft: list[int], choices: list[int]) -> list[int]:
-    """The choices that stand: as many as the draft foretold, and the one behind them. choices has one more than draft."""
+    """The choices to keep: those that the draft predicted, and the next one; `draft` is one shorter than `choices`."""
     right = 0
     while right < len(draft) and draft[right] == choices[right]:
         right += 1

@@ -20,22 +20,22 @@ def test_the_longest_match_wins_and_of_equals_the_latest() -> None:
     assert NgramIndex([1]).match() == (0, 0)
 
 
-def test_what_is_written_can_be_matched_and_a_draft_keeps_to_its_room() -> None:
+def test_new_tokens_can_be_matched_and_a_draft_keeps_to_its_room() -> None:
     index = NgramIndex([1, 2, 3, 4, 5, 6, 7])
     index.extend([1, 2])
-    assert index.draft(rows=1, room=100)[:2] == [3, 4]
-    assert index.draft(rows=1, room=1) == [3]
-    assert index.draft(rows=1, room=0) == []
+    assert index.draft(batch_size=1, room=100)[:2] == [3, 4]
+    assert index.draft(batch_size=1, room=1) == [3]
+    assert index.draft(batch_size=1, room=0) == []
 
 
 def test_drafts_shorten_as_steps_fill_and_lengthen_with_the_match() -> None:
-    by_rows = [draft_length(2, rows) for rows in (1, 4, 16, 64, 256)]
-    assert by_rows == sorted(by_rows, reverse=True) and by_rows[0] > by_rows[-1]
+    by_size = [draft_length(2, batch_size) for batch_size in (1, 4, 16, 64, 256)]
+    assert by_size == sorted(by_size, reverse=True) and by_size[0] > by_size[-1]
     by_match = [draft_length(matched, 128) for matched in range(2, 11)]
     assert by_match == sorted(by_match) and by_match[-1] > by_match[0]
 
 
-def test_what_agrees_is_accepted_with_the_choice_behind_it() -> None:
+def test_equal_choices_are_accepted_with_the_next_one() -> None:
     assert accepted([], [4]) == [4]
     assert accepted([4, 5], [4, 5, 6]) == [4, 5, 6]
     assert accepted([4, 5], [4, 9, 6]) == [4, 9]
@@ -43,13 +43,13 @@ def test_what_agrees_is_accepted_with_the_choice_behind_it() -> None:
 
 
 def looping(count: int = 12) -> list[list[int]]:
-    """Prompts that repeat themselves, so that drafts are found at once."""
+    """Prompts that repeat themselves, so that there are drafts from the start."""
     return [prompt * 2 + prompt[:2] for prompt in prompts(count)]
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.3, "seed": 1},
                                       {"temperature": 0.6, "top_k": 4, "top_p": 0.9}])
-@pytest.mark.parametrize("batch_size", [1, 5, 11])           # 11: rows in three groups
+@pytest.mark.parametrize("batch_size", [1, 5, 11])           # 11: sequences in three groups
 def test_same_tokens_with_and_without_drafts(settings: dict, batch_size: int, monkeypatch) -> None:
     monkeypatch.setattr("sdft.generation.cache.GROUP", 4)
     model, tokenizer, sampling = models()[1], NumberTokenizer(), Sampling(max_new_tokens=40, **settings)
@@ -58,9 +58,9 @@ def test_same_tokens_with_and_without_drafts(settings: dict, batch_size: int, mo
     with_drafts = {o.id: o for o in stream(model, tokenizer, requests, sampling, batch_size, report=drafted)}
     without = {o.id: o for o in stream(model, tokenizer, requests, sampling, batch_size, False, report=plain)}
     assert with_drafts == without
-    assert drafted.drafted > drafted.accepted > 0           # both ends of a draft were exercised
+    assert drafted.drafted > drafted.accepted > 0           # some drafted tokens were accepted, some rejected
     assert plain.drafted == 0 and drafted.written == plain.written
-    assert drafted.steps < plain.steps if batch_size == 1 else drafted.steps <= plain.steps     # a batch waits for its slowest
+    assert drafted.steps < plain.steps if batch_size == 1 else drafted.steps <= plain.steps  # waits for the slowest
 
 
 def test_greedy_with_drafts_is_transformers() -> None:
@@ -70,10 +70,10 @@ def test_greedy_with_drafts_is_transformers() -> None:
 
 
 def test_accepted_draws_follow_the_model_exactly() -> None:
-    """Two tokens written by the draft's rule, over a vocabulary of 3: their pairs follow p(a)·p(b|a) whatever is drafted."""
+    """Pairs of tokens chosen by the rule of drafts, over a vocabulary of 3, follow p(a)·p(b|a) whatever is drafted."""
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(3, generator=generator)             # logits of the first token,
-    second = torch.randn(3, 3, generator=generator)         # and of the second behind each first
+    second = torch.randn(3, 3, generator=generator)         # and of the second after each first
     sampling, count, draft = Sampling(temperature=1.0), 30_000, 1
     uniforms = torch.rand(count, 2, generator=generator)
     choices = torch.stack((choose(first.expand(count, -1), sampling, uniforms[:, 0]),
@@ -90,15 +90,15 @@ def test_accepted_draws_follow_the_model_exactly() -> None:
 
 
 def test_a_draft_ends_at_its_first_stop_token() -> None:
-    """Behind it in the prompt another turn begins, which the answer does not hold."""
+    """After it the prompt continues with another turn, which the response does not contain."""
     class Stopping(NumberTokenizer):
         stop_ids = (9,)
 
     engine = Engine(models()[1], Stopping(), [Request("a", [1, 2, 9, 4, 1, 2])], Sampling(max_new_tokens=9))
     engine.share()
     engine.admit()
-    engine.rows[0].ngrams = NgramIndex([1, 2, 9, 4, 5, 1, 2])
-    assert engine.rows[0].ngrams.draft(1, 9) == [9, 4]
+    engine.responses[0].ngrams = NgramIndex([1, 2, 9, 4, 5, 1, 2])
+    assert engine.responses[0].ngrams.draft(1, 9) == [9, 4]
     seen = []
     engine.verify = seen.append
     engine.advance()
