@@ -1,12 +1,13 @@
 """The figures of a run's report: outputs, gap of the targets, training, weights, activations, and single tokens.
 
-Each function takes a `Run`, draws one figure, and returns None where the run lacks the measures. `heat_map` returns
-HTML instead.
+Each function takes a `Run` and draws one figure, or returns None where the run lacks the measures. Only `heat_map`
+returns HTML.
 """
 from __future__ import annotations
 
 import math
 from html import escape
+from itertools import cycle
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from sdft.results import Band, TokenMapText
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-LINES = ("-", "--", ":", "-.") * 2
+LINES = ("-", "--", ":", "-.")
 LAYER = "layer (0 is nearest to the input)"
 SMALL: dict[str, Any] = {"markersize": 3, "linewidth": 1}
 
@@ -48,15 +49,14 @@ def trade_off(run: Run) -> Figure | None:
             axes.errorbar(x, y, **line_style(run, arm), markersize=8, capsize=3,
                           xerr=_bars(x, 100 * score["low"], 100 * score["high"]),
                           yerr=_bars(y, drift["kl_low"], drift["kl_high"]))
-            axes.annotate(arm, (x, y), xytext=(8, 6), textcoords="offset points", color=colour_of(run, arm))
+        axes.legend()
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
         axes.set(xlabel=f"{run.results['base']['suites'][run.task]['metric']} on {run.task}, %   (right: learned more)",
                  ylabel="KL(base ‖ arm), nats/token   (up: drifted more)",
-                 title=f"Learning and drift (n = {n} and {n_general})")
+                 title=f"Learning and drift (n = {n} items, {n_general} prompts)")
 
-    return Figure("trade_off", svg_of(draw), f"Score of each arm on {n} items of the task, and drift of its answers to "
-                  f"{n_general} general prompts from the base model. Lower right is better. Bars: 95 % bootstrap "
-                  "intervals.")
+    return Figure("trade_off", svg_of(draw), f"Score of each arm on {n} items of the task, against its drift from the "
+                  f"base model on {n_general} general prompts. Lower right is better. Bars: 95 % bootstrap intervals.")
 
 
 def drift_by_position(run: Run) -> Figure | None:
@@ -77,24 +77,21 @@ def drift_by_position(run: Run) -> Figure | None:
                  ylim=(0, None), title=f"Drift by position in the answer (n = {n:,} tokens)")
         axes.legend()
 
-    return Figure("drift_by_position", svg_of(draw), f"KL(base ‖ arm) at the {n:,} tokens of the base model's answers "
-                  "to the general prompts. An arm that has learned to give short answers drifts most at the first "
-                  "tokens, where it would end its answer. At later tokens it continues the base model's longer "
-                  "answer, and drifts less. The mean over all tokens hides this.")
+    return Figure("drift_by_position", svg_of(draw), f"Mean KL(base ‖ arm) over the {n:,} tokens of the base model's "
+                  "answers to the general prompts, by position. An arm that has learned to give short answers drifts "
+                  "most at the first tokens, where it would end its answer. At later tokens it continues the base "
+                  "model's longer answer, and drifts less. The mean over all tokens hides this.")
 
 
-def response_lengths(run: Run) -> Figure | None:
+def response_lengths(run: Run) -> Figure:
     """Cumulative distribution of the lengths of the general answers."""
-    lengths = {arm: np.sort(result["general"]["lengths"]) for arm, result in run.results.items()
-               if result["general"].get("lengths")}
-    if not lengths:
-        return None
+    lengths = {arm: np.sort(result["general"]["lengths"]) for arm, result in run.results.items()}
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        for arm, values in lengths.items():
+        for (arm, values), line in zip(lengths.items(), cycle(LINES), strict=False):
             share = 100 * np.arange(1, len(values) + 1) / len(values)
-            axes.step(np.concatenate([[0], values]), np.concatenate([[0], share]), where="post",
+            axes.step(np.concatenate([[0], values]), np.concatenate([[0], share]), where="post", linestyle=line,
                       color=colour_of(run, arm), label=f"{arm} (mean {values.mean():.0f})")
         axes.set(xlabel="x: length of the answer, tokens", ylabel="answers of at most x tokens, %", ylim=(0, 101),
                  xlim=(0, None), title=f"Length of the general answers (n = {sizes_of(lengths.values())})")
@@ -123,7 +120,7 @@ def gap_distribution(run: Run) -> Figure | None:
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        for (name, values), colour, line in zip(nll.items(), COLOURS[1:], LINES, strict=False):
+        for (name, values), colour, line in zip(nll.items(), COLOURS[1:], cycle(LINES), strict=False):
             axes.hist(values, edges.tolist(), weights=np.full(len(values), 100 / len(values)), histtype="step",
                       linewidth=1.6, color=colour, linestyle=line, label=f"{name} (median {np.median(values):.2f})")
         axes.set(xlabel="NLL of a record's target under the base model, nats/token", ylabel="records, %",
@@ -201,7 +198,7 @@ def training_curves(run: Run) -> Figure | None:
             steps, colour = [line["step"] for line in log], colour_of(run, arm)
             loss = np.array([line["loss"] for line in log])
             upper.plot(steps, loss, color=colour, alpha=0.25, linewidth=0.8)
-            upper.plot(steps, _running_mean(loss), color=colour, label=arm)
+            upper.plot(steps, _running_mean(loss), **line_style(run, arm), markersize=4, markevery=0.1)
             if validated := [line for line in log if "validation_loss" in line]:
                 upper.plot([line["step"] for line in validated], [line["validation_loss"] for line in validated],
                            linestyle=":", **line_style(run, arm) | {"label": f"{arm}, validation"})
@@ -222,8 +219,7 @@ def shift_by_layer(run: Run) -> Figure | None:
     modules = {arm: sorted((module for module in shift["modules"] if module["layer"] is not None),
                            key=lambda module: module["layer"] or 0)
                for arm, result in run.trained.items() if (shift := result.get("shift"))}
-    modules = {arm: shifted for arm, shifted in modules.items() if shifted}
-    if not modules:
+    if not any(modules.values()):
         return None
     kinds = list(dict.fromkeys(module["kind"] for shifted in modules.values() for module in shifted))
     columns = min(len(kinds), 2)
@@ -310,8 +306,9 @@ def activations_by_layer(run: Run) -> Figure | None:
             cka.plot(layers, [layer["cka"] for layer in activations["layers"]], **style)
         for axes, label in zip(panels, ("‖h − h₀‖ / ‖h₀‖", "cosine(h, h₀)", "linear CKA"), strict=True):
             axes.set_ylabel(label)
+            axes.ticklabel_format(axis="y", useOffset=False)
         tokens = next(iter(measured.values()))["tokens"]
-        distance.set(title=f"Hidden states compared with the base model's (n = {tokens:,} tokens)", ylim=(0, None))
+        distance.set(title=f"Hidden states of arm and base model (n = {tokens:,} tokens)", ylim=(0, None))
         distance.legend()
         cka.set_xlabel(LAYER)
 

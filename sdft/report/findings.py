@@ -14,8 +14,8 @@ def findings(run: Run) -> list[str]:
         for suite, result in results["suites"].items():
             for other, comparison in comparisons(result).items():
                 p = f", Holm's p {p_value(comparison['p_holm'])}" if "p_holm" in comparison else ""
-                verdicts.setdefault(other, []).append(f"{suite} {verdict(comparison)} [n = {result['n']}{p}]")
-        sentences += [f"{arm} compared with {other}: {'; '.join(suites)}." for other, suites in verdicts.items()]
+                verdicts.setdefault(other, []).append(f"on {suite}: {verdict(comparison)} [n = {result['n']}{p}]")
+        sentences += [f"{arm} compared with {other}, {'; '.join(suites)}." for other, suites in verdicts.items()]
     if {"original", "distilled"} <= run.gaps.keys():
         sentences += _gap(run.gaps["original"], run.gaps["distilled"])
     if {"sft", "sdft"} <= run.results.keys():
@@ -59,8 +59,8 @@ def _sdft_and_sft(sdft: ArmMeasures, sft: ArmMeasures) -> list[str]:
                          f"{nats(y['kl'])} with sft; the intervals {'do not overlap' if apart else 'overlap'}.")
     if a.get("by_position") and b.get("by_position"):
         first, last = ([general["by_position"][band]["kl"] for general in (a, b)] for band in (0, -1))
-        sentences.append(f"At the first token of an answer, the KL is {first[0]:.2f} nats with sdft and "
-                         f"{first[1]:.2f} with sft; from token {b['by_position'][-1]['first']} on, {nats(last[0])} "
+        sentences.append(f"At the first token of an answer, the KL is {nats(first[0])} nats with sdft and "
+                         f"{nats(first[1])} with sft; from token {b['by_position'][-1]['first']} on, {nats(last[0])} "
                          f"and {nats(last[1])}.")
     if (shift := sdft.get("shift")) and (other := sft.get("shift")):
         sentences.append(f"The weights moved {_ratio(shift['total'], other['total'])} with sdft as with sft (‖ΔW‖ "

@@ -39,7 +39,8 @@ table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-num
 th,td{padding:.35rem .7rem;text-align:right;border-bottom:1px solid #e4e4e4;vertical-align:top}
 td{white-space:nowrap}
 thead th{border-bottom:2px solid #999;vertical-align:bottom;max-width:9rem}
-th:first-child,td:first-child{text-align:left;white-space:nowrap}
+th:first-child{text-align:left}
+tbody th{min-width:7rem}
 tbody tr:hover{background:#f5f7fa}
 .note,figcaption,small{color:#5a5e63;font-size:.84rem}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1.2rem}
@@ -116,7 +117,7 @@ def _title(run: Run) -> str:
 def _table(table: Table) -> str:
     if not table.rows:
         return ""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.head)
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.head).replace(" ‖ ", "&nbsp;‖&nbsp;")
     lines = "".join(f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
                     for name, *cells in table.rows)
     note = f"<p class=note>{escape(table.note)}</p>" if table.note else ""
@@ -142,8 +143,9 @@ def _audit(run: Run) -> str:
         return ""
     return _table(tables.reasons_table(run)) + (
         f"<p>{100 * audit['nominal_ratio']:.0f} % of the training targets were to be distilled; "
-        f"{100 * audit['effective_share']:.1f} % of the targets differ from the original. All original targets have "
-        f"{audit['tokens_original']:,} tokens, all training targets {audit['tokens_distilled']:,} tokens.</p>")
+        f"{100 * audit['effective_share']:.1f} % of the targets differ from the original. Without "
+        f"end-of-turn tokens, the original targets have {audit['tokens_original']:,} tokens in total, and the training "
+        f"targets {audit['tokens_distilled']:,}.</p>")
 
 
 def _examples(run: Run) -> str:

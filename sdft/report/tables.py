@@ -59,7 +59,7 @@ def training_table(run: Run) -> Table:
                          f"{training['target_tokens']:,}", *_numbers(gap, ("nll", 2, 1)), f"{training['seconds']:.0f}",
                          skipped or "none"])
     return Table(["arm", "records", "steps", "tokens", "target tokens", "NLL of the targets under base, nats/token",
-                  "seconds", "skipped records"], rows)
+                  "seconds", "skipped records"], rows, "Steps, tokens and seconds are those of all epochs together.")
 
 
 def reasons_table(run: Run) -> Table:
@@ -72,10 +72,9 @@ def reasons_table(run: Run) -> Table:
 
 def kinds_table(run: Run, suite: str) -> Table:
     """Mean scores of one suite by kind of item and by arm."""
-    scores = {arm: result["suites"][suite]["by_kind"] if suite in result["suites"] else {}
-              for arm, result in run.results.items()}
-    return Table(["kind", *run.arms], [[kind, *(number(by_kind.get(kind), 0, scale=100) for by_kind in scores.values())]
-                                       for kind in scores[run.arms[0]]])
+    scores = [result["suites"][suite]["by_kind"] for result in run.results.values()]
+    return Table(["kind", *run.arms], [[kind, *(number(by_kind.get(kind), 0, 100) for by_kind in scores)]
+                                       for kind in scores[0]])
 
 
 # ------------------------------------------------------------------------------------------ gap of the targets, outputs
@@ -182,10 +181,9 @@ def between_table(run: Run) -> Table:
 # --------------------------------------------------------------------------------------------------------- whole tables
 def as_text(table: Table) -> str:
     """The table for a terminal: aligned columns, with the head wrapped into several lines."""
-    head = [textwrap.wrap(cell, 13, break_long_words=False) or [""] for cell in table.head]
-    height = max(len(cell) for cell in head)
-    lines = [[cell[line - height + len(cell)] if line >= height - len(cell) else "" for cell in head]
-             for line in range(height)]
+    head = [textwrap.wrap(cell, 15, break_long_words=False) or [""] for cell in table.head]
+    height = max(map(len, head))
+    lines = [list(line) for line in zip(*([""] * (height - len(cell)) + cell for cell in head), strict=True)]
     lines += [["─" * max(map(len, column)) for column in zip(*lines, *table.rows, strict=True)], *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = "\n".join("  ".join(cell.ljust(width) if index == 0 else cell.rjust(width)
