@@ -79,7 +79,7 @@ def test_the_arms_of_a_run_are_trained_measured_and_shown(finished):
 
 
 def test_every_arm_trains_and_none_is_another(context):
-    context.settings = replace(context.settings, epochs=1, floor=0.01, strength=0.1)
+    context.settings = replace(context.settings, epochs=1, stm_threshold=0.01, penalty_weight=0.1)
     context.arms = replace(context.arms, arms=tuple(ARMS))
     originals = context.examples(context.task.train)
     rewritten = context.examples([replace(record, response="My own words, more of them.") for record in context.task.train])
@@ -122,7 +122,7 @@ def test_the_trivial_controls(context):
     assert arm.settings == replace(context.settings, lr=context.settings.lr / 10) and arm.targets == originals
     arm, _ = arm_of(context, "low-rank")
     assert (arm.settings.lora_rank, arm.settings.lora_alpha) == (1, 2.0)           # 16 / 8
-    context.settings = replace(context.settings, rslora=True, rank=4)
+    context.settings = replace(context.settings, rslora=True, lora_rank=4)
     assert arm_of(context, "low-rank")[0].settings.lora_alpha == 8.0              # 16 / √4
     for name in ("kl", "l2-sp", "ewc", "dft", "stm", "flow"):
         arm, originals = arm_of(context, name)
@@ -138,18 +138,18 @@ def test_settings_that_an_arm_does_not_read_are_not_stored_with_it(context, tmp_
     assert {name: settings for name, settings in read.items() if settings} == {
         "kl": {"penalty_weight"}, "l2-sp": {"penalty_weight"}, "ewc": {"penalty_weight"}, "stm": {"stm_threshold"}, **averaged}
     own = settings_of("sft", replace(given, objective="stm", lr=0.1))      # as the run says
-    assert own == replace(given, objective="stm", lr=0.1, strength=None, ema=0.0)
+    assert own == replace(given, objective="stm", lr=0.1, penalty_weight=None, teacher_ema=0.0)
     context.settings = given
     arm, _ = arm_of(context, "sft")
     train(context.base, arm.targets, arm.settings, tmp_path / "sft", inputs=arm.inputs)
     with safe_open(tmp_path / "sft" / "state.safetensors", "pt") as file:
-        assert file.metadata()["strength"] == "null" and file.metadata()["floor"] == "0.4"
+        assert file.metadata()["penalty_weight"] == "null" and file.metadata()["stm_threshold"] == "0.4"
 
 
 def test_on_policy_the_model_answers_anew_at_every_step_and_the_teacher_sees_the_reference(context, monkeypatch):
     arm, originals = arm_of(context, "sdft-onpolicy-reverse-ema")
     assert arm.targets == originals
-    assert arm.settings == replace(context.settings, objective="onpolicy-reverse", ema=0.99)
+    assert arm.settings == replace(context.settings, objective="onpolicy-reverse", teacher_ema=0.99)
     for record, prompt in zip(context.task.train, arm.inputs.shown, strict=True):
         text = context.tokenizer.decode(prompt.tokens, skip_special=False)
         assert record.response in text.partition("Reference Answer:")[2] and text.endswith("<|im_start|>assistant\n")
@@ -213,7 +213,7 @@ def test_token_matched_counts_what_is_left_for_training(context, tmp_path):
 
 
 def test_replay_mixes_in_dialogues_that_the_seed_wrote(context):
-    context.arms = replace(context.arms, replay=0.5)
+    context.arms = replace(context.arms, replay_fraction=0.5)
     arm, originals = arm_of(context, "replay")
     dialogues = arm.targets[4:]
     assert arm.targets[:4] == originals and len(dialogues) == 4
@@ -241,7 +241,7 @@ def test_a_general_prompt_is_never_replayed(context, monkeypatch):
     asked = [text.partition("user\n")[2].partition("<|im_end|>")[0] for text in dialogues]
     assert asked == ["Mine.", "Another.", "More."]
     monkeypatch.setattr("sdft.experiment.base_text.user_text", lambda *_: "")
-    with pytest.raises(SdftError, match="the seed wrote no user's turn of its own in 11 samples"):
+    with pytest.raises(SdftError, match="the base model wrote no usable user's turn in 11 samples"):
         base_dialogues(context, 3)
 
 
@@ -284,7 +284,7 @@ def test_full_fine_tuning_has_the_rivals_that_need_no_adapter(model, tmp_path):
 
 @pytest.mark.parametrize(("wrong", "message"), [
     (["--arms=sft,sdfft"], "arms: expected names out of sft, sdft, .*, got 'sdfft' (did you mean sdft?)"),
-    (["--arms=sft,kl", "--method=full"], "objective kl compares with the seed"),
+    (["--arms=sft,kl", "--method=full"], "objective kl compares with the base model"),
     (["--arms=low-rank", "--method=full"], "low-rank has an adapter of rank 1"),
     (["--replay_fraction=1"], "arms.replay_fraction: expected a share above 0 and below 1"),
     (["--wise_ft_alpha=1.5"], "arms.wise_ft_alpha: expected a share from 0"), (["--arms="], "arms.arms: expected names")])

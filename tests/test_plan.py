@@ -95,7 +95,7 @@ def test_a_plan_needs_no_weights_and_says_what_fits(tmp_path, capsys):
     assert main(["plan", *options(folder), "--memory=1", "--gflops=100", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["records"] == 4 and plan["steps"] == 2 and plan["tokens"]["rewrites, at most"] == 32
-    assert plan["fits"]["rows at a time"] == 4
+    assert plan["fits"]["sequences at the same time"] == 4
     seconds = plan["tflops"]["train, each arm"] * 10
     assert plan["seconds"]["train, each arm"] == pytest.approx(seconds, abs=1)
     assert main(["plan", *options(folder), "--memory=0.000001"]) == 0

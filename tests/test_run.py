@@ -124,37 +124,33 @@ def test_other_data_under_the_same_settings_are_refused(model, tmp_path, capsys)
     for _ in range(2):
         assert main(command) == 1
         error = capsys.readouterr().err
-        assert "the data's SHA-256 was" in error and "Use the old ones to go on, or another --out" in error
+        assert "the data's SHA-256 was" in error and "Use the old ones to resume, or name another folder with --out" in error
         (folder / "summary.json").unlink(missing_ok=True)                       # nor is an unfinished run gone on with
 
 
-def test_measures_of_an_older_version_are_taken_anew_and_nothing_else(finished, model, tmp_path, capsys):
-    folder = shutil.copytree(finished, tmp_path / "run")
-    for name in ("gap.json", "measured/sft.json", "measured/sdft.json"):
-        kept = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({"of": kept["of"] | {"format": 0}, "found": "as it was measured then"}))
-    summary = json.loads((folder / "summary.json").read_text())
-    (folder / "summary.json").write_text(json.dumps(summary | {"format": 0}))
-    (folder / "measures.json").write_text("{}")
-    before = {path: path.stat().st_mtime_ns for path in (*folder.glob("*/log.jsonl"), *folder.glob("eval/*/*.jsonl"))}
-    assert main(["run", *options(model), "--out", str(folder)]) == 0
-    assert f"{folder}: its measures are those of an older version, and are taken anew" in capsys.readouterr().err
-    ours, theirs = (json.loads((base / "measures.json").read_text()) for base in (folder, finished))
-    assert ours == theirs and before == {path: path.stat().st_mtime_ns for path in before}
-    assert json.loads((folder / "summary.json").read_text())["format"] == summary["format"]
-
-
-def test_a_folder_of_a_version_that_told_neither_data_nor_format_is_gone_on_with(finished, model, tmp_path):
+@pytest.mark.parametrize("version", [1, None])
+def test_a_folder_of_an_older_version_is_refused_in_one_line(finished, model, tmp_path, capsys, version):
     folder = shutil.copytree(finished, tmp_path / "run")
     environment = json.loads((folder / "environment.json").read_text())
-    assert len(environment.pop("data_sha256")) == 64
-    (folder / "environment.json").write_text(json.dumps(environment))
-    summary = json.loads((folder / "summary.json").read_text())
-    del summary["format"]
-    (folder / "summary.json").write_text(json.dumps(summary))
+    assert environment.pop("format") == 2
+    (folder / "environment.json").write_text(json.dumps(environment | ({"format": version} if version else {})))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    for _ in range(2):
+        assert main(["run", *options(model), "--out", str(folder)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"sdft: {folder}: expected a run folder of format 2, got one of format 1 by another version")
+        assert error.count("\n") == 1
+        (folder / "summary.json").unlink(missing_ok=True)                # an unfinished run is refused too
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}.items() <= before.items()
+
+
+def test_a_setting_that_is_newer_than_the_folder_was_at_its_default(finished, model, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
     config = folder / "config.toml"
     lines = config.read_text().splitlines()
-    config.write_text("\n".join(line for line in lines if not line.startswith("repetition ")) + "\n")    # a newer one
+    kept = [line for line in lines if not line.startswith("max_repeated_ngrams ")]
+    assert len(kept) == len(lines) - 1
+    config.write_text("\n".join(kept) + "\n")
     assert main(["run", *options(model), "--out", str(folder)]) == 0
     (folder / "summary.json").unlink()
     assert main(["run", *options(model), "--out", str(folder)]) == 0
@@ -167,7 +163,7 @@ def test_the_resolved_settings_are_a_valid_input(finished, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(("file", "number"), [
-    ("rewrites.jsonl", signal.SIGKILL), ("eval/seed/instructions.jsonl", signal.SIGKILL),
+    ("rewrites.jsonl", signal.SIGKILL), ("eval/base/instructions.jsonl", signal.SIGKILL),
     ("sft/log.jsonl", signal.SIGINT), ("sdft/state.safetensors", signal.SIGKILL),
 ])
 def test_a_run_stopped_at_any_stage_goes_on_to_the_same_result(finished, model, tmp_path, file, number):
@@ -205,7 +201,7 @@ def test_the_mix_decides_what_is_trained_and_what_the_distilled_file_says(model,
     def accept(records, rewrites, check, limits):
         return [Distilled(r.id, r.instruction, "My own words.", reference=r.response, source="rewrite") for r in records]
 
-    monkeypatch.setattr("sdft.experiment.compare.choose", accept)
+    monkeypatch.setattr("sdft.experiment.run.choose", accept)
     assert main(["run", *options(model), "--mix_ratio=0.5", "--out", str(tmp_path / "half")]) == 0
     rows = Journal(tmp_path / "half" / "distilled.jsonl").read()
     assert sorted(row["reason"] for row in rows) == ["", "", "not in the mix", "not in the mix"]

@@ -1,21 +1,25 @@
 """What a run will need, before it starts: memory by group of tensors, tokens, floating-point operations, time.
 
-Everything follows from the model's configuration and the settings; no weight is read. Memory is counted tensor by tensor
-as the code allocates them; operations are those of the matrix products, which are nearly all. Python, torch and the
-tokenizer are not included. On a CPU the allocator cannot reuse all the memory of freed tensors, since aligned blocks of
-glibc seldom fit the gaps of others; `KEPT` is that share of the activations (measured: 0.64 to 0.91 on two cores, see
-tests/test_plan.py).
+Everything follows from the model's configuration and the settings; no weight is read. Memory is counted tensor by
+tensor as the code allocates them; operations are those of the matrix products, which are nearly all. Python, torch and
+the tokenizer are not included. On a CPU the allocator cannot reuse all the memory of freed tensors, since aligned blocks
+of glibc seldom fit the gaps of others; `KEPT` is that share of the activations, held by tests/test_plan.py.
 
     sdft plan --task gsm8k --data FOLDER
 """
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
 import torch
 
+from sdft.data.examples import training_example
+from sdft.data.templates import get_template
+from sdft.distill.rewriting import distill_prompt
+from sdft.experiment.settings import Config
 from sdft.generation.cache import GPU_GROUP, GROUP, blocks
 from sdft.generation.engine import PREFILL_TOKENS
 from sdft.generation.fast.cuda import PROMPT_TOKENS
@@ -23,15 +27,38 @@ from sdft.generation.fast.drafts import MOST
 from sdft.generation.fast.fused import LARGEST
 from sdft.kernels.attention import BLOCK, CELLS
 from sdft.kernels.linear_cross_entropy import CACHED, ROWS
-from sdft.model.batches import STEP
+from sdft.model import tokenizer_at
+from sdft.model.batches import STEP, may_share, trainable
 from sdft.model.config import LlamaConfig
-from sdft.model.io.loading import as_device
+from sdft.model.io.fetch import resolve
+from sdft.model.io.gguf import GGUF, gguf_config
+from sdft.model.io.loading import as_device, as_dtype, load_config
 from sdft.model.llama import Llama
 from sdft.model.lora import match_targets
+from sdft.tasks import Task
+from sdft.tokenizers.tokenizer import Tokenizer
+from sdft.train.order import step_batches, steps_per_epoch
 from sdft.train.settings import TrainSettings
 
 FP32 = 4                                # bytes of the masters, AdamW's moments, the softmax
 KEPT = 0.8                              # gaps that the CPU's allocator cannot fill, as a share of the activations
+
+
+class Plan(TypedDict):
+    """What `sdft plan --json` prints."""
+
+    parameters: int
+    trained: int
+    records: int
+    epochs: int
+    steps: int                          # of one arm
+    tokens: dict[str, int]
+    tflops: dict[str, float]            # stage → 10¹² operations
+    seconds: dict[str, float]           # stage → seconds; {} where the machine's rate is not known
+    gflops: float | None
+    bytes: dict[str, dict[str, int]]    # stage → group of tensors → bytes
+    largest_micro_batch: int            # tokens
+    fits: NotRequired[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +91,8 @@ def shape_of(config: LlamaConfig, settings: TrainSettings) -> Shape:
     if settings.method == "full":
         return Shape(config, in_layers, rest, 0, behind, dict.fromkeys(("attention", "o", "mlp", "down"), True), 0)
     names = match_targets(model, settings.lora_targets, settings.lora_rank)
-    adapter = sum(settings.lora_rank * sum(model.get_submodule(name).weight.shape) for name in names)
+    shapes = [parameters[f"{name}.weight"].shape for name in names]                         # (O, D) each
+    adapter = settings.lora_rank * sum(map(sum, shapes))
     kinds = {name.rpartition(".")[2] for name in names}
     saves = {"attention": bool(kinds & {"q_proj", "k_proj", "v_proj"}), "o": "o_proj" in kinds,
              "mlp": bool(kinds & {"gate_proj", "up_proj"}), "down": "down_proj" in kinds}
@@ -73,11 +101,11 @@ def shape_of(config: LlamaConfig, settings: TrainSettings) -> Shape:
 
 def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: int, targets: int, longest: int,
                     on_cpu: bool = True) -> dict[str, int]:
-    """Bytes of training on micro-batches of `tokens` tokens, `targets` of them targets; the longest record has `longest`.
+    """Bytes of training on micro-batches of `tokens` tokens, `targets` of them targets; records have at most `longest`.
 
-    size: bytes of a weight. On the CPU both numbers are rounded up (`Batch.filled`). The activations are what each layer
-    saves for its backward (kernels/): both norms their input, attention q, k and v, the gate its two factors, an adapter
-    the input of its product.
+    size: bytes of a weight. On the CPU both numbers are rounded up (`Batch.filled`). The activations are what each
+    layer saves for its backward (kernels/): both norms their input, attention q, k and v, the gate its two factors, an
+    adapter the input of its product.
     """
     c, full, varlen = shape.config, settings.method == "full", not on_cpu and size < FP32     # kernels/varlen.py
     batched = tokens > longest
@@ -86,7 +114,7 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
     HC, KC = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     saves = shape.saves
     before = D + HC + 2 * KC + D * saves["attention"] + HC * varlen + (HC + KC if c.qk_norm else 0)
-    behind = D + 2 * F + HC * saves["o"] + D * saves["mlp"] + F * saves["down"]     # in the last layer: of targets alone
+    behind = D + 2 * F + HC * saves["o"] + D * saves["mlp"] + F * saves["down"]    # in the last layer: of targets
     layers = c.num_hidden_layers - shape.first
     attended = layers if saves["attention"] else layers - 1              # the first layer's needs no gradient
     kept = size * (tokens * layers * D if settings.gradient_checkpointing
@@ -106,25 +134,25 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
             **({"kept by the allocator": round(KEPT * (kept + layer))} if on_cpu else {})}
 
 
-def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Sequence[int], rows: int,
+def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Sequence[int], batch_size: int,
                       on_cpu: bool = True) -> dict[str, int]:
-    """Bytes of answering prompts, `rows` at a time; lengths: the tokens of each prompt and its longest answer."""
+    """Bytes of generation; lengths: the tokens of each prompt with its longest answer."""
     c = config
     K, C, L, D, F = c.num_key_value_heads, c.head_dim, c.num_hidden_layers, c.hidden_size, c.intermediate_size
-    longest = sorted(lengths, reverse=True)[:rows]
+    longest = sorted(lengths, reverse=True)[:batch_size]
     most = max(longest, default=0)
     group, together = (GROUP, PREFILL_TOKENS) if on_cpu else (GPU_GROUP, PROMPT_TOKENS)
     slots = sum(blocks(longest[first]) * len(longest[first : first + group]) for first in range(0, len(longest), group))
-    # On a CPU all weights once more, reordered (sdft/generation/fast/prepacked.py); on a GPU those of joined products (gpu.py).
+    # A second copy: on a CPU of all weights, prepacked; on a GPU of the fused ones (sdft/generation/fast/).
     copied = weights if on_cpu else L * D * ((c.num_attention_heads + 2 * K) * C + 2 * F)
     return {"weights": (weights + copied * (weights * size <= LARGEST)) * size,
             "cache": slots * 2 * L * K * C * size,
-            "head": len(longest) * c.vocab_size * max(size + FP32, (1 + MOST) * size * on_cpu),      # drafts are verified in it
-            "working space": max(together, most) * (3 * F + 4 * D + most) * size}      # most: of masks of prompts, at most
+            "head": len(longest) * c.vocab_size * max(size + FP32, (1 + MOST) * size * on_cpu),   # drafts: logits too
+            "working space": max(together, most) * (3 * F + 4 * D + most) * size}                   # most: the masks
 
 
 def training_flops(shape: Shape, tokens: int, targets: int, pairs: int, full: bool = False) -> float:
-    """Of the products, forward and backward. pairs: how many (query, key) pairs attention computes, in all."""
+    """Operations of the products, forward and backward. pairs: the number of (query, key) pairs in attention."""
     c = shape.config
     attention = 6 * 2 * pairs * c.num_attention_heads * c.head_dim * c.num_hidden_layers
     products = shape.layers * tokens - shape.behind * (tokens - targets) + c.vocab_size * c.hidden_size * targets
@@ -132,8 +160,7 @@ def training_flops(shape: Shape, tokens: int, targets: int, pairs: int, full: bo
 
 
 def generation_flops(shape: Shape, prompt: int, written: int, pairs: int) -> float:
-    """Of the products: every token once through the layers, a prompt's not to the end of the last, the written ones
-    through the head."""
+    """Operations of the products. Prompt tokens need no MLP in the last layer; only generated tokens need the head."""
     c = shape.config
     attention = 2 * 2 * pairs * c.num_attention_heads * c.head_dim * c.num_hidden_layers
     products = shape.layers * (prompt + written) - shape.behind * prompt + c.vocab_size * c.hidden_size * written
@@ -142,9 +169,9 @@ def generation_flops(shape: Shape, prompt: int, written: int, pairs: int) -> flo
 
 def matmul_peak(dtype: torch.dtype, device: str | torch.device = "cpu", size: int | None = None,
                 clock: Callable[[], float] = time.perf_counter) -> float:
-    """Best of five products of two square matrices, in FLOP/s.
+    """The best of five products of two square matrices of `size` rows, in FLOP/s.
 
-    size: of their sides; None: so that it takes no time. Raises SdftError where the device cannot be used here.
+    The default size takes milliseconds. Raises SdftError where the device cannot be used here.
     """
     device = as_device(device)
     size = size or (512 if device.type == "cpu" else 4096)
@@ -152,15 +179,78 @@ def matmul_peak(dtype: torch.dtype, device: str | torch.device = "cpu", size: in
     seconds = []
     for _ in range(5):
         started = clock()
-        (a @ b)[0, 0].item()                        # which waits for the product, on any device
+        (a @ b)[0, 0].item()                        # waits for the product on any device
         seconds.append(clock() - started)
     return 2 * size**3 / min(seconds)
 
 
-def largest_fit(needed, limit: int, room: float) -> int:
-    """The largest n ≤ `limit` for which needed(n), growing with n, is at most `room` bytes; 0 where none is."""
+def largest_fit(needed: Callable[[int], Mapping[str, int]], limit: int, room: float) -> int:
+    """The largest n ≤ `limit` whose needed(n), which grows with n, is at most `room` bytes; 0 where none is."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if sum(needed(middle).values()) <= room else (low, middle - 1)
     return low
+
+
+def needs(config: Config, task: Task, gflops: float | None, memory: float | None) -> Plan:
+    """Plan the two heavy stages of a run: rewriting, and training on the original answers.
+
+    Seconds need `gflops`, the machine's rate; what fits needs `memory`, in GB.
+    """
+    model_config, tokenizer = _model(config)
+    train, size = config.train, as_dtype(config.model.dtype, config.model.device).itemsize
+    shape = shape_of(model_config, train)
+    context = min(train.max_length, model_config.context_length)
+    template = get_template(config.eval.train_template or task.train_template)
+    examples, _ = trainable([training_example(tokenizer, record, template, config.model.chat)
+                             for record in task.train], context)
+    share = may_share(config.model.device, train.lora_dropout)
+    steps = steps_per_epoch(examples, train.batch_size)
+    batches = [batch for step in range(steps)
+               for batch in step_batches(examples, step, train.batch_size, train.micro_tokens, train.seed, share)]
+    largest = max(batches, key=lambda batch: len(batch.tokens))
+    longest = max(len(example.tokens) for example in examples)
+    total = train.steps or train.epochs * steps
+    tokens, targets = sum(len(batch.tokens) for batch in batches), sum(batch.targets for batch in batches)
+    pairs = sum(int(batch.positions.sum()) + len(batch.tokens) for batch in batches)
+
+    distill_template = get_template(config.distill.template or task.distill_template)
+    prompts = [len(distill_prompt(tokenizer, record, distill_template, config.model.chat)) for record in task.train]
+    limit = config.distill.rewrite_tokens or task.rewrite_tokens
+    lengths = [prompt + limit for prompt in prompts]
+
+    def training(n: int) -> dict[str, int]:
+        return training_memory(shape, train, size, n, max(1, n * largest.targets // len(largest.tokens)),
+                                 min(n, longest), config.model.device == "cpu")
+
+    def generation(batch_size: int) -> dict[str, int]:
+        return generation_memory(model_config, shape.weights, size, lengths, batch_size, config.model.device == "cpu")
+
+    flops = {"rewrite, at most": generation_flops(shape, sum(prompts), limit * len(prompts),
+                                                    sum(length**2 // 2 for length in lengths)),
+             "train, each arm": total / steps * training_flops(shape, tokens, targets, pairs, train.method == "full")}
+    plan: Plan = {
+            "parameters": shape.weights, "trained": shape.weights if train.method == "full" else shape.adapter,
+            "records": len(task.train), "epochs": train.epochs, "steps": total,
+            "tokens": {"prompts to rewrite": sum(prompts), "rewrites, at most": limit * len(prompts),
+                       "training, an epoch": sum(len(example.tokens) for example in examples),
+                       "computed, an epoch": tokens, "targets, an epoch": targets},
+            "tflops": {name: round(value / 1e12, 1) for name, value in flops.items()},
+            "seconds": {name: round(value / 1e9 / gflops, 1) for name, value in flops.items() if gflops},
+            "gflops": gflops,
+            "bytes": {"rewrite": generation(config.generate.generation_batch_size),
+                      "train": training(len(largest.tokens))},
+            "largest_micro_batch": len(largest.tokens)}
+    if memory is not None:
+        room = memory * 1e9
+        plan["fits"] = {"memory_gb": memory, "sequences at the same time": largest_fit(generation, len(prompts), room),
+                        "tokens in a micro-batch": largest_fit(training, 1 << 20, room),
+                        "tokens of the longest record": longest}
+    return plan
+
+
+def _model(config: Config) -> tuple[LlamaConfig, Tokenizer]:
+    """The configuration and the tokenizer of a model; its weights are not read."""
+    path = resolve(config.model.model)
+    return (load_config(path) if path.is_dir() else gguf_config(GGUF(path))), tokenizer_at(path)

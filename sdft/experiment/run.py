@@ -55,10 +55,9 @@ def compare(context: Context) -> Measures:
 
     # The gap: how improbable the targets are under the base model, before and after distillation.
     with context.timed("gap"):
-        measured: TargetMeasures = context.once("gap.json", base, targets.values(), lambda: {
-            "gap": gaps(base, targets), "token_map": token_map(base, tokenizer, targets, context.shown(distilled)),
-            "texts": compare_targets(distilled),
-            "audit": audit(rewrites, distilled, context.mix_ratio, tokenizer)})
+        measured = context.once("gap.json", base, targets.values(), lambda: TargetMeasures(
+            gap=gaps(base, targets), token_map=token_map(base, tokenizer, targets, context.shown(distilled)),
+            texts=compare_targets(distilled), audit=audit(rewrites, distilled, context.mix_ratio, tokenizer)))
     arms = {"base": context.abilities("base", base)}
 
     # 3. Fine-tune LoRA on the targets of each arm; measure abilities, drift of the outputs and shift of the weights.
