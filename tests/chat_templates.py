@@ -1,4 +1,4 @@
-"""The chat templates (Jinja) with which the models of the known formats were published; without what is about tools."""
+"""The Jinja chat templates with which the models of the known formats were published, without the parts on tools."""
 LLAMA2 = (
     "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}{% set "
     "system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}{% set "

@@ -1,8 +1,8 @@
-"""Which rewrites are kept: the paper's own checks, and what its system let through."""
+"""Which rewrites are accepted: the paper's own checks, and those that its system lacks."""
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from tiny_chat import byte_tokenizer
@@ -22,22 +22,22 @@ def rewrite(text: str, finish: str = "stop") -> Rewrite:
 
 
 def reason(text: str, finish: str = "stop", record: Record = RECORD, **check) -> str:
-    row, = choose([record], [rewrite(text, finish)], **check)
-    assert (row.source == "rewrite") == (row.reason == "")
-    assert row.response == (text.strip() if row.source == "rewrite" else record.response)
-    return row.reason
+    chosen, = choose([record], [rewrite(text, finish)], **check)
+    assert (chosen.source == "rewrite") == (chosen.reason == "")
+    assert chosen.response == (text.strip() if chosen.source == "rewrite" else record.response)
+    return chosen.reason
 
 
 def test_an_accepted_rewrite_takes_the_place_of_the_original():
-    row, = choose([RECORD], [rewrite(" The capital is Oslo.\n")])
-    assert row == Distilled("a", RECORD.instruction, "The capital is Oslo.", reference="Oslo", source="rewrite")
+    chosen, = choose([RECORD], [rewrite(" The capital is Oslo.\n")])
+    assert chosen == Distilled("a", RECORD.instruction, "The capital is Oslo.", reference="Oslo", source="rewrite")
 
 
 def test_a_chosen_answer_is_a_record_with_all_that_the_original_has():
     record = Record("a", "And Sweden?", "Stockholm", "Be brief.", (("Norway?", "Oslo"),), {"topic": "capitals"})
-    row, = choose([record], [rewrite("It is Stockholm.")])
-    assert isinstance(row, Record) and row.reference == "Stockholm"
-    assert [getattr(row, field.name) for field in fields(Record)] == [
+    chosen, = choose([record], [rewrite("It is Stockholm.")])
+    assert isinstance(chosen, Record) and chosen.reference == "Stockholm"
+    assert [getattr(chosen, field.name) for field in fields(Record)] == [
         "a", "And Sweden?", "It is Stockholm.", record.system, record.history, record.extra]
 
 
@@ -50,7 +50,7 @@ def test_the_papers_ban_list_in_any_case_anywhere(text):
 
 
 @pytest.mark.parametrize("text", ["Oslo. Your turn", "your turn: it is Oslo", "I will reference the answer: Oslo"])
-def test_what_the_papers_ban_list_does_not_hold_passes(text):
+def test_texts_outside_the_papers_ban_list_pass(text):
     assert reason(text) == ""
 
 
@@ -62,11 +62,11 @@ def test_the_tasks_check_decides_with_its_own_reason_on_the_text_and_the_record(
     assert reason("It is Bergen.", check=check) == "wrong answer"
 
 
-def test_what_is_unfinished_empty_or_missing_is_not_trained_on():
+def test_unfinished_empty_or_missing_rewrites_are_not_trained_on():
     assert reason("The capital of Norway is", finish="length") == "unfinished"
     assert reason(" \n") == "empty"
-    row, = choose([RECORD], [])
-    assert (row.response, row.source, row.reason) == ("Oslo", "original", "no rewrite")
+    chosen, = choose([RECORD], [])
+    assert (chosen.response, chosen.source, chosen.reason) == ("Oslo", "original", "no rewrite")
 
 
 def test_an_endless_repetition_is_rejected_and_ordinary_prose_is_not():
@@ -99,10 +99,10 @@ def test_words_counts_marks_and_ideographs_one_by_one():
     assert words("It's Oslo, 奥斯陆!") == ["It", "'", "s", "Oslo", ",", "奥", "斯", "陆", "!"]
 
 
-def test_rows_are_joined_by_id_not_by_position():
+def test_rewrites_are_joined_by_id_not_by_position():
     both = [Record("a", "?", "one"), Record("b", "?", "two")]
-    rows = choose(both, [Rewrite("b", "It is two.", [], "stop", 0), Rewrite("a", "It is one.", [], "stop", 0)])
-    assert [(row.id, row.response) for row in rows] == [("a", "It is one."), ("b", "It is two.")]
+    distilled = choose(both, [Rewrite("b", "It is two.", [], "stop", 0), Rewrite("a", "It is one.", [], "stop", 0)])
+    assert [(chosen.id, chosen.response) for chosen in distilled] == [("a", "It is one."), ("b", "It is two.")]
 
 
 def test_impossible_limits_are_refused():
@@ -110,12 +110,12 @@ def test_impossible_limits_are_refused():
         Limits(max_repeated_ngrams=0)
 
 
-def test_distilled_rows_survive_the_file(tmp_path):
-    rows = [Distilled("a", "x\u2028y", "It is “Oslo”.\nYes.", reference="Oslo", source="rewrite"),
-            Distilled("b", "x", "y", "Be brief.", (("u", "v"), ("w", "")), reference="y", source="original",
-                      reason="empty")]
-    write_distilled(tmp_path / "distilled.jsonl", rows)
-    assert read_distilled(tmp_path / "distilled.jsonl") == rows
+def test_the_distilled_file_holds_everything_but_extra_columns(tmp_path):
+    distilled = [Distilled("a", "x\u2028y", "It is “Oslo”.\nYes.", reference="Oslo", source="rewrite"),
+                 Distilled("b", "x", "y", "Be brief.", (("u", "v"), ("w", "")), reference="y", source="original",
+                           reason="empty")]
+    write_distilled(tmp_path / "distilled.jsonl", [replace(record, extra={"kind": "x"}) for record in distilled])
+    assert read_distilled(tmp_path / "distilled.jsonl") == distilled
     first, second = (json.loads(line) for line in (tmp_path / "distilled.jsonl").read_text().split("\n")[:2])
     assert list(first) == ["id", "instruction", "reference", "response", "source", "reason"]
     assert second["system"] == "Be brief." and second["history"] == [["u", "v"], ["w", ""]]
@@ -123,18 +123,18 @@ def test_distilled_rows_survive_the_file(tmp_path):
 
 def test_training_on_the_file_is_training_on_what_the_run_trains_on(tmp_path):
     talk = Record("b", "And of Sweden?", "Stockholm", "Be brief.", (("Of Norway?", "Oslo"), ("Sure?", "Yes")))
-    rows = choose([RECORD, talk], [rewrite("It is Oslo."), Rewrite("b", "It is Stockholm.", [], "stop", 0)])
-    write_distilled(tmp_path / "distilled.jsonl", rows)
+    distilled = choose([RECORD, talk], [rewrite("It is Oslo."), Rewrite("b", "It is Stockholm.", [], "stop", 0)])
+    write_distilled(tmp_path / "distilled.jsonl", distilled)
     for template in ("plain", "alpaca", "gsm8k"):
         from_file, from_run = (
             [training_example(byte_tokenizer(), record, get_template(template)) for record in records]
-            for records in (read_records(tmp_path / "distilled.jsonl"), rows))
+            for records in (read_records(tmp_path / "distilled.jsonl"), distilled))
         assert from_file == from_run
     text = byte_tokenizer().decode(from_file[1].tokens, skip_special=False)
     assert all(part in text for part in ("Be brief.", "Of Norway?", "Sure?", "It is Stockholm."))
 
 
-def test_a_damaged_distilled_file_is_told_with_its_line(tmp_path):
+def test_a_damaged_distilled_file_is_reported_with_its_line(tmp_path):
     path = tmp_path / "distilled.jsonl"
     write_distilled(path, [Distilled("a", "x", "y", reference="y", source="original", reason="empty")])
     line = path.read_text()

@@ -48,7 +48,7 @@ def test_conversations_keep_system_and_history(tmp_path):
     assert record.history == (("u1", "a1"),)
 
 
-def test_a_conversations_system_text_may_stand_in_a_column_and_its_answer_be_missing(tmp_path):
+def test_a_conversations_system_text_may_be_in_a_column_and_its_answer_be_missing(tmp_path):
     talk = [{"from": "human", "value": "u"}]
     (record,) = read_records(_write(tmp_path / "d.json", [{"conversations": talk, "system": "s", "id": "c1"}]))
     assert (record.id, record.system, record.instruction, record.response) == ("c1", "s", "u", "")
@@ -69,9 +69,9 @@ def test_csv_and_gz(tmp_path):
     with open(path, "w", newline="") as file:
         csv.writer(file).writerows([["goal", "target"], ["two\nlines, \"quoted\"", "t"], ["g2", "t2"]])
     assert [record.instruction for record in read_records(path)] == ['two\nlines, "quoted"', "g2"]
-    packed = tmp_path / "d.csv.gz"
-    packed.write_bytes(gzip.compress(path.read_bytes()))
-    assert read_records(packed) == read_records(path)
+    zipped = tmp_path / "d.csv.gz"
+    zipped.write_bytes(gzip.compress(path.read_bytes()))
+    assert read_records(zipped) == read_records(path)
 
 
 def test_ids_are_the_datas_own_or_a_hash_of_the_content(tmp_path):
@@ -96,7 +96,7 @@ def test_an_id_depends_on_everything_that_is_trained_on_and_on_nothing_else(tmp_
     assert record.id == ids[0]
 
 
-def test_columns_are_mapped_and_unknown_ones_told(tmp_path):
+def test_columns_are_mapped_and_unknown_ones_reported(tmp_path):
     path = _write(tmp_path / "d.jsonl", [{"frage": "q", "antwort": "a", "nr": "n1"}])
     (record,) = read_records(path, {"instruction": "frage", "response": "antwort", "id": "nr"})
     assert (record.id, record.instruction, record.response) == ("n1", "q", "a")
@@ -106,7 +106,7 @@ def test_columns_are_mapped_and_unknown_ones_told(tmp_path):
         read_records(path)
     with pytest.raises(SdftError, match=r"maps response to 'antwrt', which is not there \(did you mean antwort\?\)"):
         read_records(path, {"instruction": "frage", "response": "antwrt"})
-    with pytest.raises(SdftError, match="'respnse' is no column of ours"):
+    with pytest.raises(SdftError, match="'respnse' is not a column name here"):
         read_records(path, {"respnse": "antwort"})
 
 
@@ -158,8 +158,8 @@ def test_unreadable_files_are_one_line(tmp_path):
         read_records(tmp_path / "y.jsonl.gz")
 
 
-def test_limit_takes_the_first(tmp_path):
+def test_max_records_takes_the_first(tmp_path):
     path = _write(tmp_path / "d.json", [{"question": f"q{i}", "answer": "a"} for i in range(5)])
-    assert [record.instruction for record in read_records(path, limit=2)] == ["q0", "q1"]
-    with pytest.raises(SdftError, match="--limit: expected 1 record or more, got 0"):
-        read_records(path, limit=0)
+    assert [record.instruction for record in read_records(path, max_records=2)] == ["q0", "q1"]
+    with pytest.raises(SdftError, match="max_records: expected at least 1, got 0"):
+        read_records(path, max_records=0)

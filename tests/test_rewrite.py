@@ -38,7 +38,7 @@ def lines(folder: Path) -> list[dict]:
 
 @pytest.fixture
 def asked(monkeypatch) -> list[str]:
-    """The ids for which anything was generated."""
+    """The ids for which an answer was generated."""
     ids: list[str] = []
     stream = module.stream
 
@@ -51,7 +51,7 @@ def asked(monkeypatch) -> list[str]:
     return ids
 
 
-def test_the_seed_sees_question_and_reference_answer_and_begins_with_the_prefix():
+def test_the_base_model_sees_question_and_reference_answer_and_begins_with_the_prefix():
     tokenizer, record = byte_tokenizer(), Record("a", "What is 2 + 2?", "It is 4.")
     for name in ("using", "gsm8k_distill"):
         text = tokenizer.decode(distill_prompt(tokenizer, record, get_template(name)), skip_special=False)
@@ -94,7 +94,7 @@ def test_a_shuffled_template_shows_another_records_answer(tmp_path, monkeypatch)
                and f"Answer:\n{record.response}" not in seen[record.id] for record in chosen)
 
 
-def test_rewrites_come_in_the_records_order_and_stand_in_the_journal(tmp_path):
+def test_rewrites_are_in_the_records_order_and_in_the_journal(tmp_path):
     rewrites = run(tmp_path)
     assert [rewrite.id for rewrite in rewrites] == [f"r{i}" for i in range(12)]
     by_id = {line["id"]: line for line in lines(tmp_path)}
@@ -111,12 +111,12 @@ def test_without_a_journal_the_rewrites_are_the_same_and_no_file_is_written(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["journal"]
 
 
-def test_a_journal_is_gone_on_with_and_nothing_is_done_again(tmp_path, asked):
+def test_a_journal_is_resumed_and_nothing_is_done_again(tmp_path, asked):
     whole = run(tmp_path / "whole")
     run(tmp_path / "parts", records(5))
     torn = tmp_path / "parts" / "rewrites.jsonl"
     with open(torn, "a") as file:
-        file.write('{"id": "r7", "te')                             # what a kill in the middle of a line leaves
+        file.write('{"id": "r7", "te')                             # a line torn by a kill
     before = torn.read_text().splitlines()[:5]
     del asked[:]
     assert run(tmp_path / "parts") == whole
@@ -137,7 +137,7 @@ run(Path(sys.argv[1]), records(40), sampling=replace(SAMPLED, max_new_tokens=60)
 """
 
 
-def test_a_killed_run_goes_on_without_losing_or_redoing_a_record(tmp_path, asked):
+def test_a_killed_run_resumes_without_losing_or_redoing_a_record(tmp_path, asked):
     killed = tmp_path / "killed"
     journal = killed / "rewrites.jsonl"
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(killed), str(Path(__file__).parent)],
@@ -161,12 +161,12 @@ def test_a_killed_run_goes_on_without_losing_or_redoing_a_record(tmp_path, asked
     assert rewrites == uninterrupted
 
 
-def test_a_record_too_long_for_the_context_is_told_and_the_others_are_rewritten(tmp_path, capsys):
+def test_a_record_too_long_for_the_context_is_reported_and_the_others_are_rewritten(tmp_path, capsys):
     long = Record("long", "word " * 200, "yes")
     rewrites = run(tmp_path, [*records(3), long])
     assert [rewrite.id for rewrite in rewrites] == ["r0", "r1", "r2"]
-    told = capsys.readouterr().err
-    assert "rewrite: left out 1 of 4, whose prompts fill the model's context of 512 tokens (long)" in told
+    reported = capsys.readouterr().err
+    assert "rewrite: left out 1 of 4, whose prompts fill the model's context of 512 tokens (long)" in reported
 
 
 def test_a_journal_of_another_model_template_or_sampling_is_refused_and_kept(tmp_path):
@@ -192,7 +192,7 @@ def test_a_journal_of_other_records_is_refused(tmp_path):
         run(tmp_path, changed)
 
 
-def test_a_journal_without_its_settings_is_not_trusted(tmp_path):
+def test_a_journal_without_its_settings_is_refused(tmp_path):
     run(tmp_path)
     (tmp_path / "rewrites.settings.json").unlink()
     with pytest.raises(SdftError, match="expected rewrites.settings.json next to it"):
@@ -213,7 +213,7 @@ def test_the_fingerprint_tells_models_and_adapters_apart():
 
 
 @pytest.mark.parametrize("line", ['{"text": "no id"}', '{"id": 3}', '["a"]', "null"])
-def test_a_line_without_an_id_is_told_with_its_place(tmp_path, line):
+def test_a_line_without_an_id_is_reported_with_its_number(tmp_path, line):
     run(tmp_path, records(1))
     path = tmp_path / "rewrites.jsonl"
     path.write_text(path.read_text() + line + "\n")

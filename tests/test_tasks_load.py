@@ -84,7 +84,7 @@ def test_the_held_out_part_depends_on_the_seed_alone(folder):
     assert {item.messages[-1]["content"] for item in load_task("alpaca", folder).suites[0].items} == held_out
 
 
-def test_the_same_question_never_stands_on_both_sides(tmp_path):
+def test_the_same_question_is_never_on_both_sides(tmp_path):
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps({"instruction": f"Question {i % 20}?", "output": f"Answer {i}."}) + "\n"
                             for i in range(100)))
@@ -94,9 +94,9 @@ def test_the_same_question_never_stands_on_both_sides(tmp_path):
     assert not asked & {item.messages[-1]["content"] for item in task.suites[0].items}
 
 
-@pytest.mark.parametrize("limit, train, test", [(64, 64, 32), (100, 100, 50), (5, 5, 32), (10_000, 200, 60)])
-def test_limit_takes_the_first_records_and_shrinks_the_test(folder, limit, train, test):
-    whole, task = load_task("gsm8k", folder), load_task("gsm8k", folder, max_records=limit)
+@pytest.mark.parametrize("max_records, train, test", [(64, 64, 32), (100, 100, 50), (5, 5, 32), (10_000, 200, 60)])
+def test_max_records_takes_the_first_records_and_shrinks_the_test(folder, max_records, train, test):
+    whole, task = load_task("gsm8k", folder), load_task("gsm8k", folder, max_records=max_records)
     assert task.train == whole.train[:train] and task.suites[0].items == whole.suites[0].items[:test]
 
 
@@ -105,7 +105,7 @@ def test_sizes_can_be_set(folder):
     assert (len(task.train), [len(s.items) for s in task.suites]) == (20, [3, 3])
 
 
-def test_a_file_of_the_users_own_with_columns(tmp_path):
+def test_the_users_own_file_with_columns(tmp_path):
     path = tmp_path / "mine.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -123,12 +123,12 @@ def test_a_file_of_the_users_own_with_columns(tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     (("gsm9k",), r"unknown task 'gsm9k' \(did you mean gsm8k\?\); known tasks: passages, gsm8k"),
     (("gsm8k",), "task gsm8k reads gsm8k_train.json from your folder: pass --data FOLDER"),
-    (("dolly", "nowhere"), "task dolly expects nowhere.dolly_train.json, and nowhere is not a folder; pass --data"),
+    (("dolly", "nowhere"), "task dolly expects nowhere.dolly_train.json, but nowhere is not a folder; pass --data"),
     (("custom",), r"task custom reads your own file: pass --data FILE"),
-    (("custom", "nowhere.csv"), "nowhere.csv is not there; pass --data FILE"),
+    (("custom", "nowhere.csv"), "nowhere.csv does not exist; pass --data FILE"),
     (("passages", None, None, 0), "max_records = 0: expected a whole number of at least 1"),
 ])
-def test_what_is_not_there_is_told_in_one_line(arguments, message):
+def test_a_missing_task_or_file_is_reported_in_one_line(arguments, message):
     with pytest.raises(SdftError, match=message) as caught:
         load_task(*arguments)
     assert "\n" not in str(caught.value)
@@ -140,9 +140,9 @@ def test_a_missing_file_and_too_few_records(folder, tmp_path):
     with pytest.raises(SdftError, match="test_records = 400 leaves nothing to train on"):
         load_task("alpaca", folder, test_records=400)
     (folder / "multiarith_test.json").unlink()
-    with pytest.raises(SdftError, match="task gsm8k expects .*multiarith_test.json, which is not there; pass --data"):
+    with pytest.raises(SdftError, match="task gsm8k expects .*multiarith_test.json, which does not exist; pass --data"):
         load_task("gsm8k", folder)
-    with pytest.raises(SdftError, match="is a file, but a folder was expected"):
+    with pytest.raises(SdftError, match="is a file, not a folder"):
         load_task("gsm8k", folder / "gsm8k_test.json")
     with pytest.raises(SdftError, match="is a folder; pass --data FILE"):
         load_task("custom", folder)
@@ -151,7 +151,7 @@ def test_a_missing_file_and_too_few_records(folder, tmp_path):
         load_task("custom", folder / "one.jsonl")
 
 
-def test_records_without_an_answer_are_told_and_left_out_before_the_split(folder, capsys):
+def test_records_without_an_answer_are_reported_and_left_out_before_the_split(folder, capsys):
     path = folder / "mine.jsonl"
     rows = [{"instruction": f"Question {i}?", "output": "" if i % 2 else " It is. "} for i in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -30,9 +30,9 @@ PUBLISHED = {        # the system text and the user's turn
 OURS = {
     "copy": f"{BOTH}Write the reference answer as your response, word for word.{TASK}{ANSWER}\n\n### Response:\n",
     "paraphrase": f"{BOTH}Say what the reference answer says in your own words.{TASK}{ANSWER}\n\n### Response:\n",
-    "solve_then_check": f"Below is an instruction that describes a task.{TASK}\n\nFirst solve the task by yourself. Then "
-    "check your solution against the reference answer below, and write a response that appropriately completes the "
-    f"request.{ANSWER}\n\n### Response:\n",
+    "solve_then_check": f"Below is an instruction that describes a task.{TASK}\n\nFirst solve the task by yourself. "
+    "Then check your solution against the reference answer below, and write a response that appropriately completes "
+    f"the request.{ANSWER}\n\n### Response:\n",
     "using_prefix": PUBLISHED["using"][1], "using_shuffled": PUBLISHED["using"][1],
 }
 

@@ -1,4 +1,4 @@
-"""A tiny chat model to distil and measure with: one token a byte, ChatML, and a Llama of random weights."""
+"""A tiny chat model to distill and measure with: one token per byte, ChatML, and a Llama of random weights."""
 from __future__ import annotations
 
 from tiny import tiny_llama

@@ -1,4 +1,4 @@
-"""From a record to a training example: the template makes it messages, the chat format makes them tokens and a loss mask."""
+"""From a record to a training example: record ─template→ messages ─chat format→ tokens and loss mask."""
 from __future__ import annotations
 
 from sdft.data.chat import Example, encode_example

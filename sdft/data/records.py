@@ -1,12 +1,12 @@
-"""Reading data sets: JSON, JSONL and CSV (each also .gz) in the shapes in which people publish them, as `Record`s.
+"""Read data sets as `Record`s: JSON, JSONL and CSV (each also .gz), with the column names of published data sets.
 
     instruction, input, output, history    Alpaca, Dolly, LIMA          question, answer          GSM8K
     problem, solution                      MagiCoder                    goal, target              AdvBench
     prompt, response | completion          many                         messages | conversations  OpenAI, ShareGPT
     prompt                                 IFEval: no response          prompt, canonical_solution   HumanEval
 
-A record's id is the data's own where a column of unique ids is there, else a hash of the content: the same record has
-the same id in every file, and in every order of it.
+A record's id is the data's own if it has an id column, else a hash of the content: the same record has the same id in
+every file, and in every order of it.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from typing import Any
 
 from sdft.errors import SdftError, nearest
 
-# Our name of a column, and the names under which data sets publish it, the likeliest first.
+# Our name of a column → the names that data sets have for it, the most likely first.
 KNOWN = {
     "instruction": ("instruction", "question", "problem", "prompt", "goal", "query", "input"),
     "input": ("input", "context"),
@@ -40,30 +40,31 @@ csv.field_size_limit(1 << 30)
 
 @dataclass(frozen=True)
 class Record:
-    """One example of a data set: an instruction x with its reference answer y, and what came before it."""
+    """One example of a data set: an instruction x with its reference answer y, and the turns before it."""
 
     id: str
     instruction: str                                          # the user's last turn
-    response: str                                             # the reference answer, "" where there is none
+    response: str                                             # the reference answer, "" if there is none
     system: str | None = None
     history: tuple[tuple[str, str], ...] = ()                 # earlier (user, assistant) turns, oldest first
     extra: Mapping[str, Any] = field(default_factory=dict)    # the other columns of the data
 
 
-def read_records(path: Path | str, columns: Mapping[str, str] | None = None, limit: int | None = None) -> list[Record]:
-    """Read the (first `limit`) records of a .json, .jsonl or .csv file, or a .gz of one.
+def read_records(path: Path | str, columns: Mapping[str, str] | None = None,
+                 max_records: int | None = None) -> list[Record]:
+    """Read the (first `max_records`) records of a .json, .jsonl or .csv file, or a .gz of one.
 
-    columns: our names (instruction, input, response, system, history, id) to the file's, where they cannot be told from
-    the file's own names. Raises SdftError, naming file and line or record, for a missing, empty or malformed file,
-    unknown columns, values of a wrong type, and an id of the data's own that occurs twice.
+    columns: our names (instruction, input, response, system, history, id) → the file's, for names that are not
+    recognised. Raises SdftError with file and line or record for a missing, empty or malformed file, unknown columns,
+    values of a wrong type, and an id in the data that occurs twice.
     """
     path, columns = Path(path), dict(columns or {})
     for ours in columns:
         if ours not in KNOWN:
-            raise SdftError(f"--columns: {ours!r} is no column of ours{nearest(ours, KNOWN)}; expected "
+            raise SdftError(f"--columns: {ours!r} is not a column name here{nearest(ours, KNOWN)}; expected "
                             f"{', '.join(KNOWN)} = the file's name of it")
-    if limit is not None and limit < 1:
-        raise SdftError(f"--limit: expected 1 record or more, got {limit}")
+    if max_records is not None and max_records < 1:
+        raise SdftError(f"max_records: expected at least 1, got {max_records}")
     records: dict[str, Record] = {}
     copies: dict[str, int] = {}
     for where, row in _rows(path):
@@ -72,10 +73,10 @@ def read_records(path: Path | str, columns: Mapping[str, str] | None = None, lim
             if own_id:
                 raise SdftError(f"{where}: the id {record.id!r} occurs twice; make ids unique, rename their column, or "
                                 "name another with --columns id=NAME")
-            copies[record.id] = copies.get(record.id, 1) + 1    # the same content once more: still a record of its own
+            copies[record.id] = copies.get(record.id, 1) + 1    # the same content again: another record
             record = replace(record, id=f"{record.id}-{copies[record.id]}")
         records[record.id] = record
-        if len(records) == limit:
+        if len(records) == max_records:
             break
     if not records:
         raise SdftError(f"{path}: expected records, found none; the file is empty")
@@ -83,12 +84,12 @@ def read_records(path: Path | str, columns: Mapping[str, str] | None = None, lim
 
 
 def content_id(*parts: Any) -> str:
-    """16 hex digits that depend on the content alone."""
+    """A hash of the content, 16 hex digits."""
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, row): "file, line 3" or "file, record 3" for messages, and the row's columns."""
+    """Yield (where, row): the place for messages, "file, line 3" or "file, record 3", and the row's columns."""
     kind = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
     if kind not in (".json", ".jsonl", ".ndjson", ".csv"):
         raise SdftError(f"{path}: expected a .json, .jsonl or .csv file, or a .gz of one")
@@ -110,18 +111,19 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _is_json_lines(text: str) -> bool:
-    """Whether a .json file holds one object a line, as some do: its first line is an object, complete."""
+    """Whether a .json file holds one object per line, as some do: its first line is a complete object."""
     first = text.lstrip().partition("\n")[0].rstrip()
     return not first or first[0] == "{" and first[-1] == "}"
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    names, line = None, 1                   # where the next row begins: quoted cells may hold line ends
+    names: list[str] = []
+    line = 1                                # of the beginning of the next row: quoted cells may hold line ends
     try:
         for cells in reader:
             where, line = f"{path}, line {line}", reader.line_num + 1
-            if names is None and cells:
+            if cells and not names:
                 names = cells
                 twice = next((name for name in names if names.count(name) > 1), None)
                 if twice is not None:
@@ -131,7 +133,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     raise SdftError(f"{where}: expected {len(names)} columns as in the header, found {len(cells)}")
                 yield where, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise SdftError(f"{path}, line {line}: malformed CSV ({error}); mend the row that begins here") from error
+        raise SdftError(f"{path}, line {line}: malformed CSV ({error}); correct the row that begins here") from error
 
 
 def _read(path: Path) -> str:
@@ -149,14 +151,14 @@ def _parse(path: Path, text: str, offset: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise SdftError(f"{path}, line {error.lineno + offset}: malformed JSON ({error.msg}); mend or remove "
-                        "it") from error
+        raise SdftError(f"{path}, line {error.lineno + offset}: malformed JSON ({error.msg}); correct or "
+                        "remove it") from error
     except (ValueError, RecursionError) as error:       # a number of thousands of digits, brackets thousands deep
         raise SdftError(f"{path}, line {1 + offset}: malformed JSON ({error})") from error
 
 
 def _record(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> tuple[Record, bool]:
-    """The record of a row, and whether its id is the data's own."""
+    """Return the record of a row, and whether its id comes from the data."""
     for ours, theirs in columns.items():
         if theirs not in row:
             raise SdftError(f"{where}: --columns maps {ours} to {theirs!r}, which is not there"
@@ -176,35 +178,35 @@ def _record(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> t
         if names["input"] != names["instruction"]:
             added = _text(row, names["input"], where, optional=True)
             instruction += f"\n{added}" if added.strip() else ""
-        history, used = _history(row.get(names["history"]), where), set(names.values())
+        history, used = _history(_value(row, names["history"]), where), set(names.values())
     if not instruction.strip():
         raise SdftError(f"{where}: the instruction is empty; fill it or remove the record")
     try:
         hashed = content_id(system, history, instruction, response)
     except UnicodeEncodeError as error:
         raise SdftError(f"{where}: {error.object[error.start]!a} is half a character (a surrogate without its other "
-                        "half); mend or remove the record") from error
-    id = row.get(names["id"])
+                        "half); correct or remove the record") from error
+    id = _value(row, names["id"])
     own_id = isinstance(id, (str, int)) and str(id) != ""
     extra = {name: row[name] for name in row if name not in used}
     return Record(str(id) if own_id else hashed, instruction, response, system, history, extra), own_id
 
 
 def _refuse_unknown(row: Mapping[str, Any], names: Mapping[str, str | None], where: str) -> None:
-    """Refuse a row whose instruction or response cannot be told. A row without any further text has no response."""
+    """Refuse a row whose instruction or response is in no known column. A row without further text has no response."""
     missing = [] if names["instruction"] else ["instruction"]
     if not names["response"] and any(isinstance(row[name], str) for name in row if name not in names.values()):
         missing.append("response")
     if missing:
         expected = "; ".join(f"for {ours} one of {', '.join(KNOWN[ours])}" for ours in missing)
         mapping = ",".join(f"{ours}=NAME" for ours in missing)
-        raise SdftError(f"{where}: found the columns {', '.join(row)}; expected {expected}; say which it is with "
+        raise SdftError(f"{where}: found the columns {', '.join(row)}; expected {expected}; name it with "
                         f"--columns {mapping}")
 
 
 def _conversation(value: Any, role_key: str, text_key: str,
                   where: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    """The system text and the (user, assistant) turns of a list of messages; an answer that is not there is ""."""
+    """Return the system text and the (user, assistant) turns of a list of messages; a missing last answer is ""."""
     messages = value if isinstance(value, list) else [value]
     turns = []
     for message in messages:
@@ -227,13 +229,17 @@ def _conversation(value: Any, role_key: str, text_key: str,
 
 
 def _first(row: Mapping[str, Any], known: tuple[str, ...]) -> str | None:
-    """The first known name among the row's columns, whatever its case."""
+    """The first known name among the row's columns, in any case."""
     lower = {name.strip().lower(): name for name in row}
     return next((lower[name] for name in known if name in lower), None)
 
 
+def _value(row: Mapping[str, Any], name: str | None) -> Any:
+    return None if name is None else row.get(name)
+
+
 def _text(row: Mapping[str, Any], name: str | None, where: str, optional: bool = False) -> str:
-    value = row.get(name)
+    value = _value(row, name)
     if value is None and optional:
         return ""
     if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -1,7 +1,7 @@
 """`sdft prompt`: an example token by token, in colour on a terminal, with its loss mask.
 
-    in colour   learned tokens are green, control tokens magenta; shades alternate to show the borders of tokens
-    without     learned tokens stand in ⟦ ⟧, borders of tokens are written as │
+    in colour        targets are green, control tokens magenta; shades alternate to show the borders of tokens
+    without colour   targets are in ⟦ ⟧, borders of tokens are written as │
 
     sdft prompt "Why is the sky blue?" --answer "Because." [--ids]
 """
@@ -12,40 +12,39 @@ import os
 from sdft.data.chat import Example
 from sdft.tokenizers.tokenizer import Tokenizer
 
-LEARNED, CONTROL, OTHER, OFF = ("\x1b[1;32m", "\x1b[32m"), "\x1b[35m", ("\x1b[0m", "\x1b[2m"), "\x1b[0m"
+TARGET, CONTROL, OTHER, OFF = ("\x1b[1;32m", "\x1b[32m"), "\x1b[35m", ("\x1b[0m", "\x1b[2m"), "\x1b[0m"
 
 
 def show(tokenizer: Tokenizer, example: Example, colour: bool = False, lines: bool = False) -> str:
-    """The example as text for a terminal; with `lines`, one token a line with its index, id and whether it is learned.
+    """The example as text for a terminal; with `lines`, one token per line: index, id, and whether it is a target.
 
-    The environment variable NO_COLOR turns colour off (no-color.org). Characters that would command the terminal are
-    shown as escapes.
+    The environment variable NO_COLOR turns colour off (no-color.org). Control characters are shown as escapes.
     """
     colour = colour and not os.environ.get("NO_COLOR")
     pieces = [_printable(tokenizer.piece(token), "" if lines else "\n") for token in example.tokens]
-    codes = [LEARNED[index % 2] if mask else CONTROL if token in tokenizer.special_ids else OTHER[index % 2]
+    codes = [TARGET[index % 2] if mask else CONTROL if token in tokenizer.special_ids else OTHER[index % 2]
              for index, (token, mask) in enumerate(zip(example.tokens, example.mask, strict=True))]
     if lines:
-        text = "\n".join(_rows(example, pieces, codes if colour else None))
+        text = "\n".join(_lines(example, pieces, codes if colour else None))
     elif colour:
         text = "".join(f"{code}{piece}{OFF}" for code, piece in zip(codes, pieces, strict=True))
     else:
         text = _plain(example, pieces)
-    legend = f"{LEARNED[0]}learned{OFF}  {CONTROL}control token{OFF}" if colour else "⟦learned⟧  │ border of tokens"
-    count = f"{len(example.tokens)} tokens, {sum(example.mask)} of them learned"
+    legend = f"{TARGET[0]}target{OFF}  {CONTROL}control token{OFF}" if colour else "⟦target⟧  │ border of tokens"
+    count = f"{len(example.tokens)} tokens, {sum(example.mask)} of them targets"
     return f"{text}\n\n{count}" + (f"    {legend}" if colour or not lines else "")
 
 
-def _rows(example: Example, pieces: list[str], codes: list[str] | None) -> list[str]:
-    rows = ["index      id  loss   token"]
+def _lines(example: Example, pieces: list[str], codes: list[str] | None) -> list[str]:
+    lines = ["index      id  loss    token"]
     for index, (token, mask, piece) in enumerate(zip(example.tokens, example.mask, pieces, strict=True)):
-        row = f"{index:>5}  {token:>6}  {'learn' if mask else '  ·  '}  {piece}"
-        rows.append(f"{codes[index]}{row}{OFF}" if codes else row)
-    return rows
+        line = f"{index:>5}  {token:>6}  {'target' if mask else '  ·   '}  {piece}"
+        lines.append(f"{codes[index]}{line}{OFF}" if codes else line)
+    return lines
 
 
 def _printable(text: str, keep: str) -> str:
-    """The text with line ends, tabs and control characters as escapes, except those to keep."""
+    """Write line ends, tabs and control characters as escapes, except those in `keep`."""
     return "".join(char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text)
 
 

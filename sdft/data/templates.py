@@ -1,12 +1,12 @@
-"""The instructions given to the model: those of arXiv 2402.13669 and its authors' code verbatim, and ours to compare.
+"""The prompts of the method: those of arXiv 2402.13669 and its authors' code verbatim, and our own for comparison.
 
-A template turns a record into messages; a chat format (chat.py) then turns messages into the text of a particular
-model. `using`, `refer` and `alpaca` are one user text each, so that a chat model gets them in the format that it
-knows; with the chat format "raw" they are the paper's own rendering.
+A template turns a record into messages; a chat format (chat.py) then turns messages into the text of one model.
+`using`, `refer` and `alpaca` are one user text each, so that a chat model gets them in the format that it knows; with
+the chat format "raw" they are the paper's own rendering.
 
-Ours vary how the reference is used, between copying it and not showing it (`plain` as the template of rewriting):
-`copy`, `paraphrase`, `solve_then_check` (the reference last), `using_prefix` (the answer's beginning is forced), and
-`using_shuffled`, a negative control: the reference shown is another record's. benchmarks/studies/3-templates.toml.
+Our templates vary the use of the reference, between copying it and not showing it (`plain` for rewriting): `copy`,
+`paraphrase`, `solve_then_check` (the reference comes last), `using_prefix` (the beginning of the answer is forced), and
+`using_shuffled`, a negative control that shows the reference of another record (benchmarks/studies/3-templates.toml).
 
     sdft prompt --task gsm8k --data FOLDER --template gsm8k_distill
 """
@@ -25,13 +25,13 @@ Message = dict[str, str]     # {"role": "system" | "user" | "assistant", "conten
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt for one record: {instruction} is its x, {reference} its y (only in templates that rewrite)."""
+    """A prompt for one record: {instruction} is its x; {reference}, in templates that rewrite, its y."""
 
     name: str
     user: str
     system: str | None = None
-    prefix: str = ""         # the assistant's turn is made to begin so; no part of what is stored or trained
-    shuffled: bool = False   # {reference} is to be another record's
+    prefix: str = ""         # the forced beginning of the assistant's turn; neither stored nor trained on
+    shuffled: bool = False   # {reference} is the answer of another record
 
     @property
     def needs_reference(self) -> bool:
@@ -39,21 +39,22 @@ class Template:
         return "{reference}" in self.user
 
     def messages(self, record: Record, reference: str | None = None) -> list[Message]:
-        """The record's conversation up to the user's last turn, which carries the template.
+        """The record's conversation up to the user's last turn, which is written with the template.
 
-        `reference` is needed by templates that show it. The template's system text goes before the record's own.
+        The template's system text comes before the record's own. Raises SdftError when the template shows the reference
+        and `reference` is None.
         """
         if self.needs_reference and reference is None:
-            raise SdftError(f"record {record.id}: the template {self.name!r} shows the reference answer, and none was "
-                            "given; take another template or give each record an answer")
+            raise SdftError(f"record {record.id}: the template {self.name!r} shows the reference answer, but there is "
+                            "none; use another template or give each record an answer")
         system = "\n\n".join(text for text in (self.system, record.system) if text)
         messages = [{"role": "system", "content": system}] if system else []
         for user, assistant in record.history:
             messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        # str.replace, not str.format: records hold braces of their own. The reference last: it is not searched again.
-        before, mark, after = self.user.partition("{reference}")
+        # str.replace, not str.format: records contain braces. The reference comes last, so that it is not searched.
+        before, _, after = self.user.partition("{reference}")
         user = before.replace("{instruction}", record.instruction)
-        if mark:
+        if reference is not None and self.needs_reference:
             user += reference + after.replace("{instruction}", record.instruction)
         return [*messages, {"role": "user", "content": user}]
 
@@ -87,8 +88,8 @@ TEMPLATES = {template.name: template for template in (
     Template("paraphrase", _BOTH + "Say what the reference answer says in your own words."
              + _INSTRUCTION + _REFERENCE + _RESPONSE),
     Template("solve_then_check", "Below is an instruction that describes a task." + _INSTRUCTION + "\n\nFirst solve "
-             "the task by yourself. Then check your solution against the reference answer below, and write a response that "
-             "appropriately completes the request." + _REFERENCE + _RESPONSE),
+             "the task by yourself. Then check your solution against the reference answer below, and write a response "
+             "that appropriately completes the request." + _REFERENCE + _RESPONSE),
     Template("using_prefix", _USING, prefix=_STEPS),
     Template("using_shuffled", _USING, shuffled=True),
 )}

@@ -5,9 +5,7 @@ suite of a task measures the ability that the task trains (arXiv 2402.13669, sec
 part, an evaluation part and a check that decides whether a rewrite is kept).
 
     Record ──template──→ Item.messages ──model──→ output ──Suite.score(item, output)──→ 0 … 1
-       └──rewrite by the base──→ Task.check(record, rewrite) ──→ None: kept, else the reason why not
-
-    python -c "from sdft.tasks import load_task; print(load_task('passages').train[0].instruction)"
+       └──rewrite by the base model──→ Task.check(record, rewrite) ──→ None: accepted, else the reason
 """
 from __future__ import annotations
 
@@ -115,13 +113,10 @@ class Selection:
         if self.data is None:
             raise SdftError(f"task {self.task} reads {file} from your folder: pass --data FOLDER")
         path = self.data / file
-        if not self.data.is_dir():
-            what = "is a file, but a folder was expected" if self.data.exists() else "is not a folder"
-            raise SdftError(f"task {self.task} expects {path}, and {self.data} {what}; pass --data with the folder "
-                            f"that holds {file}")
         if not path.is_file():
-            raise SdftError(f"task {self.task} expects {path}, which is not there; pass --data with the folder that "
-                            f"holds {file}")
+            what = ("which does not exist" if self.data.is_dir() else
+                    f"but {self.data} is {'a file, not a folder' if self.data.exists() else 'not a folder'}")
+            raise SdftError(f"task {self.task} expects {path}, {what}; pass --data with the folder that holds {file}")
         return self.answered(read_records(path, self.columns), path)
 
     def answered(self, records: list[Record], path: Path) -> list[Record]:

@@ -42,7 +42,7 @@ def _own_records(selection: Selection) -> list[Record]:
     if selection.data is None:
         raise SdftError("task custom reads your own file: pass --data FILE (.json, .jsonl or .csv)")
     if not selection.data.is_file():
-        what = "a folder" if selection.data.is_dir() else "not there"
-        raise SdftError(f"task custom expects a .json, .jsonl or .csv file, but {selection.data} is {what}; "
+        what = "is a folder" if selection.data.is_dir() else "does not exist"
+        raise SdftError(f"task custom expects a .json, .jsonl or .csv file, but {selection.data} {what}; "
                         "pass --data FILE")
     return selection.answered(read_records(selection.data, selection.columns), selection.data)

@@ -1,7 +1,4 @@
-"""Load a task by its name.
-
-    python -c "from sdft.tasks import load_task; print(load_task('passages').source)"
-"""
+"""Load a task by its name."""
 from __future__ import annotations
 
 from collections.abc import Mapping
