@@ -1,9 +1,9 @@
-"""Added and special tokens: pieces of text that become one id each, found before anything else is done to the text.
+"""Added and special tokens: texts that become one id each. They are found before anything else is done to the text.
 
     "<|im_start|>user\\nHi"  →  [id of <|im_start|>]  "user\\nHi"
 
-The longest token wins where several begin at one place; `lstrip` and `rstrip` let a token swallow the white space
-beside it; `single_word` refuses a match inside a word; a `normalized` token is looked for in normalised text.
+The longest token wins if several begin at one position. `lstrip` and `rstrip` let a token absorb the white space next
+to it; `single_word` refuses a match inside a word; a `normalized` token is searched in normalised text.
 """
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-# White space and word characters as Rust's regex crate has them: \s there leaves out U+001C to U+001F; \w holds
-# alphabetic symbols (the circled letters) and the two joiners.
+# White space and word characters of Rust's regex crate: \s excludes U+001C to U+001F; \w includes alphabetic symbols
+# (the circled letters) and the two joiners.
 _SPACES = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008"
            "\u2009\u200a\u2028\u2029\u202f\u205f\u3000")
 _WORD_CATEGORIES = frozenset(("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "Pc"))
@@ -22,7 +22,8 @@ _WORD_SYMBOL = re.compile("[\u200c\u200d\u24b6-\u24e9\U0001f130-\U0001f149\U0001
 
 @dataclass(frozen=True)
 class AddedToken:
-    """One added token, with the fields of tokenizer.json's "added_tokens"."""
+    """An added token, with the fields of tokenizer.json's "added_tokens"."""
+
     id: int
     content: str
     special: bool = True
@@ -33,7 +34,7 @@ class AddedToken:
 
 
 class AddedTokens:
-    """Cuts text into added tokens and the ordinary, normalised text between them."""
+    """Splits text into added tokens and the normalised text between them."""
 
     def __init__(self, tokens: Iterable[AddedToken], normalize: Callable[[str], str] = str):
         tokens = list(tokens)
@@ -43,7 +44,7 @@ class AddedTokens:
                                    for token in tokens if token.normalized)
 
     def split(self, text: str, special: bool) -> Iterator[str | int]:
-        """Yield text (str) and added tokens (their ids), in order; special=False leaves special tokens' text as text."""
+        """Yield text (str) and ids of added tokens (int), in order; with special=False, special tokens are text."""
         for part in self._raw.split(text, special):
             if isinstance(part, int):
                 yield part

@@ -1,6 +1,6 @@
-"""Reading a tokenizer.json (or the vocabulary in a GGUF's metadata) as the parts of a byte-level BPE.
+"""Read a tokenizer.json, or the vocabulary in a GGUF's metadata, as the parts of a byte-level BPE.
 
-Only what can be computed exactly is taken; anything else in the file is refused by its name.
+A part that is not supported exactly is refused by name.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdft.tokenizers.pretokenize import DIGIT, GPT2, LLAMA3, QWEN2
 
 _SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-# GGUF's tokenizer.ggml.pre → the pre-tokenisers of the models that it stands for.
+# GGUF's tokenizer.ggml.pre → the pre-tokenisers of these models
 _GGUF_PRE = {
     "gpt-2": [_BYTE_LEVEL | {"use_regex": True}],
     "smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL | {"use_regex": True}],
@@ -28,6 +28,7 @@ _GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
 @dataclass(frozen=True)
 class Parts:
     """The parts of a byte-level BPE; `merged[rank]` is the id that the merge of this rank makes."""
+
     vocab: dict[str, int]
     ranks: dict[tuple[int, int], int]
     merged: list[int]
@@ -40,12 +41,12 @@ class Parts:
 
 
 def is_byte_level(spec: Any) -> bool:
-    """Whether a parsed tokenizer.json is of the byte-level kind at all."""
+    """Whether a parsed tokenizer.json is byte-level."""
     return isinstance(spec, dict) and "ByteLevel" in json.dumps(spec.get("pre_tokenizer"))
 
 
 def read_spec(spec: Mapping[str, Any], where: str) -> Parts:
-    """Take a parsed tokenizer.json apart (SdftError, naming `where`, when it is damaged or not supported)."""
+    """Return the parts of a parsed tokenizer.json (SdftError, naming `where`, if it is damaged or not supported)."""
     try:
         model = spec["model"]
         _check_model(model, where)
@@ -64,8 +65,8 @@ def read_spec(spec: Mapping[str, Any], where: str) -> Parts:
 
 
 def _unsupported(where: str, part: str, name: object) -> SdftError:
-    return SdftError(f"{where}: {part} {name} is not supported (supported: byte-level BPE as of GPT-2, SmolLM2, Llama 3, "
-                     "Qwen; a sentencepiece model as tokenizer.model)")
+    return SdftError(f"{where}: {part} {name} is not supported (supported: byte-level BPE as of GPT-2, SmolLM2, "
+                     "Llama 3, Qwen; a sentencepiece model as tokenizer.model)")
 
 
 def _check_model(model: Mapping[str, Any], where: str) -> None:
@@ -78,7 +79,8 @@ def _check_model(model: Mapping[str, Any], where: str) -> None:
         raise _unsupported(where, "a BPE model with", "fuse_unk")
 
 
-def _read_merges(merges: Sequence, vocab: Mapping[str, int], where: str) -> tuple[dict[tuple[int, int], int], list[int]]:
+def _read_merges(merges: Sequence, vocab: Mapping[str, int],
+                 where: str) -> tuple[dict[tuple[int, int], int], list[int]]:
     ranks, merged = {}, []
     for rank, merge in enumerate(merges):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -86,13 +88,13 @@ def _read_merges(merges: Sequence, vocab: Mapping[str, int], where: str) -> tupl
             ranks[vocab[left], vocab[right]] = rank
             merged.append(vocab[left + right])
         except KeyError as error:
-            raise SdftError(f"{where}: merge {rank} ({left!r}, {right!r}) needs the token {error}, which the vocabulary "
-                            "does not hold; copy or download the file again") from error
+            raise SdftError(f"{where}: merge {rank} ({left!r}, {right!r}) needs the token {error}, which the "
+                            "vocabulary does not hold; copy or download the file again") from error
     return ranks, merged
 
 
 def _patterns(pre: Mapping[str, Any] | None, where: str) -> list[str]:
-    """The regular expressions of a pre-tokeniser that ends in ByteLevel, in order."""
+    """Return the regular expressions of a pre-tokeniser that ends with ByteLevel, in order."""
     steps = (pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]) if pre else []
     patterns = []
     for step in steps:
@@ -130,11 +132,12 @@ def _added(token: Mapping[str, Any]) -> AddedToken:
 
 
 def spec_from_gguf(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Build a tokenizer.json from the "tokenizer.ggml.*" keys of a GGUF file."""
+    """Make a parsed tokenizer.json from the "tokenizer.ggml.*" keys of a GGUF file."""
+
     def key(name: str, default: Any = None) -> Any:
         value = metadata.get(f"tokenizer.ggml.{name}", default)
         if value is None:
-            raise SdftError(f"{where}: its metadata have no tokenizer.ggml.{name}; take a file with the whole tokenizer")
+            raise SdftError(f"{where}: its metadata have no tokenizer.ggml.{name}; use a file with the whole tokenizer")
         return value
 
     if key("model") != "gpt2":
@@ -146,16 +149,16 @@ def spec_from_gguf(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
     tokens = list(key("tokens"))
     kinds = list(key("token_type", [1] * len(tokens)))
     if len(kinds) != len(tokens) or len(set(tokens)) != len(tokens):
-        raise SdftError(f"{where}: its {len(tokens)} tokens are not distinct or not those of its {len(kinds)} token types; "
-                        "the file may be damaged")
+        raise SdftError(f"{where}: expected distinct tokens and a type of each, got {len(tokens)} tokens and "
+                        f"{len(kinds)} types; the file may be damaged")
     bos = gguf_token(metadata, "bos", where)
     return {
         "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [vars(AddedToken(id, tokens[id], special=kind == _GGUF_CONTROL)) for id, kind in enumerate(kinds)
-                         if kind in (_GGUF_CONTROL, _GGUF_USER_DEFINED)],
+        "added_tokens": [vars(AddedToken(id, tokens[id], special=kind == _GGUF_CONTROL))
+                         for id, kind in enumerate(kinds) if kind in (_GGUF_CONTROL, _GGUF_USER_DEFINED)],
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": _GGUF_PRE[pre]},
-        "post_processor": bos_template(bos, tokens.index(bos)) if gguf_adds_bos(metadata) else None,
+        "post_processor": bos_template(bos, tokens.index(bos)) if bos and gguf_adds_bos(metadata) else None,
         "decoder": _BYTE_LEVEL | {"use_regex": True},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
                   "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
@@ -165,7 +168,7 @@ def spec_from_gguf(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def gguf_token(metadata: Mapping[str, Any], name: str, where: str) -> str | None:
-    """The text of the token that a GGUF's metadata name as "bos", "eos", "unknown" or "padding"."""
+    """Return the text of the "bos", "eos", "unknown" or "padding" token of a GGUF; None if it has none."""
     id, tokens = metadata.get(f"tokenizer.ggml.{name}_token_id"), metadata["tokenizer.ggml.tokens"]
     if id is not None and not 0 <= id < len(tokens):
         raise SdftError(f"{where}: tokenizer.ggml.{name}_token_id is {id}, but there are {len(tokens)} tokens; "
@@ -174,13 +177,13 @@ def gguf_token(metadata: Mapping[str, Any], name: str, where: str) -> str | None
 
 
 def gguf_adds_bos(metadata: Mapping[str, Any]) -> bool:
-    """Whether a GGUF's model expects a BOS: as it says, else as Llama 3's does."""
+    """Whether a GGUF's model expects a BOS. A file that does not say so expects one if it is a Llama 3."""
     says = metadata.get("tokenizer.ggml.add_bos_token", metadata.get("tokenizer.ggml.pre") == "llama-bpe")
     return bool(says) and "tokenizer.ggml.bos_token_id" in metadata
 
 
 def bos_template(bos: str, id: int) -> dict[str, Any]:
-    """The post_processor of a tokenizer.json that puts a BOS before the text."""
+    """Return the post_processor of a tokenizer.json that puts a BOS before the text."""
     first, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
     return {"type": "TemplateProcessing", "single": [first, text],
             "pair": [first, text, {"Sequence": {"id": "B", "type_id": 1}}],

@@ -1,9 +1,9 @@
-"""Recognise the chat format of a model by its Jinja chat template; sdft/data/chat.py renders the formats."""
+"""Recognise a model's chat format by its Jinja chat template. sdft/data/chat.py renders the formats."""
 from __future__ import annotations
 
 from sdft.errors import SdftError
 
-# What a published Jinja template of each format holds, most special first.
+# Texts that the published Jinja template of each format contains, the most specific format first
 _SIGNS = (
     ("qwen3", ("<|im_start|>", "<think>")), ("smollm2", ("<|im_start|>", "named SmolLM")),
     ("qwen2.5", ("<|im_start|>", "You are Qwen")), ("qwen2", ("<|im_start|>", "You are a helpful assistant")),
@@ -14,14 +14,10 @@ _SIGNS = (
 
 
 def detect_chat_format(chat_template: str | None) -> str:
-    """The name of the format of a model's Jinja chat template; "alpaca" for a model that has none.
-
-    Raises SdftError for a template of no known format.
-    """
+    """Return the chat format of a Jinja template, "alpaca" if there is none (SdftError for an unknown format)."""
     if not chat_template:
         return "alpaca"
     for name, signs in _SIGNS:
         if all(sign in chat_template for sign in signs):
             return name
-    raise SdftError("the model's chat template is of no known format; name one with --chat; `sdft prompt --help` lists "
-                    "them")
+    raise SdftError("the model's chat template has an unknown format; name one of `sdft prompt --help` with --chat")

@@ -1,9 +1,9 @@
-"""Finding a tokenizer: in a Hugging Face folder, or in the metadata of a GGUF file.
+"""Load a tokenizer from a Hugging Face folder, or from the metadata of a GGUF file.
 
-    folder/  tokenizer.json            when it is a byte-level BPE (GPT-2, SmolLM2, Llama 3, Qwen), else
-             tokenizer.model           sentencepiece (Llama 2, TinyLlama, Mistral)
-             tokenizer_config.json     BOS, EOS, chat template …            (also: special_tokens_map.json, chat_template.jinja)
-             generation_config.json    further tokens that end generation   (also: config.json)
+    tokenizer.json            a byte-level BPE (GPT-2, SmolLM2, Llama 3, Qwen); otherwise
+    tokenizer.model           sentencepiece (Llama 2, TinyLlama, Mistral)
+    tokenizer_config.json     BOS, EOS, chat template … (also special_tokens_map.json, chat_template.jinja)
+    generation_config.json    more tokens that end generation (also config.json)
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sdft.tokenizers.tokenizer import Settings, Tokenizer
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load the tokenizer of a model folder (SdftError when there is none, or one that is not supported)."""
+    """Load the tokenizer of a model folder (SdftError if it is missing or not supported)."""
     folder = Path(folder)
     settings = _read_settings(folder)
     spec_path, model_path = folder / "tokenizer.json", folder / "tokenizer.model"
@@ -28,12 +28,12 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if model_path.is_file() and (spec is None or not is_byte_level(spec)):
         return SentencePiece(read_bytes(model_path), settings, str(model_path))
     if spec is None:
-        raise SdftError(f"{folder}: expected tokenizer.json or tokenizer.model; copy it from where the model comes from")
+        raise SdftError(f"{folder}: expected tokenizer.json or tokenizer.model; copy it from the model's source")
     return ByteLevelBPE(spec, settings, str(spec_path))
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str = "GGUF") -> Tokenizer:
-    """Make the tokenizer of a GGUF file's metadata ("tokenizer.ggml.*", "tokenizer.chat_template")."""
+    """Make a tokenizer from a GGUF file's metadata ("tokenizer.ggml.*", "tokenizer.chat_template")."""
     spec = spec_from_gguf(metadata, where)
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
                               "add_bos_token": gguf_adds_bos(metadata)}
@@ -62,7 +62,7 @@ def _read_settings(folder: Path) -> Settings:
     template = folder / "chat_template.jinja"
     if template.is_file():
         config["chat_template"] = read_text(template)
-    if isinstance(config.get("chat_template"), list):       # named templates: the default one is for chat
+    if isinstance(config.get("chat_template"), list):       # named templates: "default" is for chat
         named = {entry["name"]: entry["template"] for entry in config["chat_template"]}
         config["chat_template"] = named.get("default")
     return Settings(str(folder), config, optional("generation_config.json"), optional("config.json"))

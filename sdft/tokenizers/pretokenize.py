@@ -1,16 +1,15 @@
-"""Cutting text into the words that byte-pair merges may not cross: pre-tokenisers and the NFC normaliser.
+"""Split text into the words that byte-pair merges may not cross: pre-tokenisers and the NFC normaliser.
 
-A tokenizer.json names its cuts as regular expressions with \\p{L} and \\p{N}, which the standard `re` lacks. The
-trick here: every pattern in use tells characters beyond ASCII apart only as letter, number, white space or other.
-So text is first *folded*, one character to one character, ASCII to itself and the rest to one representative per
-class; the pattern's classes become small sets of ASCII and representatives; and the lengths of the pieces of the
-folded text cut the original.
+A tokenizer.json splits by regular expressions with \\p{L} and \\p{N}, which the standard `re` lacks. All patterns in
+use distinguish characters beyond ASCII only as letter, number, white space or other. So text is first *folded*, one
+character to one character: ASCII to itself, others to one representative per class. The pattern's classes become small
+sets of ASCII and representatives, and the lengths of the pieces of the folded text split the original.
 
     text      "Œuvre n° ٣٤!"        pattern  \\p{L}+ | \\p{N} | …
-    folded    "LuvrenS nO NN!"      classes  [A-Za-zL]  [0-9N]      (L, N, S, O stand for unused control characters)
+    folded    "LuvrenS nO NN!"      classes  [A-Za-zL]  [0-9N]      (L, N, S, O are unused control characters)
 
-Equal to the `tokenizers` library, whose Oniguruma follows Unicode 16: what Python's own `unicodedata` is too old or
-too new to know stands in `unicode_versions`.
+The pieces equal those of the `tokenizers` library, whose Oniguruma follows Unicode 16; `unicode_versions` holds the
+differences to Python's `unicodedata`.
 """
 from __future__ import annotations
 
@@ -25,13 +24,13 @@ GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-# What the `Digits` pre-tokeniser splits by: Rust's char::is_numeric, of a newer Unicode than Oniguruma's \p{N}. The name
-# is ours; no file can hold it, Oniguruma having no such class.
+# The class of the `Digits` pre-tokeniser: Rust's char::is_numeric, of a newer Unicode than Oniguruma's \p{N}. The name
+# is ours; Oniguruma has no such class, so no file contains it.
 DIGIT = r"\p{Numeric}"
 
-# Representatives: C1 control characters, which have no case and which folding itself replaces.
+# Representatives: C1 control characters, which have no case; folding replaces those in the text.
 _LETTER, _NUMBER, _RUST_NUMBER, _SPACE, _OTHER = "\x80", "\x81", "\x82", "\x83", "\x84"
-_LONG_S = "\u017f"          # ſ: the one letter beyond ASCII that case-insensitive 's matches, so it stays itself
+_LONG_S = "\u017f"          # ſ, the one letter beyond ASCII that case-insensitive 's matches, is not folded
 _CLASSES = {r"\p{L}": "A-Za-z" + _LETTER + _LONG_S, r"\p{N}": "0-9" + _NUMBER,
             DIGIT: "0-9" + _NUMBER + _RUST_NUMBER, r"\s": r"\t-\r\x20" + _SPACE}
 _ESCAPES = frozenset(r"rntfv\.-[](){}|?*+'/ ")
@@ -40,7 +39,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class _Fold(dict):
-    """The folding as a table for str.translate, filled as characters are met."""
+    """The table of the folding for str.translate, filled character by character."""
 
     def __missing__(self, code: int) -> str:
         self[code] = folded = _fold(chr(code))
@@ -64,18 +63,16 @@ _FOLD = _Fold()
 
 
 class PreTokenizer:
-    """Cuts text by each of `patterns` in turn, every match and every gap between matches becoming a piece.
+    """Splits text by each pattern in turn; each match and each gap between matches becomes a piece.
 
-    Args:
-        patterns: regular expressions in Oniguruma's syntax, as tokenizer.json holds them.
-        where: the file they come from, for the message of an SdftError about a pattern that is not supported.
+    patterns: regular expressions in Oniguruma's syntax, as in tokenizer.json. An SdftError about one names `where`.
     """
 
     def __init__(self, patterns: Sequence[str], where: str = "pre-tokeniser"):
         self._patterns = [re.compile(f"({_translate(pattern, where)})") for pattern in patterns]
 
     def __call__(self, text: str) -> list[str]:
-        """Return the pieces of `text`, which joined are `text` again."""
+        """Return the pieces of `text`, in order."""
         if text.isascii():
             return self._cut(text)
         pieces, start = [], 0
@@ -86,14 +83,15 @@ class PreTokenizer:
 
     def _cut(self, folded: str) -> list[str]:
         pieces = [folded]
-        for pattern in self._patterns:      # split on a captured pattern returns gap, match, gap, … in order
+        for pattern in self._patterns:      # splitting by a captured pattern returns gap, match, gap, …
             pieces = [piece for whole in pieces for piece in pattern.split(whole) if piece]
         return pieces
 
 
 def _translate(pattern: str, where: str) -> str:
-    """Rewrite a pattern of Oniguruma for `re` over folded text, refusing what the two would read differently."""
-    out, in_class = [], False
+    """Translate a pattern of Oniguruma for `re` and folded text; refuse parts that the two would read differently."""
+    out: list[str] = []
+    in_class = False
     for match in _SYNTAX.finditer(pattern):
         token = match.group()
         if token in _CLASSES:
@@ -105,7 +103,7 @@ def _translate(pattern: str, where: str) -> str:
         elif token == "]":
             in_class = False
         elif token == "(" and not in_class:
-            token = "(?:"                   # `split` must see one group: the whole
+            token = "(?:"                   # the only captured group is the whole pattern
         elif (token[0] == "\\" and token[1:] not in _ESCAPES or not token.isascii()
               or token in ("[&" if in_class else "^$.") or token == "+" and out[-1:] == ["}"]):
             raise SdftError(f"{where}: the pre-tokeniser's regular expression {pattern} holds {token}, which is not "
@@ -119,10 +117,10 @@ def _translate(pattern: str, where: str) -> str:
 
 
 def nfc(text: str) -> str:
-    """Return `text` in Unicode's normal form C, as the library composes it.
+    """Return `text` in Unicode's normal form C, as the library computes it.
 
-    Its table of combining marks is older than Python's: marks that it does not know stop reordering and
-    composition, so the text between them is normalised alone.
+    The library's table of combining marks is older than Python's. Marks that it lacks stop reordering and composition,
+    so the text between them is normalised separately.
     """
     if text.isascii() or unicodedata.is_normalized("NFC", text):
         return text
@@ -135,5 +133,5 @@ def nfc(text: str) -> str:
 
 
 def replace_surrogates(text: str) -> str:
-    """Replace lone surrogates (JSON escapes can make them; UTF-8 has no bytes for them) by U+FFFD."""
+    """Replace lone surrogates, which JSON escapes can produce but UTF-8 cannot encode, by U+FFFD."""
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)

@@ -1,16 +1,16 @@
 """SentencePiece models (tokenizer.model): Llama 2, TinyLlama, Mistral.
 
-The sentencepiece package segments; this file decides, like transformers, what it is given:
+The sentencepiece package segments text. This file prepares the text for it, as transformers does:
 
     "<s>Hi there</s> Hi"  ─added tokens→  <s>  "Hi there"  </s>  " Hi"
                           ─prefix→             "▁Hi▁there"       "▁Hi"         legacy
-                                               "Hi▁there"        "▁Hi"         not legacy: only text that the string begins with
+                                               "Hi▁there"        "▁Hi"         not legacy: only at the string's begin
 
-A prefix space is put only before a stretch that does not begin with a space already. Characters outside the
-vocabulary become byte tokens <0x00> … <0xFF>, which `decode` joins to characters again.
+The prefix space is added only to text that does not begin with a space. Characters outside the vocabulary become byte
+tokens <0x00> … <0xFF>, which `decode` joins to characters.
 
-`save` writes a tokenizer.json beside the model: transformers 5 reads a bare tokenizer.model without the scores of its
-pieces, and then cuts runs of spaces as neither sentencepiece nor the published tokenizer.json does.
+`save` also writes a tokenizer.json: transformers 5 reads a tokenizer.model without the scores of its pieces, and then
+splits runs of spaces differently from both sentencepiece and the published tokenizer.json.
 """
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from sdft.tokenizers.tokenizer import Settings, Tokenizer
 _SPACE = "▁"
 _FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
-# A serialised ModelProto whose only content is normalizer_spec {add_dummy_prefix: false}. Protocol buffers merge what is
-# appended to a message, so a model with these bytes after it leaves the prefix to us.
+# A serialised ModelProto with only normalizer_spec {add_dummy_prefix: false}. Protocol buffers merge appended messages,
+# so sentencepiece adds no prefix for a model with these bytes appended.
 _NO_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class SentencePiece(Tokenizer):
-    """The tokenizer of a tokenizer.model (`model`, its bytes).
+    """The tokenizer of a tokenizer.model, whose content is `model`.
 
-    tokenizer_config.json decides: `legacy` (default false), `add_prefix_space` (default true), `add_bos_token`
-    (default true), `added_tokens_decoder`.
+    It reads `legacy` (default false), `add_prefix_space` (default true), `add_bos_token` (default true) and
+    `added_tokens_decoder` from tokenizer_config.json.
     """
 
     def __init__(self, model: bytes, settings: Settings, where: str):
@@ -51,12 +51,12 @@ class SentencePiece(Tokenizer):
         try:
             self._sp = SentencePieceProcessor(model_proto=model + _NO_PREFIX)
         except RuntimeError as error:
-            raise SdftError(f"{where}: not a sentencepiece model, or a damaged one; copy or download it again") from error
+            raise SdftError(f"{where}: not a readable sentencepiece model; copy or download it again") from error
         if self._sp.normalize(" ﬁ  é\u0301 ") != "▁ﬁ▁▁é\u0301▁":
             raise SdftError(f"{where}: a sentencepiece model that normalises text is not supported")
-        own = {f"{name}_token": self._sp.id_to_piece(id) for name, id in
-               (("bos", self._sp.bos_id()), ("eos", self._sp.eos_id()), ("unk", self._sp.unk_id())) if id >= 0}
-        config = {"tokenizer_class": "LlamaTokenizer", **own, **settings.config}
+        named = {f"{name}_token": self._sp.id_to_piece(id) for name, id in
+                 (("bos", self._sp.bos_id()), ("eos", self._sp.eos_id()), ("unk", self._sp.unk_id())) if id >= 0}
+        config = {"tokenizer_class": "LlamaTokenizer", **named, **settings.config}
         self._prefix = config.get("add_prefix_space") is not False
         self._legacy = bool(config.get("legacy", False))
         self._texts = dict(enumerate(self._sp.id_to_piece(list(range(self._sp.get_piece_size())))))
@@ -84,7 +84,7 @@ class SentencePiece(Tokenizer):
         pieces = [self._texts.get(id, "").replace(_SPACE, " ") for id in map(int, ids) if id not in hidden]
         text = ""
         for is_byte, run in groupby(pieces, key=lambda piece: _BYTE.fullmatch(piece) is not None):
-            text += _decode_bytes(list(run)) if is_byte else "".join(run)
+            text += (_decode_bytes if is_byte else "".join)(list(run))
         return text[1:] if self._prefix and text.startswith(" ") else text
 
     def piece(self, id: int) -> str:
@@ -103,7 +103,7 @@ class SentencePiece(Tokenizer):
         self._save_settings(folder)
 
     def _spec(self) -> dict[str, Any]:
-        """The same tokenizer as a tokenizer.json: BPE with merges in the order of their pieces' scores."""
+        """Return the tokenizer as a tokenizer.json: a BPE whose merges are sorted by their pieces' scores."""
         scheme = "never" if not self._prefix else "always" if self._legacy else "first"
         decoders = [{"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}, {"type": "ByteFallback"},
                     {"type": "Fuse"}]
@@ -115,7 +115,8 @@ class SentencePiece(Tokenizer):
             "added_tokens": [vars(token) for _, token in sorted(self.added.items())],
             "normalizer": None,
             "pre_tokenizer": {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": scheme, "split": False},
-            "post_processor": bos_template(self._texts[self.bos_id], self.bos_id) if self.add_bos else None,
+            "post_processor": (bos_template(self._texts[self.bos_id], self.bos_id)
+                               if self.add_bos and self.bos_id is not None else None),
             "decoder": {"type": "Sequence", "decoders": decoders},
             "model": {"type": "BPE", "dropout": None, "unk_token": self._texts[self._sp.unk_id()],
                       "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
@@ -123,7 +124,7 @@ class SentencePiece(Tokenizer):
         }
 
     def _merges(self, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-        """Every way to make a piece of two others, best score first (equal scores: the longest left part first)."""
+        """Return every split of a piece into two others, best score first, then longest left part first."""
         merges = []
         for piece, id in vocab.items():
             if not (self._sp.is_control(id) or self._sp.is_byte(id) or self._sp.is_unknown(id)):
@@ -135,7 +136,7 @@ class SentencePiece(Tokenizer):
 
 
 def _decode_bytes(pieces: list[str]) -> str:
-    """The text of a run of byte tokens; like the library's, one U+FFFD for each when the run is not UTF-8 as a whole."""
+    """Return the text of a run of byte tokens: one U+FFFD for each, as in the library, if the run is not UTF-8."""
     try:
         return bytes(int(piece[3:5], 16) for piece in pieces).decode()
     except UnicodeDecodeError:
@@ -143,7 +144,7 @@ def _decode_bytes(pieces: list[str]) -> str:
 
 
 def _added_tokens(config: Mapping[str, Any], sp: SentencePieceProcessor, where: str) -> list[AddedToken]:
-    """The model's own control tokens and unknown token, and what the configuration adds or says of them."""
+    """Return the model's control tokens and unknown token, with the configuration's additions and changes."""
     added = {id: AddedToken(id, sp.id_to_piece(id)) for id in range(sp.get_piece_size())
              if sp.is_control(id) or sp.is_unknown(id)}
     try:

@@ -1,7 +1,7 @@
-"""What every tokenizer offers, and the special tokens that a Hugging Face folder names for it.
+"""The interface of every tokenizer, and the special tokens that a Hugging Face folder names.
 
     tokenizer = load_tokenizer(folder)              # sdft.tokenizers.loading
-    ids = tokenizer.encode("Hello")                 # never a BOS or EOS that the text does not hold
+    ids = tokenizer.encode("Hello")                 # adds no BOS or EOS
     text = tokenizer.decode(ids)
 """
 from __future__ import annotations
@@ -18,18 +18,19 @@ from sdft.files import write_json
 from sdft.tokenizers.added_tokens import AddedToken
 from sdft.tokenizers.chat_template import detect_chat_format
 
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>")     # end an assistant's turn in ChatML and in Llama 3's chat format
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>")     # these end an assistant's turn in ChatML and Llama 3's format
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a model folder says about its tokenizer outside of the vocabulary.
+    """The settings of a tokenizer that are not part of its vocabulary.
 
-    config: tokenizer_config.json, with the chat template and what special_tokens_map.json adds.
-    generation: generation_config.json ({} when there is none); its eos_token_id may be a list.
-    model: config.json ({} when there is none): the fallback for BOS and EOS.
-    where: the folder or file, for messages.
+    config: tokenizer_config.json, with the chat template and special_tokens_map.json.
+    generation: generation_config.json or {}; its eos_token_id may be a list.
+    model: config.json or {}: the fallback for BOS and EOS.
+    where: the folder or file, for error messages.
     """
+
     where: str
     config: Mapping[str, Any] = field(default_factory=dict)
     generation: Mapping[str, Any] = field(default_factory=dict)
@@ -37,11 +38,11 @@ class Settings:
 
 
 class Tokenizer(ABC):
-    """Text to ids and back.
+    """Converts text to ids and back.
 
-    vocab_size: number of ids, added tokens included. bos_id, eos_id: ids (bos_id None: the model has no BOS).
-    stop_ids: every id that ends generation, eos_id first. add_bos: the model expects a BOS before its input.
-    special: text → id of the special tokens. chat: name of the chat format that the model was trained with.
+    vocab_size: number of ids, including added tokens. bos_id: None if the model has no BOS. stop_ids: every id that
+    ends generation, eos_id first. add_bos: whether the model expects a BOS before its input. special: text → id of the
+    special tokens. chat: name of the model's chat format.
     """
 
     vocab_size: int
@@ -54,26 +55,26 @@ class Tokenizer(ABC):
         self.bos_id = self._named("bos_token")
         eos_id = self._named("eos_token")
         if eos_id is None:
-            raise SdftError(f"{settings.where}: no end-of-sequence token; name it as eos_token in tokenizer_config.json")
+            raise SdftError(f"{settings.where}: no end-of-sequence token; set eos_token in tokenizer_config.json")
         self.eos_id = eos_id
         self.stop_ids = self._stops()
         self.add_bos = bool(settings.config.get("add_bos_token", add_bos)) and self.bos_id is not None
 
     @abstractmethod
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Return the ids of `text`, adding nothing; special=True turns the text of special tokens into their ids."""
+        """Return the ids of `text`, without BOS or EOS; special=True converts special tokens in it to their ids."""
 
     @abstractmethod
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Return the text of `ids`; bytes that are not UTF-8 (a character cut in two) become U+FFFD."""
+        """Return the text of `ids`; bytes that are not UTF-8 (part of a character) become U+FFFD."""
 
     @abstractmethod
     def piece(self, id: int) -> str:
-        """Return the text of one token, bytes that are not UTF-8 alone written as \\xNN."""
+        """Return the text of one token; bytes that are not UTF-8 by themselves become \\xNN."""
 
     @abstractmethod
     def token_id(self, text: str) -> int | None:
-        """Return the id of the token with exactly this text in the vocabulary or among the added tokens."""
+        """Return the id of the token or added token with exactly this text; None if there is none."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -84,7 +85,7 @@ class Tokenizer(ABC):
         return detect_chat_format(self.settings.config.get("chat_template"))
 
     def _named(self, name: str) -> int | None:
-        """The id of bos_token or eos_token: by its text in tokenizer_config.json, else by its id in config.json."""
+        """Return the id of bos_token or eos_token: by its text in tokenizer_config.json, else from config.json."""
         text = self.settings.config.get(name)
         if isinstance(text, Mapping):
             text = text.get("content")
@@ -94,7 +95,7 @@ class Tokenizer(ABC):
                 raise SdftError(f"{self.settings.where}: {name} is {text!r}, which the vocabulary does not hold")
             return id
         ids = self.settings.model.get(f"{name}_id") if name not in self.settings.config else None
-        return ids[0] if isinstance(ids, list) and ids else ids
+        return next(iter(ids), None) if isinstance(ids, list) else ids
 
     def _stops(self) -> tuple[int, ...]:
         stops = [self.eos_id]
@@ -105,7 +106,7 @@ class Tokenizer(ABC):
         return tuple(dict.fromkeys(stops))
 
     def _save_settings(self, folder: Path) -> None:
-        """Write tokenizer_config.json, and generation_config.json so that every stop token is found again."""
+        """Write tokenizer_config.json, and generation_config.json with every stop token."""
         write_json(Path(folder) / "tokenizer_config.json", dict(self.settings.config))
         write_json(Path(folder) / "generation_config.json",
                    {**self.settings.generation, "eos_token_id": list(self.stop_ids)})

@@ -1,15 +1,15 @@
-"""Where the Unicode tables of the `tokenizers` library and of Python differ, so that ids do not depend on either.
+"""Differences between the Unicode tables of Python and of the `tokenizers` library, so that ids depend on neither.
 
-Python's `unicodedata` is of Unicode 14 (3.11) to 16 (3.14); the library's regular expressions follow 16, its digits a
-later version, its normaliser about 9. Each set below is the difference, taken by sweeping every code point through
-tokenizers 0.23 beside Python 3.11; the tests sweep them again.
+Python's `unicodedata` has Unicode 14 (3.11) to 16 (3.14); the library's regular expressions have 16, its digits a later
+version, its normaliser about 9. Each set is the difference between tokenizers 0.23 and Python 3.11 over every code
+point; the tests compare them again.
 """
 from __future__ import annotations
 
 
 def _codes(ranges: str) -> frozenset[int]:
     """Expand "A-C F" (hexadecimal, inclusive) into {0xA, 0xB, 0xC, 0xF}."""
-    codes = set()
+    codes: set[int] = set()
     for entry in ranges.split():
         first, _, last = entry.partition("-")
         codes.update(range(int(first, 16), int(last or first, 16) + 1))
@@ -26,10 +26,10 @@ NUMBERS = _codes(
     "10D40-10D49 116D0-116E3 11BF0-11BF9 11F50-11F59 16130-16139 16D70-16D79 1CCF0-1CCF9 1D2C0-1D2D3 "
     "1E4F0-1E4F9 1E5F1-1E5FA")
 
-# Numbers to the `Digits` pre-tokeniser (Rust's char::is_numeric), not yet to \p{N}.
+# Numbers for the `Digits` pre-tokeniser (Rust's char::is_numeric), but not for \p{N}.
 RUST_NUMBERS = _codes("11DE0-11DE9 16FF4-16FF6")
 
-# Combining to Python, not to the library's normaliser, which takes each for a starter that composes with nothing.
+# Combining marks for Python, but for the library's normaliser starters that compose with nothing.
 NFC_STARTERS = _codes(
     "7FD 897-89F 8CA-8D3 9FE C3C CF3 D3B-D3C EBA ECE 1715 1ABF-1ACE 1DF6-1DFA A82C 10D24-10D27 "
     "10D69-10D6D 10EAB-10EAC 10EFC-10EFF 10F46-10F50 10F82-10F85 11070 11241 1133B 113B8-113C0 113C2 "
