@@ -1,7 +1,7 @@
-"""The one exception that reaches a user: a failure told in a single line.
+"""The one exception that reaches a user: a failure reported in a single line.
 
-Every message says what was expected, what came, where, and what to do. The command line prints it after
-"sdft: " and exits with 1; a traceback therefore always means a defect of this program.
+Every message says what was expected, what came, where, and what to do. The command line prints it after "sdft: " and
+exits with 1; a traceback therefore always means a defect of this program.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SdftError(Exception):
 
 
 class Interrupted(SdftError):
-    """No failure: the user asked to stop, and what was done is saved. The command line exits with 130."""
+    """The user asked to stop, and the work is saved. The command line exits with 130."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

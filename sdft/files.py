@@ -1,8 +1,8 @@
-"""Writing results so that an interruption never leaves half of one.
+"""Write results so that an interruption never leaves half of one.
 
-A whole file is written to a temporary file in the same folder, flushed to the disk and renamed over its name:
-a reader sees the old file or the new one. What grows record by record is a `Journal`: JSON lines, each flushed
-before the next begins; a line that an interruption tore is recognised, dropped and written again.
+A file is written to a temporary file in the same folder, flushed to the disk and renamed: a reader sees the old file or
+the new one. Results that grow record by record are a `Journal`: JSON lines, each flushed before the next begins; a line
+that an interruption tore is recognised, dropped and written again.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from sdft.errors import SdftError
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, and rename it to `path`."""
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file in the folder of `path`, flush it to the disk, and rename it to `path`."""
     path = Path(path)
     temporary = None
     try:
@@ -59,10 +59,10 @@ def is_temporary(path: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process (SdftError where another one does); the system frees it when the process ends."""
+    """Lock `folder` for this process (SdftError where another one has it); the lock ends with the process."""
     try:
         import fcntl
-    except ImportError:         # Windows: two runs in one folder are not told apart there
+    except ImportError:         # Windows: two runs in one folder are not detected there
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ class Journal:
     def __init__(self, path: Path | None):
         self.path = None if path is None else Path(path)
         self._memory: list[dict] = []
-        self._file = None
+        self._file: BinaryIO | None = None
 
     def read(self) -> list[dict]:
         """Return every complete line, oldest first ([] when there is no file yet)."""
@@ -166,23 +166,23 @@ class Journal:
         if not self.path.is_file():
             return []
         lines = []
-        for number, line in enumerate(self._complete().splitlines(), start=1):
+        for number, line in enumerate(_complete_lines(self.path).splitlines(), start=1):
             try:
                 lines.append(json.loads(line))
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise SdftError(f"{self.path}, line {number}: expected one JSON object; the file was edited or "
-                                "damaged: mend the line or remove it") from error
+                                "damaged: correct the line or remove it") from error
         return lines
 
-    def append(self, value: dict) -> None:
+    def append(self, value: Mapping[str, Any]) -> None:
         """Write one line and flush it to the disk before returning."""
         if self.path is None:
-            self._memory.append(value)
+            self._memory.append(dict(value))
             return
         line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
         try:
             if self._file is None:
-                self._file = self._open()
+                self._file = self._open(self.path)
             if self._file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
@@ -196,23 +196,22 @@ class Journal:
             self._file.close()
             self._file = None
 
-    def _complete(self) -> bytes:
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise SdftError(f"{self.path}: cannot read this file: {_reason(error)}") from error
-        return data[: data.rfind(b"\n") + 1]
-
-    def _open(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.is_file():
-            keep = len(self._complete())
-            with open(self.path, "rb+") as file:
+    @staticmethod
+    def _open(path: Path) -> BinaryIO:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            keep = len(_complete_lines(path))
+            with open(path, "rb+") as file:
                 file.truncate(keep)
-        return open(self.path, "ab", buffering=0)       # a failed write must not wait in a buffer for the closing
+        return cast(BinaryIO, open(path, "ab", buffering=0))    # unbuffered: no failed write may wait for the closing
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _complete_lines(path: Path) -> bytes:
+    data = read_bytes(path)
+    return data[: data.rfind(b"\n") + 1]

@@ -102,7 +102,7 @@ def test_the_stages_alone(model, adapter, data, tmp_path, capsys):
     scores = result("eval", *common, "--adapter", str(out / "sdft"), "--data", str(data), *columns,
                     "--out", str(out / "eval"))
     assert scores["metric"] == "rouge-l" and (out / "eval" / "custom.jsonl").is_file()
-    shift = result("measure", "shift", *common, "--adapter", str(adapter), "--svd_layers=v_proj")
+    shift = result("measure", "shift", *common, "--adapter", str(adapter), "--spectra=v_proj")
     assert shift["total"] > 0 and {"intruders" in row for row in shift["modules"] if row["kind"] == "v_proj"} == {True}
     gap = result("measure", "gap", *common, "--data", str(data), *columns)
     assert len(gap["records"]) == 6 and gap["nll"] > 0
@@ -112,14 +112,14 @@ def test_the_stages_alone(model, adapter, data, tmp_path, capsys):
     states = result("measure", "activations", *common, "--adapter", str(adapter), "--general_items=1",
                     "--out", str(out / "drift"))
     assert states["n"] == 1 and states["tokens"] == drift["tokens"] and states["layers"][-1]["relative"] > 0
-    along = result("measure", "along", *common, "--adapter", str(adapter), "--data", str(data), *columns)
+    along = result("measure", "interpolation", *common, "--adapter", str(adapter), "--data", str(data), *columns)
     assert along[0] == {"t": 0, "nll": pytest.approx(gap["nll"]), "tokens": gap["tokens"], "n": len(gap["records"])}
     assert along[4]["nll"] != along[0]["nll"]
     same = result("measure", "adapters", str(adapter), str(adapter))
     assert same["cosine"] == pytest.approx(1) and same["norms"] == [pytest.approx(shift["total"])] * 2
     merged = result("merge", str(adapter), *common, "--out", str(tmp_path / "merged"))
     assert merged["relative"] < 1e-6 and (tmp_path / "merged" / "tokenizer.json").is_file()
-    moved = result("measure", "weights", str(model), str(tmp_path / "merged"), "--svd_layers=v_proj")
+    moved = result("measure", "weights", str(model), str(tmp_path / "merged"), "--spectra=v_proj")
     assert moved["total"] == pytest.approx(merged["delta_norm"], rel=1e-4)      # fp32 weights subtracted
     assert main(["generate", "--model", str(tmp_path / "merged"), "--max_new_tokens=2", "x"]) == 0
 
@@ -184,11 +184,11 @@ def test_the_standalone_file_holds_the_mix_of_the_run_s_seed(model, data, tmp_pa
 
 def test_measure_is_told_what_it_takes(adapter, capsys):
     for arguments, message in ((["shift"], "measure shift needs an adapter"),
-                               (["along"], "measure along needs an adapter"),
+                               (["interpolation"], "measure interpolation needs an adapter"),
                                (["adapters", adapter], "measure adapters needs 2 folders; got 1"),
                                (["weights", adapter, adapter], "expected model.safetensors or"),
                                (["adapters", adapter, "nowhere"], "nowhere: expected an adapter folder"),
-                               (["gap", adapter], "measure gap takes no folder beside its options")):
+                               (["gap", adapter], "measure gap takes options only, no folder")):
         error = _told(capsys, "measure", *arguments, status=1)[1]
         assert error.startswith("sdft: ") and message in error and error.count("\n") == 1
 

@@ -17,7 +17,7 @@ from sdft.measure.outputs.activations import activation_drift
 from sdft.measure.outputs.drift import base_answers, base_view, drift, reverse_drift
 from sdft.measure.outputs.gap import gap
 from sdft.measure.outputs.texts import compare_texts
-from sdft.measure.weights.checkpoints import compare_checkpoints
+from sdft.measure.weights.compare import compare_checkpoints
 from sdft.measure.weights.fisher import fisher_shift
 from sdft.measure.weights.interpolation import loss_along
 from sdft.measure.weights.modules import module_measures
@@ -134,7 +134,7 @@ def test_measures_of_weights_and_targets_are_those_of_the_functions(model, tuned
     targets = [encode_example(pair.tokenizer, [{"role": "user", "content": f"Say {i}."},
                                                {"role": "assistant", "content": f"{i} it is"}], str(i))
                for i in range(6)]
-    along = measured("along", *of, "--data", data)
+    along = measured("interpolation", *of, "--data", data)
     assert along == close(loss_along(pair.model, targets, base=pair.base)) and along[4]["nll"] < along[0]["nll"]
     assert measured("gap", *of, "--data", data)["nll"] == pytest.approx(gap(pair.model, targets)["nll"], rel=1e-5)
     assert measured("gap", "--data", data)["nll"] == along[0]["nll"]
@@ -201,7 +201,7 @@ def test_what_cannot_be_set_against_each_other_is_refused(model, tuned, tmp_path
     (renamed / "tokenizer.json").write_text(spec.replace('"A": 65', '"A": 66').replace('"B": 66', '"B": 65'))
     full, lora = tuned["full"], tuned["lora"]
     for arguments, message in (
-        (["drift"], "measure drift needs an adapter or a whole tuned model to set against the seed; name one with "),
+        (["drift"], "measure drift needs an adapter or a whole tuned model to compare with the base model; name one with "),
         (["texts", "--adapter", lora, "--tuned", full], "takes one tuned model; got both --adapter and --tuned"),
         (["gap", "--adapter", lora, "--tuned", full], "takes one tuned model; got both"),
         (["weights", model, full, "--tuned", full], "measure weights takes its folders alone; leave --tuned out"),

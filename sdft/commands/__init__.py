@@ -1,7 +1,9 @@
-"""The commands, one function each: it adds its arguments to a parser, and returns what runs them.
+"""The commands, a module for one or two of them; they may import every room above and have no logic of their own.
 
-Settings are made from the dataclasses of `sdft.experiment.settings`: each field is an option of its name, and also of its
-section and name (--lr, --train.lr).
+Each command is a function that adds its arguments to a parser and returns the function that executes it. Options are
+made from the dataclasses of sdft/experiment/settings.py: every field is an option under its name and under its section
+and name (--lr, --train.lr). Modules that need torch are imported when a command is executed, so that help is instant.
+Start reading at run.py; sdft/cli.py dispatches.
 """
 from __future__ import annotations
 
@@ -15,36 +17,38 @@ from sdft.errors import SdftError
 from sdft.experiment.settings import SECTIONS, Config, default_of, kind_of, load_chosen, make_config
 
 if TYPE_CHECKING:
+    from sdft.data.records import Record
     from sdft.model.llama import Llama
+    from sdft.tasks import Task
     from sdft.tokenizers.tokenizer import Tokenizer
 
 METAVARS = {int: "N", float: "X", bool: "true|false", str: "TEXT", tuple: "A,B,…", dict: "OURS=THEIRS,…"}
 
 
 def add_settings(parser: argparse.ArgumentParser, sections: Mapping[str, tuple[str, ...]]) -> None:
-    """Offer the settings of `sections`: section → names of its fields, () for all of them."""
+    """Add the settings of `sections` as options: section → names of its fields, () for all of them."""
     for section, names in sections.items():
         group = parser.add_argument_group(f"[{section}]")
-        for knob in fields(SECTIONS[section]):
-            if names and knob.name not in names:
+        for setting in fields(SECTIONS[section]):
+            if names and setting.name not in names:
                 continue
-            kind, default = kind_of(section, knob.name), default_of(knob)
+            kind, default = kind_of(section, setting.name), default_of(setting)
             shown = ",".join(default) if kind is tuple else str(default).lower() if kind is bool else default
-            text = knob.metadata["help"] + ("" if default is None else f" (default: {shown})")
-            optional = {"nargs": "?", "const": "true"} if kind is bool else {}
-            group.add_argument(f"--{knob.name}", f"--{section}.{knob.name}", dest=f"{section}.{knob.name}",
+            text = setting.metadata["help"] + ("" if default is None else f" (default: {shown})")
+            optional: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}
+            group.add_argument(f"--{setting.name}", f"--{section}.{setting.name}", dest=f"{section}.{setting.name}",
                                metavar=METAVARS[kind], default=argparse.SUPPRESS, help=text.replace("%", "%%"),
                                **optional)
 
 
 def settings(options: argparse.Namespace, path: str | None = None) -> tuple[Config, frozenset[str]]:
-    """The settings among the parsed options, over those of the TOML file `path`; and the names of those given."""
+    """The settings of the TOML file `path`, overridden by the parsed options; and the names of those that were set."""
     given = {key: value for key, value in vars(options).items() if "." in key}
     return make_config(Path(path) if path else None, given)
 
 
 def load_with_adapter(config: Config, adapter: str | None) -> tuple[Llama, Tokenizer]:
-    """The model of the settings, with the adapter of a folder on it where one is named."""
+    """Load the model of the settings, and the adapter of a folder onto it where one is named."""
     import sdft.model
     from sdft.model.io.adapters import load_adapter
 
@@ -54,13 +58,13 @@ def load_with_adapter(config: Config, adapter: str | None) -> tuple[Llama, Token
     return model, tokenizer
 
 
-def task_of(config: Config) -> Any:
-    """The task of the settings; a file of records is the task `custom`."""
+def task_of(config: Config) -> Task:
+    """Load the task of the settings; a file of records is the task `custom`."""
     data = config.task.data
     return load_chosen(config.task, "custom" if data and Path(data).is_file() else None)
 
 
-def records_of(config: Config) -> list:
+def records_of(config: Config) -> list[Record]:
     """The records of --data (a file), or those that the task trains on."""
     from sdft.data.records import read_records
 
@@ -71,7 +75,7 @@ def records_of(config: Config) -> list:
 
 
 def existing(path: str, what: str) -> Path:
-    """`path` as a Path (SdftError when nothing is there)."""
+    """`path` as a Path (SdftError where it does not exist)."""
     if not Path(path).exists():
         raise SdftError(f"{path}: expected {what}, found nothing there")
     return Path(path)

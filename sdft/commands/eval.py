@@ -1,4 +1,4 @@
-"""`sdft eval`: run suites on the seed or on an adapter."""
+"""`sdft eval`: answer and score suites with the base model or an adapter."""
 from __future__ import annotations
 
 import argparse
@@ -11,12 +11,12 @@ from sdft.errors import SdftError, nearest
 
 
 def eval(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
-    """Write every answer with its score to <out>/<suite>.jsonl; print one JSON line a suite."""
-    parser.add_argument("--adapter", metavar="DIR", help="adapter to put on the model")
+    """Write every answer with its score to <out>/<suite>.jsonl; print one JSON line per suite."""
+    parser.add_argument("--adapter", metavar="DIR", help="Adapter to load onto the model.")
     parser.add_argument("--suite", action="append", metavar="NAME",
-                        help="a suite of the task, instructions, or general; can be given again (default: the task's)")
+                        help="Suite: one of the task, instructions, or general; repeatable (default: the task's).")
     parser.add_argument("--out", metavar="DIR",
-                        help="folder for the answers (default: eval/NAME of the adapter's folder, or eval/base)")
+                        help="Folder for the answers (default: eval/NAME of the adapter's folder, or eval/base).")
     add_settings(parser, {"model": (), "task": (), "generate": ()})
 
     def execute(options: argparse.Namespace) -> None:
@@ -36,10 +36,11 @@ def eval(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None
         out = Path(options.out or Path("eval") / (Path(options.adapter).resolve().name if options.adapter else "base"))
         model, tokenizer = load_with_adapter(config, options.adapter)
         suites = [known[name] for name in dict.fromkeys(chosen)]
-        answers = evaluate(model, tokenizer, suites, out, sampling(config), config.generate.generation_batch_size, config.model.chat)
+        answers = evaluate(model, tokenizer, suites, out, sampling(config), config.generate.generation_batch_size,
+                           config.model.chat)
         for suite in suites:
-            rows = answers[suite.name]
-            scores = {"metric": suite.metric, **summarise(rows)} if suite.score else {"n": len(rows)}
+            lines = answers[suite.name]
+            scores = {"metric": suite.metric, **summarise(lines)} if suite.score else {"n": len(lines)}
             print(json.dumps({"suite": suite.name, **scores, "answers": str(out / f"{suite.name}.jsonl")},
                              ensure_ascii=False))
 

@@ -1,183 +1,309 @@
-"""`sdft measure`: each measure alone, of a tuned model and its seed, of two adapters, and of any two checkpoints."""
+"""`sdft measure`: one measure alone, of a tuned model and its base model, of two adapters, or of any two checkpoints.
+
+    --model BASE  --adapter DIR        one model: the base model is the same with the adapter off
+    --model BASE  --tuned MODEL        two models: MODEL is a whole model, whoever trained it
+
+Both models answer the prompts of --suite in the base model's tokens and chat format. Their answers are journals as
+`sdft eval` writes them: the base model's in --out, the tuned model's in --own.
+"""
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdft.commands import add_settings, existing, settings
-from sdft.commands.measure_pair import Pair
+from sdft.commands import add_settings, existing, load_with_adapter, settings, task_of
 from sdft.commands.train import training_data
-from sdft.errors import SdftError
+from sdft.errors import SdftError, nearest
 from sdft.experiment.settings import Config
 
 if TYPE_CHECKING:
     from sdft.data.chat import Example
+    from sdft.model.llama import Llama
+    from sdft.results import AnswerLine
+    from sdft.tasks import Suite
+    from sdft.tokenizers.tokenizer import Tokenizer
 
 HELP = """\
-of --adapter or --tuned against the seed of --model:
-shift: of the weights, module by module, with spectrum and ranks;
-fisher: the same, each weight counted by how much the seed's answers to --suite hang on it;
-drift: of the outputs: KL on the seed's answers to --suite, and in `reverse` on the tuned model's own;
-texts: likeness of the tuned model's answers to --suite to the seed's: ROUGE-L, BLEU, cosine;
-activations: their drift on the seed's answers to --suite, layer by layer;
-along: NLL of the targets in --data on the way from the seed to the tuned model and beyond.
-of one model:
+Of --adapter or --tuned compared with the base model of --model:
+shift: change of the weights, module by module, with spectrum and ranks;
+fisher: Fisher-weighted change, by how sensitive the base model's answers to --suite are to each weight;
+drift: KL on the base model's answers to --suite, and in `reverse` on the tuned model's own;
+texts: similarity of the two models' answers to --suite: ROUGE-L, BLEU, cosine;
+activations: drift of the hidden states on the base model's answers to --suite, layer by layer;
+interpolation: NLL of the targets in --data between the base model and the tuned model, and beyond.
+Of one model:
 gap: NLL, rank and low-probability share of the targets in --data.
-of folders:
-adapters: two adapter folders A and B beside each other;
+Of folders:
+adapters: two adapter folders A and B compared;
 weights: the change from checkpoint folder A to B, module by module;
-between: two checkpoints B and C, both tuned from A, beside each other"""
+between: two checkpoints B and C, both tuned from A, compared."""
 
 
 def measure(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Print one measure as JSON."""
     parser.add_argument("what", choices=MEASURES, help=HELP)
-    parser.add_argument("folders", nargs="*", metavar="A B", help="adapters, weights, between: the folders")
-    parser.add_argument("--adapter", metavar="DIR", help="adapter to measure")
+    parser.add_argument("folders", nargs="*", metavar="A B", help="Folders of adapters, weights and between.")
+    parser.add_argument("--adapter", metavar="DIR", help="Adapter to measure.")
     parser.add_argument("--tuned", metavar="MODEL",
-                        help="or whole model to measure, as `sdft train --method full` writes one: a folder, a .gguf "
-                        "file or a name, whoever trained it; shift and fisher take it and the seed in fp32")
+                        help="Whole model to measure, as `sdft train --method full` writes it: a folder, a .gguf file "
+                        "or a name; shift and fisher read it and the base model in fp32.")
     parser.add_argument("--spectra", metavar="NAMES",
-                        help="shift, weights, between: also decompose these matrices (q_proj,…) before and after: spectral "
-                        "shift, principal cosines, intruder dimensions; 0.3 s for one of 576 × 576, eight times that "
-                        "at twice the width")
+                        help="For shift, weights and between: decompose these matrices (q_proj,…) before and after: "
+                        "spectral shift, principal cosines, intruder dimensions.")
     parser.add_argument("--suite", default="general", metavar="NAME",
-                        help="fisher, drift, texts, activations: whose prompts are answered: general, instructions, or "
-                        "a suite of the task (default: general)")
+                        help="Suite whose prompts are answered: general, instructions, or one of the task (default: "
+                        "general).")
     parser.add_argument("--out", default="eval/base", metavar="DIR",
-                        help="…: folder of the seed's answers; what is missing is answered now (default: eval/base)")
+                        help="Folder of the base model's answers; missing ones are generated (default: eval/base).")
     parser.add_argument("--own", metavar="DIR",
-                        help="drift, texts: folder of the tuned model's (default: its name, beside --out)")
+                        help="Folder of the tuned model's answers (default: its name, in the folder that holds --out).")
     add_settings(parser, {"model": (), "task": (), "generate": (),
                           "eval": ("train_template", "general_items", "instruction_items")})
 
     def execute(options: argparse.Namespace) -> None:
         config, _ = settings(options)
-        _refuse(options)
+        _check(options)
         print(json.dumps(MEASURES[options.what](config, options), ensure_ascii=False))
 
     return execute
 
 
-def _refuse(options: argparse.Namespace) -> None:
-    """Refuse what a measure does not take (SdftError)."""
+def _check(options: argparse.Namespace) -> None:
+    """Refuse options that a measure does not take (SdftError)."""
     what, tuned = options.what, [f"--{name}" for name in ("adapter", "tuned") if getattr(options, name)]
     if what in FOLDERS and len(options.folders) != FOLDERS[what]:
         raise SdftError(f"measure {what} needs {FOLDERS[what]} folders; got {len(options.folders)}")
     if what in FOLDERS and tuned:
         raise SdftError(f"measure {what} takes its folders alone; leave {tuned[0]} out")
     if what not in FOLDERS and options.folders:
-        raise SdftError(f"measure {what} takes no folder beside its options; got {options.folders[0]!r}")
+        raise SdftError(f"measure {what} takes options only, no folder; got {options.folders[0]!r}")
     if len(tuned) == 2:
         raise SdftError(f"measure {what} takes one tuned model; got both --adapter and --tuned, leave one out")
     if what not in (*FOLDERS, "gap") and not tuned:
-        raise SdftError(f"measure {what} needs an adapter or a whole tuned model to set against the seed; name one "
-                        "with --adapter DIR or --tuned MODEL")
+        raise SdftError(f"measure {what} needs an adapter or a whole tuned model to compare with the base model; name "
+                        "one with --adapter DIR or --tuned MODEL")
 
 
-def _weights(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.weights.checkpoints import compare_checkpoints
+class Pair:
+    """A tuned model and its base model, with the base model's tokenizer.
 
-    return compare_checkpoints(*_checkpoints(options), _spectra(options))
+    model: the tuned one (the base model itself without --adapter and --tuned). base: the base model where it is another
+    model; None where it is `model` with its adapter off. exact: the weights will be subtracted, so both models are in
+    fp32 whatever --dtype says, since rounding to bf16 can exceed what training changed.
+
+    Raises SdftError where --tuned has other weights or another vocabulary than the base model.
+    """
+
+    def __init__(self, config: Config, options: argparse.Namespace, exact: bool = False):
+        self.config, self.options = config, options
+        self.suite, self.ids = _suite(config, options.suite)
+        self.base: Llama | None = None
+        if options.tuned:
+            self.base, self.model, self.tokenizer = _two_models(config, options.tuned, exact)
+        else:
+            self.model, self.tokenizer = load_with_adapter(config, options.adapter)
+
+    @property
+    def before(self) -> Llama:
+        """The base model, or the model that is the base model with its adapter off."""
+        return self.base or self.model
+
+    def base_answers(self) -> list[AnswerLine]:
+        """The base model's answers: read from --out, or generated."""
+        from sdft.model.lora import adapter_off
+
+        return self._answers(adapter_off(self.before), Path(self.options.out))
+
+    def tuned_answers(self) -> list[AnswerLine]:
+        """The tuned model's answers: read from --own, or generated."""
+        name = Path(self.options.adapter or self.options.tuned).resolve().name
+        return self._answers(nullcontext(self.model), Path(self.options.own or Path(self.options.out).parent / name))
+
+    def base_texts(self) -> list[Example]:
+        """The base model's answers as examples (SdftError where all are empty)."""
+        if texts := self._texts(self.base_answers()):
+            return texts
+        raise SdftError(f"suite {self.suite.name}: expected answers of the base model to measure on, but all "
+                        f"{len(self.ids)} are empty; take another --suite, or more prompts")
+
+    def tuned_texts(self) -> list[Example]:
+        """The tuned model's answers as examples."""
+        return self._texts(self.tuned_answers())
+
+    def _answers(self, answering: AbstractContextManager[Llama], folder: Path) -> list[AnswerLine]:
+        from sdft.distill.resume import answers
+        from sdft.experiment.context import sampling
+        from sdft.files import Journal
+        from sdft.measure.abilities import evaluate
+
+        # The journal may hold answers to more items than are measured now: they are part of its suite.
+        answered = {line["id"] for line in answers(Journal(folder / f"{self.suite.name}.jsonl"))}
+        suite = replace(self.suite, items=[item for item in self.suite.items if item.id in self.ids | answered])
+        config = self.config
+        with answering as model:
+            lines = evaluate(model, self.tokenizer, [suite], folder, sampling(config),
+                             config.generate.generation_batch_size, config.model.chat)[suite.name]
+        return [line for line in lines if line["id"] in self.ids]
+
+    def _texts(self, lines: list[AnswerLine]) -> list[Example]:
+        from sdft.measure.outputs.drift import base_answers
+
+        return base_answers(self.tokenizer, self.suite, lines, self.config.model.chat)
 
 
-def _between(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from contextlib import ExitStack
+def _suite(config: Config, name: str) -> tuple[Suite, set[str]]:
+    """The suite of that name, and the ids of the items that the settings ask for."""
+    from sdft.tasks import general_suite, instruction_suite
 
-    from sdft.measure.weights.checkpoint_pairs import compare_changes
-    from sdft.model.io.loading import open_checkpoint
-
-    with ExitStack() as stack:
-        opened = [stack.enter_context(open_checkpoint(folder)) for folder in _checkpoints(options)]
-        return compare_changes(*opened, _spectra(options))
-
-
-def _checkpoints(options: argparse.Namespace) -> list[Path]:
-    return [existing(folder, "a checkpoint folder") for folder in options.folders]
-
-
-def _adapters(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    from sdft.measure.weights.adapter_pairs import adapter_in, compare_adapters
-
-    first, second = (adapter_in(existing(folder, "an adapter folder")) for folder in options.folders)
-    return compare_adapters(first, second)
+    known = {suite.name: suite for suite in (general_suite(), instruction_suite())}
+    if name not in known:
+        known |= {suite.name: suite for suite in task_of(config).suites}
+    if name not in known:
+        raise SdftError(f"--suite: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+    count = {"general": config.eval.general_items, "instructions": config.eval.instruction_items}.get(name)
+    ids = {item.id for item in known[name].items[:count]}
+    if not ids:
+        raise SdftError(f"suite {name}: expected prompts, got none; ask for some")
+    return known[name], ids
 
 
-def _shift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+def _two_models(config: Config, tuned: str, exact: bool) -> tuple[Llama, Llama, Tokenizer]:
+    """The base model, the tuned model, and the base model's tokenizer."""
+    if (Path(tuned) / "adapter_config.json").is_file() and not (Path(tuned) / "config.json").is_file():
+        raise SdftError(f"--tuned {tuned}: expected a whole model, found an adapter; name it with --adapter")
+    name, dtype = config.model.model, "float32" if exact else config.model.dtype
+    (base, tokenizer), (model, tuned_tokenizer) = (
+        load_with_adapter(replace(config, model=replace(config.model, model=each, dtype=dtype)), None)
+        for each in (name, tuned))
+    expected = f"--tuned {tuned}: expected a model tuned from {name}"
+    _same_weights(base, model, expected)
+    _same_vocabulary(tokenizer, tuned_tokenizer, expected)
+    return base, model, tokenizer
+
+
+def _same_weights(base: Llama, tuned: Llama, expected: str) -> None:
+    shapes, others = ({name: tuple(weight.shape) for name, weight in model.named_parameters()}
+                      for model in (base, tuned))
+    if shapes != others:
+        name = min(name for name, _ in shapes.items() ^ others.items())
+        here, there = (each.get(name, "missing") for each in (others, shapes))
+        raise SdftError(f"{expected}, but {name} is {here} here and {there} there; name its own base model with "
+                        "--model")
+
+
+def _same_vocabulary(tokenizer: Tokenizer, other: Tokenizer, expected: str) -> None:
+    for id in range(max(tokenizer.vocab_size, other.vocab_size)):
+        here, there = other.piece(id), tokenizer.piece(id)
+        if here != there:
+            raise SdftError(f"{expected}, but token {id} is {here!r} here and {there!r} there; name its own base model "
+                            "with --model")
+
+
+def _shift(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
     from sdft.measure.weights.modules import module_measures
 
     pair = Pair(config, options, exact=True)
     return module_measures(pair.model, pair.base, _spectra(options))
 
 
-def _spectra(options: argparse.Namespace) -> list[str]:
-    return options.spectra.split(",") if options.spectra else []
-
-
-def _fisher(config: Config, options: argparse.Namespace) -> dict[str, Any]:
-    """Of an adapter the adapted layers, of a whole model every linear layer of the decoder."""
+def _fisher(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+    """For an adapter the adapted layers, for a whole model every linear layer of the decoder."""
     from sdft.measure.passes import fitting
     from sdft.measure.weights.fisher import fisher_shift
     from sdft.objectives.fisher import fisher
 
     pair = Pair(config, options)
     texts = fitting(pair.before, pair.base_texts(), "fisher")
-    found = fisher(pair.before, texts)
+    information = fisher(pair.before, texts)
     if options.tuned:
         pair = Pair(config, options, exact=True)
-    return fisher_shift(pair.model, found, pair.base) | {"n": len(texts)}
+    return {**fisher_shift(pair.model, information, pair.base), "n": len(texts)}
 
 
-def _drift(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+def _drift(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
     from sdft.measure.outputs.drift import base_view, drift, reverse_drift
 
     pair = Pair(config, options)
     texts, own = pair.base_texts(), pair.tuned_texts()
-    return drift(pair.model, base_view(pair.before, texts)) | {"reverse": reverse_drift(pair.model, own, pair.base)}
+    return {**drift(pair.model, base_view(pair.before, texts)), "reverse": reverse_drift(pair.model, own, pair.base)}
 
 
-def _texts(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+def _texts(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
     from sdft.measure.outputs.texts import compare_texts
 
     pair = Pair(config, options)
-    return compare_texts(pair.tuned_rows(), pair.base_rows())
+    return compare_texts(pair.tuned_answers(), pair.base_answers())
 
 
-def _activations(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+def _activations(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
     from sdft.measure.outputs.activations import activation_drift
 
     pair = Pair(config, options)
     return activation_drift(pair.model, pair.base_texts(), pair.base)
 
 
-def _gap(config: Config, options: argparse.Namespace) -> dict[str, Any]:
+def _gap(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
     from sdft.measure.outputs.gap import gap
 
     pair, examples = _targets(options)
     return gap(pair.model, examples)
 
 
-def _along(config: Config, options: argparse.Namespace) -> list[dict[str, float]]:
+def _interpolation(config: Config, options: argparse.Namespace) -> list[Any]:
     from sdft.measure.weights.interpolation import loss_along
 
     pair, examples = _targets(options)
-    return loss_along(pair.model, examples, base=pair.base)
+    return list(loss_along(pair.model, examples, base=pair.base))
 
 
 def _targets(options: argparse.Namespace) -> tuple[Pair, list[Example]]:
-    """The models, and the records of --data as they would be trained on."""
+    """The models, and the records of --data as training examples."""
+    from sdft.data.examples import training_example
     from sdft.data.templates import get_template
-    from sdft.experiment.context import training_example
 
     config, records = training_data(*settings(options))
     template, pair = get_template(config.eval.train_template or "plain"), Pair(config, options)
     return pair, [training_example(pair.tokenizer, record, template, config.model.chat) for record in records]
 
 
-MEASURES = {"shift": _shift, "fisher": _fisher, "drift": _drift, "texts": _texts, "activations": _activations,
-            "along": _along, "gap": _gap, "adapters": _adapters, "weights": _weights,
-            "between": _between}
-FOLDERS = {"adapters": 2, "weights": 2, "between": 3}           # how many each takes
+def _adapters(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+    from sdft.measure.weights.compare import adapter_in, compare_adapters
+
+    first, second = (adapter_in(existing(folder, "an adapter folder")) for folder in options.folders)
+    return compare_adapters(first, second)
+
+
+def _weights(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+    from sdft.measure.weights.compare import compare_checkpoints
+
+    first, second = _checkpoints(options)
+    return compare_checkpoints(first, second, _spectra(options))
+
+
+def _between(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+    from sdft.measure.weights.compare import compare_changes
+    from sdft.model.io.loading import open_checkpoint
+
+    with ExitStack() as stack:
+        base, first, second = (stack.enter_context(open_checkpoint(folder)) for folder in _checkpoints(options))
+        return compare_changes(base, first, second, _spectra(options))
+
+
+def _checkpoints(options: argparse.Namespace) -> list[Path]:
+    return [existing(folder, "a checkpoint folder") for folder in options.folders]
+
+
+def _spectra(options: argparse.Namespace) -> list[str]:
+    return options.spectra.split(",") if options.spectra else []
+
+
+Measure = Callable[[Config, argparse.Namespace], "Mapping[str, Any] | list[Any]"]
+MEASURES: Mapping[str, Measure] = {
+    "shift": _shift, "fisher": _fisher, "drift": _drift, "texts": _texts, "activations": _activations,
+    "interpolation": _interpolation, "gap": _gap, "adapters": _adapters, "weights": _weights, "between": _between}
+FOLDERS = {"adapters": 2, "weights": 2, "between": 3}           # measure → the number of its folders

@@ -14,7 +14,7 @@ Execute = Callable[[argparse.Namespace], None]
 
 def fetch(parser: argparse.ArgumentParser) -> Execute:
     """Print the folder of the fetched model."""
-    parser.add_argument("name", metavar="NAME", help="smollm2-135m, or org/name of the hub")
+    parser.add_argument("name", metavar="NAME", help="Model: smollm2-135m, or org/name of the hub.")
 
     def execute(options: argparse.Namespace) -> None:
         from sdft.model.io.fetch import fetch as fetch_model
@@ -25,9 +25,9 @@ def fetch(parser: argparse.ArgumentParser) -> Execute:
 
 
 def merge(parser: argparse.ArgumentParser) -> Execute:
-    """Save the merged model; print what rounding did to the change, as JSON."""
-    parser.add_argument("adapter", metavar="ADAPTER", help="folder of the adapter")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the checkpoint")
+    """Save the merged model; print the rounding error of the weight change as JSON."""
+    parser.add_argument("adapter", metavar="ADAPTER", help="Folder of the adapter.")
+    parser.add_argument("--out", required=True, metavar="DIR", help="Folder for the checkpoint.")
     add_settings(parser, {"model": ("model", "dtype")})
 
     def execute(options: argparse.Namespace) -> None:
@@ -39,7 +39,7 @@ def merge(parser: argparse.ArgumentParser) -> Execute:
         report, dtype = merge_adapter(model), str(model.dtype).removeprefix("torch.")
         save_checkpoint(model, tokenizer, Path(options.out))
         if report["relative"] > 0.1:
-            print(f"merge: rounding to {dtype} lost {report['relative']:.0%} of the change (its norm); "
+            print(f"merge: rounding to {dtype} lost {report['relative']:.0%} of the norm of the weight change; "
                   "--dtype=float32 keeps it", file=sys.stderr)
         print(json.dumps(report | {"dtype": dtype, "checkpoint": options.out}))
 

@@ -1,24 +1,29 @@
-"""`sdft prompt`: what the model really sees."""
+"""`sdft prompt`: the rendered prompt, token by token, with its loss mask."""
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from sdft.commands import add_settings, settings
+from sdft.commands import add_settings, records_of, settings
 from sdft.errors import SdftError
+from sdft.experiment.settings import Config
+
+if TYPE_CHECKING:
+    from sdft.data.records import Record
 
 
 def prompt(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
-    """Print the tokens of a prompt or of a record, those that are learned set apart."""
+    """Print the tokens of a prompt or of a record, with the target tokens marked."""
     parser.add_argument("instruction", nargs="?", metavar="TEXT",
-                        help="the user's turn (default: the first record of the task)")
-    parser.add_argument("--answer", metavar="TEXT", help="the assistant's turn: the prompt becomes a training example")
-    parser.add_argument("--system", metavar="TEXT", help="system text")
-    parser.add_argument("--id", metavar="ID", help="the record of the task or of --data with this id")
+                        help="User turn (default: the first record of the task).")
+    parser.add_argument("--answer", metavar="TEXT", help="Assistant turn; it makes the prompt a training example.")
+    parser.add_argument("--system", metavar="TEXT", help="System text.")
+    parser.add_argument("--id", metavar="ID", help="Id of a record of the task or of --data.")
     parser.add_argument("--template", default="plain", metavar="NAME",
-                        help="plain, alpaca, using, refer, gsm8k, gsm8k_distill, gsm8k_infer (default: plain)")
-    parser.add_argument("--ids", action="store_true", help="one token a line, with its id")
+                        help="Template: plain, alpaca, using, refer, gsm8k, gsm8k_distill, … (default: plain).")
+    parser.add_argument("--ids", action="store_true", help="Print one token per line, with its id.")
     add_settings(parser, {"model": ("model", "chat"), "task": ()})
 
     def execute(options: argparse.Namespace) -> None:
@@ -44,8 +49,7 @@ def prompt(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], No
     return execute
 
 
-def _record(config, options: argparse.Namespace):
-    from sdft.commands import records_of
+def _record(config: Config, options: argparse.Namespace) -> Record:
     from sdft.data.records import Record
 
     if options.instruction is not None and (config.task.data or options.id):

@@ -12,15 +12,15 @@ Execute = Callable[[argparse.Namespace], None]
 
 
 def run(parser: argparse.ArgumentParser) -> Execute:
-    """The whole experiment, and its report."""
-    parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings; options go over them")
-    parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/TASK-MODEL)")
+    """Run the whole experiment; print its table and the path of its report."""
+    parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="File of settings; options override it.")
+    parser.add_argument("--out", metavar="DIR", help="Run folder (default: runs/TASK-MODEL).")
     add_settings(parser, {section: () for section in SECTIONS})
 
     def execute(options: argparse.Namespace) -> None:
         from sdft.report.drawing import require_matplotlib
 
-        require_matplotlib()          # told before the long work, not after it
+        require_matplotlib()          # before the long work, not after it
         config, given = settings(options, options.config)
         from sdft.experiment.run import run as run_experiment
 
@@ -30,8 +30,8 @@ def run(parser: argparse.ArgumentParser) -> Execute:
 
 
 def report(parser: argparse.ArgumentParser) -> Execute:
-    """The report of a finished run, or of a study, once more."""
-    parser.add_argument("folder", metavar="DIR", help="run folder, or a study's folder with cells.json")
+    """Write the report of a finished run, or of a study, again."""
+    parser.add_argument("folder", metavar="DIR", help="Run folder, or folder of a study with cells.json.")
 
     def execute(options: argparse.Namespace) -> None:
         from sdft.studies.page import NAME, write_study
@@ -46,7 +46,7 @@ def report(parser: argparse.ArgumentParser) -> Execute:
 
 
 def _show(folder: Path) -> None:
-    """Write the report; print the table and where the page is."""
+    """Write the report; print the table and the path of the page."""
     from sdft.report import write_report
     from sdft.report.run import read_run
     from sdft.report.tables import as_text, result_table

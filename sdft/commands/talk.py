@@ -7,24 +7,30 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from sdft.commands import add_settings, load_with_adapter, settings
 from sdft.errors import SdftError
+
+if TYPE_CHECKING:
+    from sdft.generation import Output, Sampling
+    from sdft.model.llama import Llama
+    from sdft.tokenizers.tokenizer import Tokenizer
 
 Execute = Callable[[argparse.Namespace], None]
 
 
 def generate(parser: argparse.ArgumentParser) -> Execute:
     """Print the answers, in the order of the prompts."""
-    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="user turns; none: one on each line of stdin")
-    parser.add_argument("--json", action="store_true", help="one JSON line an answer: id, text, tokens, finish")
+    parser.add_argument("prompts", nargs="*", metavar="PROMPT", help="User turns; without any, one per line of stdin.")
+    parser.add_argument("--json", action="store_true", help="Print one JSON line per answer: id, text, tokens, finish.")
     _common(parser)
 
     def execute(options: argparse.Namespace) -> None:
         config, prompts = settings(options)[0], options.prompts
         if prompts in ([], ["-"]):
             if sys.stdin.isatty():
-                print("one prompt a line; end with Ctrl-D", file=sys.stderr)
+                print("one prompt per line; end with Ctrl-D", file=sys.stderr)
             prompts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
         if not prompts:
             raise SdftError("expected at least one prompt, as an argument or on stdin; got none")
@@ -36,7 +42,8 @@ def generate(parser: argparse.ArgumentParser) -> Execute:
         turns = ([{"role": "user", "content": prompt}] for prompt in prompts)
         requests = [Request(str(index), encode_prompt(tokenizer, messages, chat=config.model.chat))
                     for index, messages in enumerate(turns)]
-        answers = stream(model, tokenizer, requests, sampling(config, options.max_new_tokens), config.generate.generation_batch_size)
+        answers = stream(model, tokenizer, requests, sampling(config, options.max_new_tokens),
+                         config.generate.generation_batch_size)
         for answer in _in_order(answers):
             if options.json:
                 print(json.dumps(asdict(answer), ensure_ascii=False), flush=True)
@@ -47,8 +54,8 @@ def generate(parser: argparse.ArgumentParser) -> Execute:
 
 
 def chat(parser: argparse.ArgumentParser) -> Execute:
-    """Talk; every answer is printed as it is written. Ctrl-C stops an answer, Ctrl-D ends the talk."""
-    parser.add_argument("--system", metavar="TEXT", help="system text")
+    """Chat; an answer is printed token by token. Ctrl-C stops an answer, Ctrl-D ends the chat."""
+    parser.add_argument("--system", metavar="TEXT", help="System text.")
     _common(parser)
 
     def execute(options: argparse.Namespace) -> None:
@@ -57,7 +64,7 @@ def chat(parser: argparse.ArgumentParser) -> Execute:
 
         model, tokenizer = load_with_adapter(config, options.adapter)
         messages = [{"role": "system", "content": options.system}] if options.system else []
-        print("/new begins anew, Ctrl-C stops an answer, Ctrl-D ends", file=sys.stderr)
+        print("/new starts a new conversation, Ctrl-C stops an answer, Ctrl-D ends", file=sys.stderr)
         for text in _turns():
             if text == "/new":
                 messages = messages[:1] if options.system else []
@@ -70,14 +77,16 @@ def chat(parser: argparse.ArgumentParser) -> Execute:
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapter", metavar="DIR", help="adapter to put on the model")
-    parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N", help="longest answer (default: 256)")
+    parser.add_argument("--adapter", metavar="DIR", help="Adapter to load onto the model.")
+    parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N",
+                        help="Maximum tokens of an answer (default: 256).")
     add_settings(parser, {"model": (), "generate": ()})
 
 
-def _in_order(answers: Iterable) -> Iterator:
-    """Hold answers back until those before them are there."""
-    waiting, following = {}, 0
+def _in_order(answers: Iterable[Output]) -> Iterator[Output]:
+    """Yield answers in the order of their ids: each waits for those before it."""
+    waiting: dict[int, Output] = {}
+    following = 0
     for answer in answers:
         waiting[int(answer.id)] = answer
         while following in waiting:
@@ -95,13 +104,15 @@ def _turns() -> Iterator[str]:
             yield text
 
 
-def _answer(model, tokenizer, messages: list[dict[str, str]], sampling, chat_format: str | None) -> str:
-    """Print an answer as it is written, and return it."""
+def _answer(model: Llama, tokenizer: Tokenizer, messages: list[dict[str, str]], sampling: Sampling,
+            chat_format: str | None) -> str:
+    """Print an answer token by token, and return it."""
     from sdft.data.chat import encode_prompt
     from sdft.generation import stream_tokens
 
-    tokens, shown = [], ""
-    with suppress(KeyboardInterrupt):                 # the answer so far stands
+    tokens: list[int] = []
+    shown = ""
+    with suppress(KeyboardInterrupt):                 # keep the answer so far
         for token in stream_tokens(model, tokenizer, encode_prompt(tokenizer, messages, chat=chat_format), sampling):
             tokens.append(token)
             text = tokenizer.decode(tokens)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
     """Write the adapter (or, with --method full, the model), log.jsonl and state.safetensors to a folder."""
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the adapter, its log and its state")
+    parser.add_argument("--out", required=True, metavar="DIR", help="Folder for the adapter, its log and its state.")
     add_settings(parser, {"model": (), "task": (), "train": (), "eval": ("train_template",)})
 
     def execute(options: argparse.Namespace) -> None:
@@ -44,9 +44,9 @@ def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Non
 
 
 def training_data(config: Config, given: frozenset[str]) -> tuple[Config, list[Record]]:
-    """The records to train on, and the settings with what their task decides where nobody has set it.
+    """The records to train on, and the settings with those that the task decides.
 
-    Of a file that `sdft distill` or `sdft run` made, the task's decisions stand beside it.
+    A file that `sdft distill` or `sdft run` wrote has the task's settings in a file next to it.
     """
     from sdft.distill.resume import settings_path
     from sdft.files import read_json
@@ -57,7 +57,7 @@ def training_data(config: Config, given: frozenset[str]) -> tuple[Config, list[R
         return with_task(config, given, **task.default_settings), task.train
     records, path = records_of(config), settings_path(data)
     decided = read_json(path) if path.is_file() else None
-    if isinstance(decided, dict) and decided.keys() == of_task(config).keys():      # not any other file of that name
+    if isinstance(decided, dict) and decided.keys() == of_task(config).keys():      # not another file of that name
         if any(not isinstance(decided[name], int if name in ("epochs", "rewrite_tokens") else str) for name in decided):
             raise SdftError(f"{path}: expected numbers for epochs and rewrite_tokens and names of templates, got "
                             f"{decided}; make it again with `sdft distill`")

@@ -7,7 +7,7 @@ On the task's targets the curve shows whether training went far enough; on the b
 that costs, and whether an intermediate t keeps most of the gain. For an adapter t multiplies its scale s, so nothing is
 rounded.
 
-    sdft measure along --adapter runs/mine/sdft --data mine.jsonl
+    sdft measure interpolation --adapter runs/mine/sdft --data mine.jsonl
 """
 from __future__ import annotations
 
