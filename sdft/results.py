@@ -11,7 +11,7 @@ the module that computes it.
 """
 from __future__ import annotations
 
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, final
 
 FORMAT = 2          # version of a run folder's content; a folder of another version is refused
 
@@ -595,6 +595,7 @@ class StudyStatistics(TypedDict):
     correlations: list[Correlation]
 
 
+@final
 class StudyResults(TypedDict):
     """cells.json of a study with runs of its own."""
 
@@ -666,6 +667,7 @@ class RankedMeasure(TypedDict):
     below_first: NotRequired[ExplainedDifference | None]            # None in the first of the ranking
 
 
+@final
 class RankingResults(TypedDict):
     """cells.json of a study that reads others."""
 

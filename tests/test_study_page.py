@@ -1,4 +1,6 @@
 """The page of a study is made from cells.json alone, and its sentences follow the numbers."""
+from __future__ import annotations
+
 import json
 import shutil
 from pathlib import Path
@@ -8,9 +10,10 @@ import pytest
 from sdft.cli import main
 from sdft.errors import SdftError
 from sdft.files import write_json
+from sdft.studies.collect import run_key
 from sdft.studies.figures import apart, axis, measured_on
-from sdft.studies.page import cells_table, matched, sentence, write_study
-from sdft.studies.specification import read_study
+from sdft.studies.page import PILOT, conditions_table, matched, sentence, write_study
+from sdft.studies.specification import planned_runs, read_study
 from sdft.studies.statistics import statistics
 
 STUDIES = Path(__file__).parent.parent / "benchmarks" / "studies"
@@ -22,8 +25,8 @@ def _arm(score, kl, nll):
             "target_nll": nll, "general.n": 16}
 
 
-def _cell(ratio, seed, sdft):
-    return {"name": f"ratio={ratio},seed={seed}", "values": {"ratio": ratio, "seed": seed}, "suite": "passages",
+def _run(ratio, seed, sdft):
+    return {"name": f"mix_ratio={ratio},seed={seed}", "values": {"mix_ratio": ratio, "seed": seed}, "suite": "passages",
             "items": {"passages": 80}, "measures": {"changed_token_share": ratio * 0.9}, "seconds": 9.0,
             "arms": {"base": {"passages": 0.5, "kl": 0.0, "top1": 1.0, "rouge_l": 1.0, "length": 40.0},
                      "sft": _arm(0.75, 0.25 + seed / 100, 4.5), "sdft": _arm(0.625, sdft, 4.5 - 3 * ratio)}}
@@ -32,12 +35,12 @@ def _cell(ratio, seed, sdft):
 @pytest.fixture
 def content():
     """At ratio 0.5 the seeds disagree; at 1 sdft is lower by 0.2, 0.2 and 0.19 in all of them."""
-    cells = [_cell(0.5, 1, 0.30), _cell(0.5, 2, 0.20), _cell(0.5, 3, 0.27),
-             _cell(1.0, 1, 0.06), _cell(1.0, 2, 0.07), _cell(1.0, 3, 0.09)]
-    about = {"name": "mix ratio", "question": "Does it follow?", "primary": PRIMARY, "matched": ["shift"], "cells": 7,
+    runs = [_run(0.5, 1, 0.30), _run(0.5, 2, 0.20), _run(0.5, 3, 0.27),
+            _run(1.0, 1, 0.06), _run(1.0, 2, 0.07), _run(1.0, 3, 0.09)]
+    about = {"name": "mix ratio", "question": "Does it follow?", "primary": PRIMARY, "matched": ["shift"], "runs": 7,
              "plots": [["changed_token_share", "kl"], ["target_nll", "kl"]], "settings": {"train_records": 128}}
-    return {"study": about, "cells": cells, "failed": {"ratio=2": "a share up to 1"},
-            "statistics": statistics(about, cells)}
+    return {"study": about, "runs": runs, "failed": {"mix_ratio=2": "a share up to 1"},
+            "statistics": statistics(about, runs)}
 
 
 @pytest.fixture
@@ -59,149 +62,160 @@ def test_the_page_needs_cells_json_alone(folder, capsys):
 
 def test_the_page_says_what_the_numbers_say(folder):
     page = write_study(folder).read_text()
-    for text in ("# Mix ratio", "Does it follow?", "of sdft against sft, paired by training seed. 6 of 7 cells",
-                 "train_records = 128", "ratio=2: a share up to 1",
-                 "ratio 0.5: no difference detected in kl between sdft and sft: -0.0133 (95 % interval -0.15 to "
+    for text in ("# Mix ratio", "Does it follow?", "of sdft against sft, paired by training seed. 6 of 7 runs",
+                 "train_records = 128", "mix_ratio=2: a share up to 1",
+                 "mix_ratio 0.5: no difference detected in kl between sdft and sft: -0.0133 (95 % interval -0.15 to "
                  "+0.123; lower in 2 of 3 seeds",
-                 "ratio 1: kl is lower under sdft than under sft: -0.197 (95 % interval -0.211 to -0.182; lower in "
+                 "mix_ratio 1: kl is lower with sdft than with sft: -0.197 (95 % interval -0.211 to -0.182; lower in "
                  "3 of 3 seeds",
-                 "| ratio 1 | sdft | 3 | 62.5 | 0.073 |", "passages, % (n = 80)",
+                 "| mix_ratio 1 | sdft | 3 | 62.5 | 0.073 |", "passages, % (n = 80)",
                  "share of target tokens that are changed, n = 6 trained arms (kl: n = 16 general answers). r = -0.",
-                 "over NLL of the targets under the seed, nats/token, n = 9 trained arms (kl: n = 16 general answers). "
-                 "r = +0.",
-                 "by Holm: over the conditions of this end point, and over all other comparisons of this page together",
-                 "ratio 0.5: passages (n = 80 items) is lower under sdft than under sft: -12.5 points",
-                 "ratio 1: passages (n = 80 items) is lower under sdft than under sft: -12.5 points",
-                 "Named before the first run: kl (KL from the seed, nats/token, n = 16 general answers) of sdft",
-                 "At equal shift, kl is lower under sdft than under sft: -0.105 (95 % interval ",
-                 "there its score on the task is -12.5 points against that of sft (6 of 6 cells compared)"):
+                 "over NLL of the targets under the base model, nats/token, n = 9 trained arms (kl: n = 16 general "
+                 "answers). r = +0.",
+                 "after Holm's adjustment: over the conditions of this end point, and over all other comparisons of "
+                 "this page together",
+                 "mix_ratio 0.5: passages (n = 80 items) is lower with sdft than with sft: -12.5 points",
+                 "mix_ratio 1: passages (n = 80 items) is lower with sdft than with sft: -12.5 points",
+                 "Named before the first run: kl (KL from the base model, nats/token, n = 16 general answers) of sdft",
+                 "At equal shift, kl is lower with sdft than with sft: -0.105 (95 % interval ",
+                 "there its score on the task differs from that of sft by -12.5 points (6 of 6 runs compared)"):
         assert text in page, text
 
 
-def test_the_same_cells_give_the_same_files(folder):
+def test_the_same_results_give_the_same_files(folder):
     write_study(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     write_study(folder)
     assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_one_seed_tells_nothing(content):
-    one = statistics(content["study"], content["cells"][:1])["comparisons"][0]
-    assert sentence(one) == ("ratio 0.5: kl of sdft against sft: +0.04; one seed, so nothing can be told from it.")
+def test_one_seed_allows_no_conclusion(content):
+    one = statistics(content["study"], content["runs"][:1])["comparisons"][0]
+    assert sentence(one) == ("mix_ratio 0.5: kl of sdft against sft: +0.04; one seed allows no conclusion.")
 
 
-def test_arms_without_a_common_point_are_told():
-    row = {"equal": "shift", "column": "kl", "arm": "sdft", "against": "kl", "condition": {"cell": "weak"}, "n": 0,
+def test_arms_without_a_common_point_are_reported():
+    row = {"equal": "shift", "column": "kl", "arm": "sdft", "against": "kl", "condition": {"run": "weak"}, "n": 0,
            "points": 0, "of": 3, "score": None, "items": None, "mean": None}
     assert matched(row) == "At equal shift, sdft and kl (weak) have no point in common."
 
 
-def test_retention_is_told_with_the_score_at_the_same_place_and_one_seed_tells_nothing():
+def test_retention_is_reported_with_the_score_at_the_same_value_and_one_seed_allows_no_conclusion():
     row = {"equal": "shift", "column": "kl", "arm": "sdft", "against": "sft", "condition": {}, "n": 1, "points": 2,
            "of": 3, "score": -0.125, "items": None, "mean": -0.1, "low": None, "high": None, "agree": 1,
            "detected": False}
     assert matched(row) == (
-        "At equal shift, kl of sdft minus that of sft: -0.1; there its score on the task is -12.5 points against that "
-        "of sft (2 of 3 cells compared); one seed, so nothing can be told from it.")
+        "At equal shift, kl of sdft minus that of sft: -0.1; there its score on the task differs from that of sft by "
+        "-12.5 points (2 of 3 runs compared); one seed allows no conclusion.")
     seeds = row | {"n": 3, "agree": 3, "low": -0.3, "high": 0.1, "p_holm": 0.25}
     assert matched(seeds) == (
         "At equal shift, no difference detected in kl between sdft and sft: -0.1 (95 % interval -0.3 to +0.1; lower in "
-        "3 of 3 seeds, p = 0.25); there its score on the task is -12.5 points against that of sft (2 of 3 cells "
+        "3 of 3 seeds, p = 0.25); there its score on the task differs from that of sft by -12.5 points (2 of 3 runs "
         "compared).")
-    assert "kl is lower under sdft than under sft: -0.1 (" in matched(seeds | {"detected": True})
+    assert "kl is lower with sdft than with sft: -0.1 (" in matched(seeds | {"detected": True})
 
 
 def test_differences_of_scores_are_in_points_and_others_in_their_own_unit(content):
-    for cell in content["cells"]:
-        cell["arms"]["sdft"]["share"] = cell["values"]["seed"] / 100
-        cell["arms"]["sft"]["share"] = 0.0
+    for run in content["runs"]:
+        run["arms"]["sdft"]["share"] = run["values"]["seed"] / 100
+        run["arms"]["sft"]["share"] = 0.0
     content["study"]["plots"] = [["share", "kl"]]
-    told = {row["column"]: sentence(row) for row in statistics(content["study"], content["cells"])["comparisons"]}
-    assert ": +0.02 (" in told["share"] and "points" not in told["share"] and "points" in told["passages"]
+    reported = {row["column"]: sentence(row) for row in statistics(content["study"], content["runs"])["comparisons"]}
+    assert ": +0.02 (" in reported["share"] and "points" not in reported["share"] and "points" in reported["passages"]
+
+
+def test_a_pilot_has_a_table_and_no_figures(folder, content):
+    """With one seed for each condition, a figure would suggest a result."""
+    content["runs"] = content["runs"][::3]
+    content["statistics"] = statistics(content["study"], content["runs"])
+    write_json(folder / "cells.json", content)
+    page = write_study(folder).read_text()
+    assert {path.name for path in folder.iterdir()} == {"cells.json", "report.md"}
+    assert PILOT in page and "| mix_ratio 1 | sdft | 1 | 62.5 | 0.060 |" in page and "![" not in page
 
 
 def test_axes_have_units_and_figures_say_how_many_answers_and_items(folder, content):
     write_study(folder)
-    kl = "KL from the seed, nats/token"
+    kl = "KL from the base model, nats/token"
     for name, texts in {
             "end_point": [kl, "kl by condition (n = 3 training seeds; n = 16 general answers)"],
-            "trade_off": ["score on the task above the seed's, points   (right: learned more)",
+            "trade_off": ["score on the task above the base model's, points   (right: learned more)",
                           f"{kl}   (up: drifted more)", "Learned and drifted (n = 9 trained arms)"],
-            "target_nll-kl": ["NLL of the targets under the seed, nats/token", kl]}.items():
+            "target_nll-kl": ["NLL of the targets under the base model, nats/token", kl]}.items():
         drawn = (folder / f"{name}.svg").read_text()
-        assert not [text for text in texts if f"<!-- {text} -->" not in drawn], name
+        assert not [text for text in texts if f">{text}</text>" not in drawn], name
     page = (folder / "report.md").read_text()
-    assert "(passages, n = 80 items) and by KL from the seed, nats/token (n = 16 general answers)" in page
+    assert "(passages, n = 80 items) and by KL from the base model, nats/token (n = 16 general answers)" in page
     assert "| kl (n = 16) | top1 (n = 16) | rouge_l (n = 16) | length (n = 16) | shift |" in page
 
 
 @pytest.mark.parametrize(("column", "label"), [
-    ("passages", "passages: score, share"), ("lr", "learning rate"), ("general.bleu", "BLEU to the seed, 0 to 1"),
+    ("passages", "passages: score, share"), ("lr", "learning rate"), ("general.bleu", "BLEU to the base model, 0 to 1"),
     ("texts.cosine", "embedding cosine of rewrites and originals"), ("nonsense", "nonsense")])
 def test_only_a_suite_is_a_score(column, label):
     assert axis(column, ["passages"]) == label
 
 
 def test_how_much_a_column_is_measured_on():
-    cells = [{"items": {"sums": n}, "measures": {"texts.n": 7},
+    runs = [{"items": {"sums": n}, "measures": {"texts.n": 7},
               "arms": {"base": {"general.n": 4}, "sft": {"on_task.n": 2}}} for n in (5, 8)]
-    for column, told in (("sums", "n = 5–8 items"), ("kl", "n = 4 general answers"), ("texts.bleu", "n = 7 rewrites"),
-                         ("general.tv", "n = 4 general answers"), ("on_task.reverse.kl", "n = 2 answers to the task"),
-                         ("shift", "")):
-        assert measured_on(cells, column) == told
+    for column, reported in (("sums", "n = 5–8 items"), ("kl", "n = 4 general answers"),
+                             ("texts.bleu", "n = 7 rewrites"), ("general.tv", "n = 4 general answers"),
+                             ("on_task.reverse.kl", "n = 2 answers to the task"), ("shift", "")):
+        assert measured_on(runs, column) == reported
 
 
-def test_labels_that_would_lie_over_each_other_are_moved_up():
+def test_labels_that_would_cover_each_other_are_moved_up():
     moves = apart([(0, 0, 9, 2), (0, 1, 9, 3), (20, 1, 29, 3), (5, 1, 9, 3)])
-    assert moves == [0, 1, 0, 3]                        # to 2 and 4; the third is beside them
+    assert moves == [0, 1, 0, 3]                        # to 2 and 4; the third is next to them
     assert apart([]) == [] and apart([(0, 0, 1, 1), (0, 1, 1, 2)]) == [0, 0]
 
 
-def test_bleu_and_likeness_of_rewrites_stand_in_the_table_where_they_are(content):
-    assert "general.bleu" not in " ".join(cells_table(content).head)
-    for cell in content["cells"]:
-        cell["arms"]["sdft"]["general.bleu"] = 0.25
-        cell["measures"] |= {"texts.bleu": 0.125, "texts.n": 9}
-    table = cells_table(content)
+def test_bleu_and_likeness_of_rewrites_are_in_the_table_where_they_were_measured(content):
+    assert "general.bleu" not in " ".join(conditions_table(content).head)
+    for run in content["runs"]:
+        run["arms"]["sdft"]["general.bleu"] = 0.25
+        run["measures"] |= {"texts.bleu": 0.125, "texts.n": 9}
+    table = conditions_table(content)
     assert [table.rows[-1][table.head.index(name)] for name in ("general.bleu (n = 16)", "texts.bleu (n = 9)")] == [
         "0.250", "0.125"]
     assert "texts.bleu: BLEU of rewrites to originals, 0 to 1 (n = 9 rewrites)" in table.note
 
 
-def test_statistics_of_an_earlier_version_are_one_line(folder, content):
+def test_statistics_of_an_earlier_version_are_refused_in_one_line(folder, content):
     del content["statistics"]["comparisons"][0]["items"]
     write_json(folder / "cells.json", content)
     with pytest.raises(SdftError, match="of an earlier version; run the same `sdft sweep` again"):
         write_study(folder)
 
 
-def test_cells_compared_with_cells_have_a_page(folder, content):
-    content["study"]["primary"] = {"column": "kl", "arm": "sdft", "against": {"ratio": 0.5}}
-    content["statistics"] = statistics(content["study"], content["cells"])
+def test_runs_compared_with_runs_have_a_page(folder, content):
+    content["study"]["primary"] = {"column": "kl", "arm": "sdft", "against": {"mix_ratio": 0.5}}
+    content["statistics"] = statistics(content["study"], content["runs"])
     write_json(folder / "cells.json", content)
-    assert "kl is lower under sdft than under ratio 0.5" in write_study(folder).read_text()
+    assert "kl is lower with sdft than with mix_ratio 0.5" in write_study(folder).read_text()
 
 
-def test_a_cell_that_lacks_an_arm_or_a_column_has_dashes(content):
-    del content["cells"][3]["arms"]["sdft"], content["cells"][0]["arms"]["sft"]["shift"]
-    rows = {tuple(row[:2]): row for row in cells_table(content).rows}
-    assert rows["ratio 1", "sdft"][2] == "2" and rows["all", "base"][-1] == "–"
+def test_a_run_that_lacks_an_arm_or_a_column_has_dashes(content):
+    del content["runs"][3]["arms"]["sdft"], content["runs"][0]["arms"]["sft"]["shift"]
+    rows = {tuple(row[:2]): row for row in conditions_table(content).rows}
+    assert rows["mix_ratio 1", "sdft"][2] == "2" and rows["all", "base"][-1] == "–"
 
 
 def test_an_arm_that_is_the_same_in_all_conditions_has_one_row_and_what_is_plotted_a_column(content):
-    for cell in content["cells"]:
-        cell["measures"]["accepted_share"] = 0.25
+    for run in content["runs"]:
+        run["measures"]["accepted_share"] = 0.25
     content["statistics"]["correlations"] += [{"x": "accepted_share", "y": "kl"}]
-    table = cells_table(content)
-    assert [row[:2] for row in table.rows] == [["all", "base"], ["all", "sft"], ["ratio 0.5", "sdft"],
-                                               ["ratio 1", "sdft"]]
+    table = conditions_table(content)
+    assert [row[:2] for row in table.rows] == [["all", "base"], ["all", "sft"], ["mix_ratio 0.5", "sdft"],
+                                               ["mix_ratio 1", "sdft"]]
     assert [row[table.head.index("accepted_share")] for row in table.rows] == ["–", "–", "0.250", "0.250"]
 
 
-@pytest.mark.parametrize(("text", "message"), [("[]", "expected a study's cells"), ("{", "malformed JSON"),
-                                               ('{"study": {}, "cells": [], "failed": {}, "statistics": {}}',
-                                                "expected at least one finished cell")])
-def test_what_is_no_study_is_one_line(tmp_path, text, message):
+@pytest.mark.parametrize(("text", "message"), [("[]", "expected a study's runs"), ("{", "malformed JSON"),
+                                               ('{"study": {}, "runs": [], "failed": {}, "statistics": {}}',
+                                                "expected at least one finished run")])
+def test_a_file_of_no_study_is_refused_in_one_line(tmp_path, text, message):
     (tmp_path / "cells.json").write_text(text)
     with pytest.raises(SdftError, match=message):
         write_study(tmp_path)
@@ -216,12 +230,22 @@ def test_a_sweep_that_is_rewritten_in_another_folder_has_the_same_page(folder, t
 
 
 @pytest.mark.parametrize("cells", sorted(STUDIES.glob("*/cells.json")), ids=lambda path: path.parent.name)
-def test_the_pages_of_this_repository_are_made_from_their_cells(cells, tmp_path):
-    """Nobody wrote into them, and the statistics are those that the cells' numbers give now."""
+def test_the_pages_of_this_repository_are_made_from_their_results(cells, tmp_path):
+    """Nobody wrote into them, and the statistics are those that the numbers give now."""
     shutil.copy(cells, tmp_path)
     assert write_study(tmp_path).read_text() == (cells.parent / "report.md").read_text()
     content = json.loads(cells.read_text())
     if "statistics" in content:
-        assert content["statistics"] == json.loads(json.dumps(statistics(content["study"], content["cells"])))
+        assert content["statistics"] == json.loads(json.dumps(statistics(content["study"], content["runs"])))
         study = read_study(cells.parent.with_suffix(".toml"))
         assert content["study"]["settings"] == json.loads(json.dumps(study.settings))
+    drawn = {path.name: path.stat().st_size for path in cells.parent.glob("*.svg")}
+    assert drawn.keys() == {path.name for path in tmp_path.glob("*.svg")} and max(drawn.values(), default=0) < 100_000
+
+
+@pytest.mark.parametrize("name", ["1-first-experiments", "2-mix-ratio", "3-templates", "4-regularisation"])
+def test_the_results_of_this_repository_count_as_finished(name):
+    """A key is a hash of settings, data and FORMAT: where one of them changes, the results must be measured again."""
+    results = json.loads((STUDIES / name / "cells.json").read_text())["runs"]
+    assert {result["name"]: result["key"] for result in results} == {
+        run.name: run_key(run) for run in planned_runs(read_study(STUDIES / f"{name}.toml"))}

@@ -23,7 +23,7 @@ from sdft.studies.statistics import (
 
 
 def row(ratio, seed, sft, sdft, nll=1.0):
-    return {"values": {"ratio": ratio, "seed": seed}, "suite": "passages", "items": {"passages": 400},
+    return {"values": {"mix_ratio": ratio, "seed": seed}, "suite": "passages", "items": {"passages": 400},
             "measures": {"gap": nll},
             "arms": {"base": {"kl": 0.0}, "sft": {"kl": sft, "passages": 0.5}, "sdft": {"kl": sdft, "passages": 0.25}}}
 
@@ -72,28 +72,28 @@ def test_one_item_more_in_each_of_three_seeds_is_no_certainty():
     (found,) = judged(rows, PRIMARY | {"column": "passages"})
     assert found["p"] == pytest.approx(t_test(math.sqrt(3), 2))
     assert found["items"] == 48 and found["agree"] == 3 and not found["detected"]
-    for row_, kl in zip(rows, (0.123457, 0.223457, 0.323457)):          # equal but for what was rounded away
+    for row_, kl in zip(rows, (0.123457, 0.223457, 0.323457), strict=True):  # equal up to rounding
         row_["arms"]["sft"]["kl"], row_["arms"]["sdft"]["kl"] = kl, kl + 1e-9
     assert not judged(rows, PRIMARY)[0]["detected"]
 
 
-def test_a_seed_may_tell_by_itself():
+def test_a_seed_may_have_an_interval_of_its_own():
     rows = [row(1, seed, 1.0 + seed, 0.5) for seed in (1, 2, 3)]
-    for each, low, high in zip(rows, (-0.6, -0.6, -0.1), (-0.4, 0.1, -0.05)):
+    for each, low, high in zip(rows, (-0.6, -0.6, -0.1), (-0.4, 0.1, -0.05), strict=True):
         each["arms"]["sdft"] |= {"general.against_sft.low": low, "general.against_sft.high": high,
                                  "suites.passages.against_sft.low": -1, "suites.passages.against_sft.high": 1}
     assert [compare(rows, PRIMARY | {"column": column})[0]["within"] for column in ("kl", "passages")] == [2, 0]
     assert compare(ROWS, PRIMARY)[0]["within"] is None
 
 
-def test_retention_is_told_beside_what_was_learned_and_what_differs_over_the_seeds():
+def test_retention_is_compared_with_what_was_learned_and_what_differs_over_the_seeds():
     for each in (rows := [row(1, seed, 1.0, 0.5) | {"items": {"passages": 4, "instructions": 4}} for seed in (1, 2)]):
         each["arms"]["sdft"] |= {"shift": each["values"]["seed"], "target_nll": 1.0}
     assert compared_columns(PRIMARY, [["shift", "kl"], ["target_nll", "kl"]], rows) == [
         "kl", "passages", "instructions", "shift"]
 
 
-def test_a_study_of_several_tasks_tells_the_score_of_each():
+def test_a_study_of_several_tasks_compares_the_score_of_each():
     rows = [{"values": {"task": suite, "seed": 1}, "suite": suite, "items": {suite: 4}, "measures": {},
              "arms": {"base": {}, "sft": {"kl": 1.0, suite: 0.5}, "sdft": {"kl": 1.0, suite: 0.75}}}
             for suite in ("sums", "calls")]
@@ -102,13 +102,13 @@ def test_a_study_of_several_tasks_tells_the_score_of_each():
         ("kl", "sums", 0), ("kl", "calls", 0), ("score", "sums", 0.25), ("score", "calls", 0.25)]
 
 
-def test_arms_are_compared_within_a_cell_and_conditions_apart():
+def test_arms_are_compared_within_a_run_and_conditions_apart():
     first, second = judged(ROWS, PRIMARY)
-    assert first["condition"] == {"ratio": 0} and second["condition"] == {"ratio": 1}
+    assert first["condition"] == {"mix_ratio": 0} and second["condition"] == {"mix_ratio": 1}
     assert first["differences"] == pytest.approx([0.2, -0.1, 0.1]) and not first["detected"]
     assert second["differences"] == pytest.approx([-0.5, -0.5, -0.51]) and second["agree"] == 3
     assert second["p_holm"] == pytest.approx(2 * second["p"]) and second["detected"]
-    assert (second["values"], second["others"]) == ([0.5, 1.5, 2.49], [1.0, 2.0, 3.0])
+    assert (second["values"], second["against_values"]) == ([0.5, 1.5, 2.49], [1.0, 2.0, 3.0])
 
 
 def test_seeds_that_do_not_all_agree_detect_nothing_and_neither_does_one_seed():
@@ -118,22 +118,22 @@ def test_seeds_that_do_not_all_agree_detect_nothing_and_neither_does_one_seed():
     assert not judged(rows[:1], PRIMARY)[0]["detected"]
 
 
-def test_cells_are_compared_with_the_cell_of_the_same_seed():
-    (found,) = compare(ROWS[::-1], PRIMARY | {"against": {"ratio": 0}})
-    assert found["condition"] == {"ratio": 1} and found["differences"] == pytest.approx([-0.61, -0.4, -0.7])
+def test_runs_are_compared_with_the_run_of_the_same_seed():
+    (found,) = compare(ROWS[::-1], PRIMARY | {"against": {"mix_ratio": 0}})
+    assert found["condition"] == {"mix_ratio": 1} and found["differences"] == pytest.approx([-0.61, -0.4, -0.7])
 
 
-def test_what_a_cell_lacks_is_left_out():
+def test_what_a_run_lacks_is_left_out():
     rows = [*ROWS[:2], {**ROWS[2], "arms": {"base": {}, "sdft": {"kl": 1.0}}}]
     assert compare(rows, PRIMARY)[0]["n"] == 2
     assert compare(rows, PRIMARY | {"column": "tv"}) == []
 
 
 def test_all_that_is_secondary_is_one_family_and_the_end_point_another():
-    """kl: two conditions. Beside it passages and shift, in two conditions each: Holm over the four of them."""
+    """kl: two conditions. Secondary are passages and shift, in two conditions each: Holm over the four of them."""
     rows = [row(ratio, seed, float(seed), seed - 0.5 - ratio - seed / 100) for ratio in (0, 1) for seed in (1, 2, 3)]
     for each in rows:
-        seed, ratio = each["values"]["seed"], each["values"]["ratio"]
+        seed, ratio = each["values"]["seed"], each["values"]["mix_ratio"]
         each["arms"]["sft"] |= {"shift": 4.0, "passages": 0.5}
         each["arms"]["sdft"] |= {"shift": 3.0 - ratio + seed / 50, "passages": 0.6 + seed / 100 + ratio / 10}
     found = statistics({"primary": PRIMARY, "plots": [["shift", "kl"]], "matched": []}, rows)["comparisons"]
@@ -175,19 +175,19 @@ def test_draws_are_of_whole_clusters_and_those_of_too_few_pairs_are_left_out():
     assert {round(float(each), 9) for each in draws if not np.isnan(each)} == by_hand
     assert np.isnan(draws).mean() == pytest.approx(1 / 27, abs=0.01)        # the single pair, thrice
     assert interval(draws)[0] == pytest.approx(min(by_hand), abs=1e-6)
-    assert interval(correlation(clusters[:2])[1]) == (None, None)           # two clusters tell nothing
+    assert interval(correlation(clusters[:2])[1]) == (None, None)           # two clusters give no interval
 
 
-def test_a_column_of_the_cell_belongs_to_the_primary_arm():
+def test_a_column_of_the_run_belongs_to_the_primary_arm():
     found = correlate(ROWS[3:], "sdft", "gap", "kl")
     assert found["n"] == 3 and found["r"] == pytest.approx(np.corrcoef([1, 2, 3], [0.5, 1.5, 2.49])[0, 1], abs=1e-6)
-    assert found["points"][1] == {"arm": "sdft", "values": {"ratio": 1, "seed": 2}, "x": 2, "y": 1.5}
+    assert found["points"][1] == {"arm": "sdft", "values": {"mix_ratio": 1, "seed": 2}, "x": 2, "y": 1.5}
 
 
 def test_a_falling_line_has_a_negative_r_with_an_interval_over_conditions():
     rows = [row(ratio, seed, 1.0, 3.0 - ratio + seed / 10) for ratio in range(4) for seed in (1, 2)]
     for each in rows:
-        each["arms"]["sdft"]["share"] = each["values"]["ratio"]
+        each["arms"]["sdft"]["share"] = each["values"]["mix_ratio"]
     found = correlate(rows, "sdft", "share", "kl")
     assert found["r"] < -0.99 and found["low"] <= found["r"] <= found["high"] < -0.9 and found["ranks"] < -0.9
     assert (found["n"], found["groups"]) == (8, 4)
@@ -198,9 +198,9 @@ def test_columns_of_arms_are_correlated_over_all_arms_and_shared_points_count_on
     assert [point["arm"] for point in found["points"]].count("sft") == 3 and found["n"] == 9
 
 
-def test_the_end_point_stands_beside_what_was_learned():
+def test_the_end_point_is_reported_with_what_was_learned():
     found = statistics({"primary": PRIMARY, "plots": [["gap", "kl"]], "matched": ["passages"]}, ROWS)
-    assert [(row["column"], row["condition"]["ratio"]) for row in found["comparisons"]] == [
+    assert [(row["column"], row["condition"]["mix_ratio"]) for row in found["comparisons"]] == [
         ("kl", 0), ("kl", 1), ("passages", 0), ("passages", 1)]
     assert found["correlations"][0]["n"] == 6
     assert [(row["against"], row["condition"], row["n"]) for row in found["matched"]] == [

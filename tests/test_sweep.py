@@ -1,4 +1,4 @@
-"""A study of a tiny model: its cells, what they share, going on after a kill, a cell that fails, and cells.json."""
+"""A study of a tiny model: its runs, what they share, resuming after a kill, a run that fails, and cells.json."""
 import json
 import os
 import shutil
@@ -14,8 +14,10 @@ from small_run import save_tiny_model
 
 from sdft.cli import main
 from sdft.errors import SdftError
-from sdft.studies.runs import carried, pieces, remaining, take_over, to_make
-from sdft.studies.specification import cells_of, read_study
+from sdft.studies.estimate import remaining
+from sdft.studies.runs import carried, take_over, to_make
+from sdft.studies.specification import planned_runs, read_study
+from sdft.studies.stages import stages
 
 SMALL = """
 dtype = "float32"
@@ -31,7 +33,7 @@ max_length = 2048
 """
 HEAD = 'name = "tiny"\nquestion = "Does it work?"\n[primary]\ncolumn = "kl"\narm = "sdft"\nagainst = "sft"\n'
 GRID = "[grid]\nmix_ratio = [0, 1]\nseed = [1, 2]\n"
-NAMES = ["ratio=0,seed=1", "ratio=0,seed=2", "ratio=1,seed=1", "ratio=1,seed=2"]
+NAMES = ["mix_ratio=0,seed=1", "mix_ratio=0,seed=2", "mix_ratio=1,seed=1", "mix_ratio=1,seed=2"]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def write(model, tmp_path):
 
 @pytest.fixture(scope="module")
 def swept(model, tmp_path_factory):
-    """A finished sweep, and how often the seed rewrote, something was answered, a step was trained, the seed viewed."""
+    """A finished sweep, and how many rewrites, answers, training steps and measures of the base model it made."""
     import sdft.distill.rewriting
     import sdft.experiment.context
     import sdft.measure.abilities
@@ -59,41 +61,43 @@ def swept(model, tmp_path_factory):
 
     base = tmp_path_factory.mktemp("sweep")
     (base / "study.toml").write_text(f'{HEAD}[settings]\nmodel = "{model}"\n{SMALL}{GRID}')
-    counts = {"rewritten": 0, "answered": 0, "steps": 0, "seed": 0}
+    counts = {"rewritten": 0, "answered": 0, "steps": 0, "base": 0}
     with pytest.MonkeyPatch.context() as patch:
         for module, name, count in ((sdft.distill.rewriting, "stream", "rewritten"),
                                     (sdft.measure.abilities, "stream", "answered"),
                                     (sdft.train.loop, "gradient", "steps"),
-                                    (sdft.experiment.context, "base_view", "seed"),
-                                    (sdft.experiment.context, "fisher", "seed")):
-            def counted(*given, work=getattr(module, name), count=count):
-                counts[count] += 1 if count in ("steps", "seed") else len(given[2])
-                return work(*given)
+                                    (sdft.experiment.context, "base_view", "base"),
+                                    (sdft.experiment.context, "fisher", "base")):
+            work = getattr(module, name)
+
+            def counted(*arguments, work=work, count=count):
+                counts[count] += 1 if count in ("steps", "base") else len(arguments[2])
+                return work(*arguments)
             patch.setattr(module, name, counted)
         assert main(["sweep", str(base / "study.toml"), "--out", str(base / "out")]) == 0
     return base, counts
 
 
-def _cells(folder):
+def _results(folder):
     return json.loads((folder / "cells.json").read_text())
 
 
-def test_every_cell_is_a_run_folder_named_by_its_own_settings(swept):
+def test_every_run_has_a_folder_named_by_its_own_settings(swept):
     base, _ = swept
-    assert [cell["name"] for cell in _cells(base / "out")["cells"]] == NAMES
+    assert [run["name"] for run in _results(base / "out")["runs"]] == NAMES
     for name in NAMES:
         assert (base / "out" / name / "summary.json").is_file()
     assert 'mix_ratio = 1.0' in (base / "out" / NAMES[2] / "config.toml").read_text()
     assert 'seed = 2' in (base / "out" / NAMES[3] / "config.toml").read_text()
 
 
-def test_what_cells_have_in_common_is_made_once(swept):
-    """4 rewrites; 7 answers of the seed, of sft at 2 seeds, of sdft in 4 cells; 2 steps for each of these 6."""
+def test_what_runs_have_in_common_is_made_once(swept):
+    """4 rewrites; 7 answers of the base model, of sft at 2 seeds, of sdft in 4 runs; 2 steps for each of these 6."""
     _, counts = swept
-    assert counts == {"rewritten": 4, "answered": 7 * (1 + 2 + 4), "steps": 2 * (2 + 4), "seed": 3}
+    assert counts == {"rewritten": 4, "answered": 7 * (1 + 2 + 4), "steps": 2 * (2 + 4), "base": 3}
 
 
-def test_a_cell_that_took_over_is_the_run_that_did_not(swept, write, tmp_path):
+def test_a_run_that_took_over_equals_the_run_that_did_not(swept, write, tmp_path):
     base, _ = swept
     assert main(["sweep", str(write("[grid]\nmix_ratio = [1]\nseed = [2]\n")), "--out", str(tmp_path / "alone")]) == 0
     alone, shared = tmp_path / "alone" / NAMES[3], base / "out" / NAMES[3]
@@ -116,46 +120,46 @@ def test_a_finished_sweep_is_left_as_it_is(swept, capsys):
 
 def test_cells_json_holds_the_numbers_of_the_run_folders(swept):
     base, _ = swept
-    for cell in _cells(base / "out")["cells"]:
-        measures = json.loads((base / "out" / cell["name"] / "measures.json").read_text())
-        table = json.loads((base / "out" / cell["name"] / "summary.json").read_text())["table"]
-        assert cell["arms"]["sdft"]["kl"] == pytest.approx(table["sdft"]["kl"], rel=1e-5)
-        assert cell["arms"]["sdft"]["general.kl_low"] == pytest.approx(
+    for run in _results(base / "out")["runs"]:
+        measures = json.loads((base / "out" / run["name"] / "measures.json").read_text())
+        table = json.loads((base / "out" / run["name"] / "summary.json").read_text())["table"]
+        assert run["arms"]["sdft"]["kl"] == pytest.approx(table["sdft"]["kl"], rel=1e-5)
+        assert run["arms"]["sdft"]["general.kl_low"] == pytest.approx(
             measures["arms"]["sdft"]["general"]["kl_low"], rel=1e-5)
-        assert cell["arms"]["sft"]["training.target_tokens"] == measures["arms"]["sft"]["training"]["target_tokens"]
-        assert cell["arms"]["sft"]["target_nll"] == pytest.approx(measures["gap"]["original"]["nll"], rel=1e-5)
-        assert cell["measures"]["gap.distilled.nll"] == pytest.approx(measures["gap"]["distilled"]["nll"], rel=1e-5)
-        assert cell["measures"]["accepted_share"] == measures["audit"]["accepted"] / 4
-        assert cell["arms"]["sdft"]["general.reverse.kl"] > 0 and cell["arms"]["sdft"]["fisher.total"] > 0
-        assert ("texts.rouge_l" in cell["measures"]) == bool(measures["texts"])
-        assert cell["items"] == {"passages": 3, "instructions": 2}
+        assert run["arms"]["sft"]["training.target_tokens"] == measures["arms"]["sft"]["training"]["target_tokens"]
+        assert run["arms"]["sft"]["target_nll"] == pytest.approx(measures["gap"]["original"]["nll"], rel=1e-5)
+        assert run["measures"]["gap.distilled.nll"] == pytest.approx(measures["gap"]["distilled"]["nll"], rel=1e-5)
+        assert run["measures"]["accepted_share"] == measures["audit"]["accepted"] / 4
+        assert run["arms"]["sdft"]["general.reverse.kl"] > 0 and run["arms"]["sdft"]["fisher.total"] > 0
+        assert ("texts.rouge_l" in run["measures"]) == bool(measures["texts"])
+        assert run["items"] == {"passages": 3, "instructions": 2}
     text = (base / "out" / "cells.json").read_text()
     assert not any(word in text for word in ("modules", "layers", "kinds", "by_")) and len(text) < 4 * 12_000
-    assert _cells(base / "out")["study"]["primary"] == {"column": "kl", "arm": "sdft", "against": "sft"}
+    assert _results(base / "out")["study"]["primary"] == {"column": "kl", "arm": "sdft", "against": "sft"}
 
 
-def test_comparisons_pair_the_cells_of_one_seed(swept):
+def test_comparisons_pair_the_runs_of_one_seed(swept):
     base, _ = swept
-    content = _cells(base / "out")
+    content = _results(base / "out")
     kl = [row for row in content["statistics"]["comparisons"] if row["column"] == "kl"]
-    assert [row["condition"] for row in kl] == [{"ratio": 0.0}, {"ratio": 1.0}]
+    assert [row["condition"] for row in kl] == [{"mix_ratio": 0.0}, {"mix_ratio": 1.0}]
     for row, names in zip(kl, (NAMES[:2], NAMES[2:]), strict=True):
-        arms = [cell["arms"] for cell in content["cells"] if cell["name"] in names]
+        arms = [run["arms"] for run in content["runs"] if run["name"] in names]
         assert row["differences"] == [pytest.approx(arm["sdft"]["kl"] - arm["sft"]["kl"]) for arm in arms]
         assert row["n"] == 2 and not row["detected"]
 
 
-def test_rewrites_go_to_cells_with_the_same_template_only(write, tmp_path):
+def test_rewrites_go_to_runs_with_the_same_template_only(write, tmp_path):
     study = read_study(write('[grid]\ntemplate = ["using", "refer"]\nseed = [1, 2]\n'))
-    cells = cells_of(study)
-    for cell in cells:
-        (tmp_path / cell.name).mkdir()
-    source = tmp_path / cells[0].name
+    runs = planned_runs(study)
+    for run in runs:
+        (tmp_path / run.name).mkdir()
+    source = tmp_path / runs[0].name
     (source / "rewrites.jsonl").write_text('{"id": "a"}\n')
     (source / "rewrites.settings.json").write_text("{}")
-    assert [take_over(cell, cells[:1], tmp_path) for cell in cells[1:]] == [["rewrite"], [], []]
-    assert (tmp_path / cells[1].name / "rewrites.jsonl").read_text() == '{"id": "a"}\n'
-    assert not (tmp_path / cells[2].name / "rewrites.jsonl").exists()
+    assert [take_over(run, runs[:1], tmp_path) for run in runs[1:]] == [["rewrite"], [], []]
+    assert (tmp_path / runs[1].name / "rewrites.jsonl").read_text() == '{"id": "a"}\n'
+    assert not (tmp_path / runs[2].name / "rewrites.jsonl").exists()
 
 
 @pytest.mark.parametrize(("change", "shared"), [
@@ -173,24 +177,24 @@ def test_rewrites_go_to_cells_with_the_same_template_only(write, tmp_path):
     ("instruction_items = 1", {"rewrite", "gap", "train sft", "train sdft"}),
     ("data_seed = 1", set()), ("train_records = 5", set()), ('dtype = "bfloat16"', set()),
 ])
-def test_a_piece_is_shared_where_no_setting_that_it_depends_on_differs(write, change, shared):
-    """What differs is looked up setting by setting: a key that forgot one would share too much."""
+def test_a_stage_is_shared_where_no_setting_that_it_reads_differs(write, change, shared):
+    """A key that forgot a setting would share too much."""
     assert all(f"eval {arm}" in shared for arm in ("sft", "sdft") if f"measure {arm}" in shared)
     name = change.partition(" ")[0]
     small = "\n".join(line for line in SMALL.splitlines() if not line.startswith(f"{name} ")) + "\n"
-    ours, theirs = (pieces(cells_of(read_study(write("", more, small=base)))[0].config, ("sft", "sdft"))
+    ours, theirs = (stages(planned_runs(read_study(write("", more, small=base)))[0].config, ("sft", "sdft"))
                     for base, more in ((SMALL, ""), (small, f"{change}\n")))
     assert {stage for stage in ours if ours[stage] == theirs[stage]} == shared
 
 
-def test_a_piece_that_a_cell_has_begun_is_left_to_it(write, tmp_path):
-    cells = cells_of(read_study(write()))
-    for cell in cells[:2]:
-        (tmp_path / cell.name / "eval" / "base").mkdir(parents=True)
-        (tmp_path / cell.name / "rewrites.jsonl").write_text(f"{cell.name}\n")
-    (tmp_path / cells[0].name / "eval" / "base" / "a.jsonl").write_text("1\n")
-    assert take_over(cells[1], cells[:1], tmp_path) == []
-    assert (tmp_path / cells[1].name / "rewrites.jsonl").read_text() == f"{cells[1].name}\n"
+def test_a_stage_that_a_run_has_begun_is_left_to_it(write, tmp_path):
+    runs = planned_runs(read_study(write()))
+    for run in runs[:2]:
+        (tmp_path / run.name / "eval" / "base").mkdir(parents=True)
+        (tmp_path / run.name / "rewrites.jsonl").write_text(f"{run.name}\n")
+    (tmp_path / runs[0].name / "eval" / "base" / "a.jsonl").write_text("1\n")
+    assert take_over(runs[1], runs[:1], tmp_path) == []
+    assert (tmp_path / runs[1].name / "rewrites.jsonl").read_text() == f"{runs[1].name}\n"
 
 
 def test_a_journal_taken_over_is_a_copy_and_a_state_the_same_file(swept):
@@ -201,16 +205,17 @@ def test_a_journal_taken_over_is_a_copy_and_a_state_the_same_file(swept):
     assert not (first / "sft" / "log.jsonl").samefile(second / "sft" / "log.jsonl")
 
 
-def test_a_rival_on_the_original_answers_is_trained_once_over_ratios(write, tmp_path):
+def test_a_baseline_on_the_original_answers_is_trained_once_over_ratios(write, tmp_path):
     path, out = write("[grid]\nmix_ratio = [0, 1]\n", 'arms = ["kl", "self-output"]\n',
                       HEAD.replace('"sdft"', '"self-output"').replace('"sft"', '"kl"')), tmp_path / "out"
     assert main(["sweep", str(path), "--out", str(out)]) == 0
-    kl, own = ([out / f"ratio={ratio}" / arm / "state.safetensors" for ratio in (0, 1)] for arm in ("kl", "self-output"))
+    kl, own = ([out / f"mix_ratio={ratio}" / arm / "state.safetensors" for ratio in (0, 1)]
+               for arm in ("kl", "self-output"))
     assert kl[0].samefile(kl[1]) and not own[0].samefile(own[1])
-    assert list(_cells(out)["cells"][1]["arms"]) == ["base", "kl", "self-output"]
+    assert list(_results(out)["runs"][1]["arms"]) == ["base", "kl", "self-output"]
 
 
-def test_a_killed_sweep_goes_on_to_the_same_result(swept, write, tmp_path):
+def test_a_killed_sweep_resumes_to_the_same_result(swept, write, tmp_path):
     base, _ = swept
     path, out = write(), tmp_path / "killed"
     command = [sys.executable, "-m", "sdft", "sweep", str(path), "--out", str(out)]
@@ -221,33 +226,33 @@ def test_a_killed_sweep_goes_on_to_the_same_result(swept, write, tmp_path):
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.communicate()[1]
-    assert [cell["name"] for cell in _cells(out)["cells"]] == NAMES[:1]
+    assert [run["name"] for run in _results(out)["runs"]] == NAMES[:1]
     assert main(["sweep", str(path), "--out", str(out)]) == 0
-    ours, theirs = _cells(out), _cells(base / "out")
+    ours, theirs = _results(out), _results(base / "out")
     for content in (ours, theirs):
-        for cell in content["cells"]:
-            del cell["seconds"]
-            for row in cell["arms"].values():
+        for run in content["runs"]:
+            del run["seconds"]
+            for row in run["arms"].values():
                 row.pop("training.seconds", None)
     assert ours == theirs
 
 
-def test_a_cell_that_fails_is_told_and_the_others_go_on(write, tmp_path, capsys):
+def test_a_run_that_fails_is_reported_and_the_others_are_made(write, tmp_path, capsys):
     path, out = write("[grid]\nlora_rank = [2, 3000]\n"), tmp_path / "out"
     assert main(["sweep", str(path), "--out", str(out)]) == 1
     error = capsys.readouterr().err
-    assert "cell rank=3000 failed: " in error and "sdft: 1 of 2 cells failed: rank=3000" in error
-    content = _cells(out)
-    assert [cell["name"] for cell in content["cells"]] == ["rank=2"] and list(content["failed"]) == ["rank=3000"]
-    assert not (out / "rank=3000").exists()
+    assert "run lora_rank=3000 failed: " in error and "sdft: 1 of 2 runs failed: lora_rank=3000" in error
+    content = _results(out)
+    assert [run["name"] for run in content["runs"]] == ["lora_rank=2"] and list(content["failed"]) == ["lora_rank=3000"]
+    assert not (out / "lora_rank=3000").exists()
 
 
-def test_cells_made_with_other_settings_are_refused(swept, write, tmp_path, capsys):
+def test_runs_made_with_other_settings_are_refused(swept, write, tmp_path, capsys):
     base, _ = swept
     out = shutil.copytree(base / "out", tmp_path / "copy")
     assert main(["sweep", str(write(more="lr = 0.1\n")), "--out", str(out)]) == 1
     error = capsys.readouterr().err
-    assert error.count("train.lr was 0.0005, is 0.1") == 4 and "4 of 4 cells failed" in error
+    assert error.count("train.lr was 0.0005, is 0.1") == 4 and "4 of 4 runs failed" in error
     other = write(head=HEAD.replace('"tiny"', '"other"'))
     assert main(["sweep", str(other), "--out", str(out)]) == 1
     assert "holds the study 'tiny', not 'other'" in capsys.readouterr().err
@@ -255,81 +260,82 @@ def test_cells_made_with_other_settings_are_refused(swept, write, tmp_path, caps
     assert "expected the folder of a study or an empty one" in capsys.readouterr().err
 
 
-def test_the_plan_tells_what_is_left_and_how_long_it_takes(swept, write, tmp_path, capsys):
+def test_the_plan_says_what_is_left_and_how_long_it_takes(swept, write, tmp_path, capsys):
     base, _ = swept
     assert main(["sweep", str(write()), "--out", str(tmp_path / "new"), "--dry-run", "--gflops=400"]) == 0
     out = capsys.readouterr().out
-    assert "4 cells, 4 of them to run" in out and "by sdft plan at 400 GFLOP/s" in out
+    assert "4 runs, 4 of them to do" in out and "by sdft plan at 400 GFLOP/s" in out
     assert f"{NAMES[3]}  eval sdft, measure sdft, train sdft\n" in out and not (tmp_path / "new").exists()
     copy = shutil.copytree(base / "out", tmp_path / "copy")
-    cells = cells_of(read_study(base / "study.toml"))
+    runs = planned_runs(read_study(base / "study.toml"))
     for name, seconds in ((NAMES[0], {"rewrite": 7, "train sft": 5, "train sdft": 20, "gap": 2, "eval sdft": 3,
-                                      "measure sft": 1, "measure sdft": 1}), (NAMES[1], {"train sft": 6, "rewrite": 0})):
+                                      "measure sft": 1, "measure sdft": 1}),
+                          (NAMES[1], {"train sft": 6, "rewrite": 0})):
         path = copy / name / "summary.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds}))
     for path in (copy / "cells.json", *(copy / name / "summary.json" for name in NAMES[2:])):
         path.unlink()
     own = ["eval sdft", "measure sdft", "train sdft"]
-    assert to_make(cells, copy) == [(cells[2], [own[0], "gap", *own[1:]]), (cells[3], own)]
-    assert remaining(cells, copy) == (2 * (3 + 20 + 1) + 2, 2)
+    assert to_make(runs, copy) == [(runs[2], [own[0], "gap", *own[1:]]), (runs[3], own)]
+    assert remaining(runs, copy) == (2 * (3 + 20 + 1) + 2, 2)
 
 
-def test_cells_of_another_machine_are_carried_on_by_their_numbers(swept, write, tmp_path, capsys):
-    """Only cells.json came along: its cells stand as they were, and the one that it lacks is run."""
+def test_runs_of_another_machine_are_finished_by_their_results(swept, write, tmp_path, capsys):
+    """Only cells.json was copied: its results stay as they were, and the run that it lacks is made."""
     base, _ = swept
     out = tmp_path / "moved"
     out.mkdir()
-    content = _cells(base / "out")
-    for cell in content["cells"]:
-        cell["machine"]["processor"] = "another"
-    foreign = {**content, "cells": [{**cell, "model_sha256": "0"} for cell in content["cells"]]}
+    content = _results(base / "out")
+    for run in content["runs"]:
+        run["machine"]["processor"] = "another"
+    foreign = {**content, "runs": [{**run, "model_sha256": "0"} for run in content["runs"]]}
     (out / "cells.json").write_text(json.dumps(foreign))
-    assert carried(cells_of(read_study(write())), out) == {}
-    last = content["cells"].pop()
+    assert carried(planned_runs(read_study(write())), out) == {}
+    last = content["runs"].pop()
     (out / "cells.json").write_text(json.dumps(content))
     assert main(["sweep", str(write()), "--out", str(out)]) == 0
-    assert "4 cells, 1 of them to run" in capsys.readouterr().out
+    assert "4 runs, 1 of them to do" in capsys.readouterr().out
     assert [path.name for path in out.iterdir() if path.is_dir()] == [last["name"]]
-    cells = _cells(out)["cells"]
-    assert cells[:3] == content["cells"] and cells[3]["machine"]["processor"] != "another"
-    assert cells[3]["arms"]["sdft"]["kl"] == last["arms"]["sdft"]["kl"]
-    assert _cells(out)["statistics"] == _cells(base / "out")["statistics"]
+    runs = _results(out)["runs"]
+    assert runs[:3] == content["runs"] and runs[3]["machine"]["processor"] != "another"
+    assert runs[3]["arms"]["sdft"]["kl"] == last["arms"]["sdft"]["kl"]
+    assert _results(out)["statistics"] == _results(base / "out")["statistics"]
 
 
-def test_cells_of_other_settings_are_not_carried_on(swept, write, tmp_path):
+def test_results_of_other_settings_do_not_finish_a_run(swept, write, tmp_path):
     base, _ = swept
     (tmp_path / "out").mkdir()
     shutil.copy(base / "out" / "cells.json", tmp_path / "out")
-    cells = cells_of(read_study(write(more="lr = 0.1\n")))
-    assert carried(cells, tmp_path / "out") == {}
-    assert list(carried(cells_of(read_study(write(more="generation_batch_size = 3\n"))), tmp_path / "out")) == NAMES
+    runs = planned_runs(read_study(write(more="lr = 0.1\n")))
+    assert carried(runs, tmp_path / "out") == {}
+    assert list(carried(planned_runs(read_study(write(more="generation_batch_size = 3\n"))), tmp_path / "out")) == NAMES
 
 
 def test_settings_that_no_run_takes_name_the_study(write):
     with pytest.raises(SdftError, match="study.toml: distill.mix_ratio: expected a share from 0 to 1, got 2.0"):
-        cells_of(read_study(write("[grid]\nmix_ratio = [2]\n")))
-    with pytest.raises(SdftError, match="two cells are named 'ratio=0.1'"):
-        cells_of(read_study(write("[grid]\nmix_ratio = [0.1, 0.1000000001]\n")))
+        planned_runs(read_study(write("[grid]\nmix_ratio = [2]\n")))
+    with pytest.raises(SdftError, match="two runs are named 'mix_ratio=0.1'"):
+        planned_runs(read_study(write("[grid]\nmix_ratio = [0.1, 0.1000000001]\n")))
 
 
-def test_an_end_point_of_arms_that_no_cell_has_is_refused_at_once(write):
+def test_an_end_point_of_arms_that_no_run_has_is_refused_at_once(write):
     for wrong, key in ((HEAD.replace('"sdft"', '"sdfft"'), "arm"), (HEAD.replace('"sft"', '"stf"'), "against")):
-        with pytest.raises(SdftError, match=f"primary.{key}: expected an arm that a cell has, of seed, sft, sdft"):
-            cells_of(read_study(write(head=wrong)))
+        with pytest.raises(SdftError, match=f"primary.{key}: expected an arm of a run, of base, sft, sdft"):
+            planned_runs(read_study(write(head=wrong)))
 
 
-def test_an_end_point_that_does_not_exist_stops_after_the_first_cell(write, tmp_path, capsys):
+def test_an_end_point_that_does_not_exist_stops_after_the_first_run(write, tmp_path, capsys):
     path = write(head=HEAD.replace('"kl"', '"kll"'))
     assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 1
     assert "primary.column: sdft has no 'kll' (did you mean kl?)" in capsys.readouterr().err
-    assert len(_cells(tmp_path / "out")["cells"]) == 1
+    assert len(_results(tmp_path / "out")["runs"]) == 1
 
 
-def test_the_estimate_takes_the_rate_that_is_told(write, tmp_path, capsys):
-    def told(*options):
+def test_the_estimate_takes_the_rate_that_is_given(write, tmp_path, capsys):
+    def reported(*options):
         main(["sweep", str(write()), "--out", str(tmp_path / "new"), "--dry-run", *options])
         return capsys.readouterr()
 
-    assert "by sdft plan at 1500 GFLOP/s" in told("--gflops=1500").out
-    assert "by sdft plan at " in told().out
-    assert "--gflops: expected a positive number, got -1" in told("--gflops=-1").err
+    assert "by sdft plan at 1500 GFLOP/s" in reported("--gflops=1500").out
+    assert "by sdft plan at " in reported().out
+    assert "--gflops: expected a positive number, got -1" in reported("--gflops=-1").err

@@ -1,4 +1,4 @@
-"""What the cells of a study share, arm by arm: a setting that an arm does not read never makes it train anew."""
+"""What the runs of a study share, arm by arm: a setting that an arm does not read never makes it train again."""
 from __future__ import annotations
 
 import json
@@ -9,15 +9,16 @@ from small_run import save_tiny_model
 from test_sweep import HEAD, SMALL
 
 from sdft.cli import main
-from sdft.commands.sweep import _planned
 from sdft.distill import Distilled
 from sdft.experiment.arms import ARMS, arms_of
 from sdft.experiment.context import Context
-from sdft.experiment.settings import load_chosen
+from sdft.experiment.settings import SECTION_OF, load_chosen
 from sdft.model import load
 from sdft.model.batches import fingerprint
-from sdft.studies.runs import pieces, take_over, to_make
-from sdft.studies.specification import cells_of, read_study
+from sdft.studies.estimate import planned_seconds
+from sdft.studies.runs import take_over, to_make
+from sdft.studies.specification import planned_runs, read_study
+from sdft.studies.stages import UNREAD, stages
 
 FEW = SMALL.replace("test_records = 3", "test_records = 1").replace("instruction_items = 2", "instruction_items = 0")
 ON_POLICY = {name for name in ARMS if name.startswith("sdft-onpolicy")}
@@ -25,7 +26,8 @@ REWRITTEN = {"sdft", "token-matched-sft"}
 ANSWERED = {*REWRITTEN, "self-output"}
 CHANGES = [                     # a setting, the arms whose training depends on it
     ("penalty_weight = 0.3", {"kl", "l2-sp", "ewc"}), ("stm_threshold = 0.3", {"stm"}), ("teacher_ema = 0.5", set()),
-    ("replay_fraction = 0.6", {"replay"}), ("wise_ft_alpha = 0.3", set()), ("mix_ratio = 0.5", ANSWERED), ("max_length_ratio = 6", ANSWERED),
+    ("replay_fraction = 0.6", {"replay"}), ("wise_ft_alpha = 0.3", set()), ("mix_ratio = 0.5", ANSWERED),
+    ("max_length_ratio = 6", ANSWERED),
     ('template = "refer"', {*REWRITTEN, *ON_POLICY}),
     ("rewrite_tokens = 9", {*ANSWERED, *ON_POLICY, "replay", "ewc"}), ("temperature = 0.7", ANSWERED),
     ("sampling_seed = 1", {*ANSWERED, "replay", "ewc"}), ("general_items = 1", {"replay", "ewc"}),
@@ -39,33 +41,51 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def cells(model, tmp_path):
-    """The cells of a study on the tiny model, from its grid and more settings."""
-    def _cells(grid="", more="", small=FEW):
+def runs(model, tmp_path):
+    """The runs of a study on the tiny model, from its grid and more settings."""
+    def _runs(grid="", more="", small=FEW):
         name = more.partition(" ")[0]
         kept = "\n".join(line for line in small.splitlines() if not name or not line.startswith(f"{name} "))
         path = tmp_path / "study.toml"
         head = HEAD.replace('against = "sft"', 'against = "base"')
         path.write_text(f'{head}[settings]\nmodel = "{model}"\n{kept}\n{more}\n{grid}')
-        return cells_of(read_study(path))
-    return _cells
+        return planned_runs(read_study(path))
+    return _runs
 
 
-def _own(cell, arms=tuple(ARMS)):
-    return pieces(cell.config, arms)
+def _own(run, arms=tuple(ARMS)):
+    return stages(run.config, arms)
 
 
-@pytest.mark.parametrize(("change", "anew"), CHANGES)
-def test_an_arm_is_trained_anew_where_it_reads_what_differs(cells, change, anew):
-    (ours,), (theirs,) = map(_own, cells(small=SMALL)), map(_own, cells(more=change, small=SMALL))
+def _read(stage):
+    """The settings that a stage reads, and those of all the stages before it."""
+    return set(stage.reads).union(*map(_read, stage.after))
+
+
+def test_every_setting_is_read_by_a_stage_or_declared_unread(runs):
+    """A new setting that no stage names would let runs share what they must not."""
+    (run,) = runs()
+    read = set().union(*(_read(stage) for stage in _own(run).values()))
+    assert read | set(UNREAD) == set(SECTION_OF) and not read & set(UNREAD)
+
+
+def test_every_arm_says_what_its_training_reads(runs):
+    (run,) = runs()
+    for arm in ARMS:
+        assert {f"train {arm}", f"eval {arm}", f"measure {arm}"} <= set(stages(run.config, (arm,)))
+
+
+@pytest.mark.parametrize(("change", "again"), CHANGES)
+def test_an_arm_is_trained_again_where_it_reads_what_differs(runs, change, again):
+    (ours,), (theirs,) = map(_own, runs(small=SMALL)), map(_own, runs(more=change, small=SMALL))
     train = {stage for stage in ours if stage.startswith("train ")}
-    assert train == {f"train {arm}" for arm in ARMS if arm != "wise-ft"}         # which goes on from sft
-    assert {stage.removeprefix("train ") for stage in train if ours[stage] != theirs[stage]} == anew
+    assert train == {f"train {arm}" for arm in ARMS if arm != "wise-ft"}         # which continues from sft
+    assert {stage.removeprefix("train ") for stage in train if ours[stage] != theirs[stage]} == again
     assert (ours["eval wise-ft"] == theirs["eval wise-ft"]) == (
         not change.startswith(("wise_ft_alpha", "lr", "temperature", "sampling_seed", "general_items")))
 
 
-def test_what_is_trained_on_is_the_same_where_a_training_is_shared(cells, tmp_path, monkeypatch):
+def test_what_is_trained_on_is_the_same_where_a_training_is_shared(runs, tmp_path, monkeypatch):
     """The arms themselves are asked, with every rewrite accepted: what their keys leave out, they do not depend on."""
     def accept(records, rewrites, check, limits):
         return [Distilled(r.id, r.instruction, made.text or "-", reference=r.response, source="rewrite")
@@ -75,9 +95,9 @@ def test_what_is_trained_on_is_the_same_where_a_training_is_shared(cells, tmp_pa
     monkeypatch.setattr("sdft.experiment.arms.FISHER_TEXTS", 3)
     monkeypatch.setattr("sdft.experiment.base_text.TURN_TOKENS", 8)
 
-    def asked(cell, folder):
-        task = load_chosen(cell.config.task)
-        context = Context(cell.config, folder, *load(cell.config.model.model, "float32"), task)
+    def asked(run, folder):
+        task = load_chosen(run.config.task)
+        context = Context(run.config, folder, *load(run.config.model.model, "float32"), task)
         context.arms = replace(context.arms, arms=tuple(ARMS))
         rewrites = rewritten(context)
         originals = context.examples(task.train)
@@ -87,45 +107,46 @@ def test_what_is_trained_on_is_the_same_where_a_training_is_shared(cells, tmp_pa
     def rewritten(context):
         from sdft.distill import mix, rewrite
         made = rewrite(context.base, context.tokenizer, context.task.train, context.distill_template, context.sampling,
-                       context.rows, context.chat, context.folder / "rewrites.jsonl")
-        return mix(accept(context.task.train, made, None, None), context.ratio, context.settings.seed)
+                       context.batch_size, context.chat, context.folder / "rewrites.jsonl")
+        return mix(accept(context.task.train, made, None, None), context.mix_ratio, context.settings.seed)
 
-    (cell,) = cells(small=SMALL)
-    before = asked(cell, tmp_path / "before")
-    for number, (change, anew) in enumerate(CHANGES):
-        (other,) = cells(more=change, small=SMALL)
+    (run,) = runs(small=SMALL)
+    before = asked(run, tmp_path / "before")
+    for number, (change, again) in enumerate(CHANGES):
+        (other,) = runs(more=change, small=SMALL)
         after = asked(other, tmp_path / str(number))
         moved = {arm for arm in ARMS if before[arm] != after[arm]}
-        assert moved - {"wise-ft"} <= anew, change
-        if change.partition(" ")[0] not in ("max_length_ratio", "general_items", "sampling_seed"):     # which change nothing here
-            assert moved >= anew - {"token-matched-sft"}, change                        # as many tokens, as many steps
+        assert moved - {"wise-ft"} <= again, change
+        if change.partition(" ")[0] not in ("max_length_ratio", "general_items", "sampling_seed"):  # no effect here
+            assert moved >= again - {"token-matched-sft"}, change                        # as many tokens, as many steps
 
 
-def test_a_training_that_was_taken_over_is_gone_on_with(cells, tmp_path, monkeypatch):
+def test_a_training_that_was_taken_over_is_resumed(runs, tmp_path, monkeypatch):
     """A whole sweep: a ratio and a strength differ, and every arm is trained as often as it has to be."""
     monkeypatch.setattr("sdft.experiment.arms.FISHER_TEXTS", 2)
     monkeypatch.setattr("sdft.experiment.base_text.TURN_TOKENS", 8)
     path, out = tmp_path / "study.toml", tmp_path / "out"
     arms = ("sdft", "wise-ft", "kl", "ewc", "sdft-onpolicy")
-    cells('[[cells]]\nname = "a"\nmix_ratio = 0\npenalty_weight = 0.1\n[[cells]]\nname = "b"\nmix_ratio = 1\npenalty_weight = 0.1\n'
-          '[[cells]]\nname = "c"\nmix_ratio = 1\npenalty_weight = 1\n', f"arms = {json.dumps(arms)}")
+    runs('[[runs]]\nname = "a"\nmix_ratio = 0\npenalty_weight = 0.1\n'
+         '[[runs]]\nname = "b"\nmix_ratio = 1\npenalty_weight = 0.1\n'
+         '[[runs]]\nname = "c"\nmix_ratio = 1\npenalty_weight = 1\n', f"arms = {json.dumps(arms)}")
     assert main(["sweep", str(path), "--out", str(out)]) == 0
     content = json.loads((out / "cells.json").read_text())
-    assert [list(cell["arms"]) for cell in content["cells"]] == [["base", *arms]] * 3 and not content["failed"]
+    assert [list(run["arms"]) for run in content["runs"]] == [["base", *arms]] * 3 and not content["failed"]
 
     def made(arm):
-        states = [out / f"cell={name}" / arm / "state.safetensors" for name in "abc"]
+        states = [out / f"run={name}" / arm / "state.safetensors" for name in "abc"]
         return [states[0].samefile(states[1]), states[1].samefile(states[2])]
 
     assert {arm: made(arm) for arm in ("sdft", "sft", "kl", "ewc", "sdft-onpolicy")} == {
         "sdft": [False, True], "sft": [True, True], "kl": [True, False], "ewc": [True, False],
         "sdft-onpolicy": [True, True]}
-    assert not (out / "cell=a" / "wise-ft" / "log.jsonl").exists()
+    assert not (out / "run=a" / "wise-ft" / "log.jsonl").exists()
 
 
-def test_wise_ft_takes_over_the_training_of_a_cell_that_has_sft(cells, tmp_path):
-    first, second = cells('[[cells]]\nname = "a"\narms = ["sft", "sdft"]\n'
-                          '[[cells]]\nname = "b"\narms = ["wise-ft", "sdft"]\n')
+def test_wise_ft_takes_over_the_training_of_a_run_that_has_sft(runs, tmp_path):
+    first, second = runs('[[runs]]\nname = "a"\narms = ["sft", "sdft"]\n'
+                          '[[runs]]\nname = "b"\narms = ["wise-ft", "sdft"]\n')
     assert to_make([first, second], tmp_path)[1] == (second, ["eval wise-ft", "measure wise-ft"])
     (tmp_path / first.name / "sft").mkdir(parents=True)
     (tmp_path / first.name / "sft" / "state.safetensors").write_text("trained")
@@ -133,25 +154,25 @@ def test_wise_ft_takes_over_the_training_of_a_cell_that_has_sft(cells, tmp_path)
     assert (tmp_path / second.name / "sft" / "state.safetensors").read_text() == "trained"
 
 
-def test_what_the_seed_writes_for_single_arms_is_shared_over_learning_rates(cells):
-    ours, theirs = (_own(cell, ("replay", "ewc", "self-output", "sft", "sdft"))
-                    for cell in cells("[grid]\nlr = [0.1, 0.2]\n"))
+def test_what_the_base_model_writes_for_single_arms_is_shared_over_learning_rates(runs):
+    ours, theirs = (_own(run, ("replay", "ewc", "self-output", "sft", "sdft"))
+                    for run in runs("[grid]\nlr = [0.1, 0.2]\n"))
     shared = {stage for stage in ours if ours[stage] == theirs[stage]}
     assert shared == {"rewrite", "gap", "eval base", "base text", "answer self-output"}
 
 
-def test_text_of_the_seed_is_shared_where_as_much_of_it_is_needed(cells):
-    def key(cell, *arms):
-        return pieces(cell.config, arms)["base text"].key
+def test_text_of_the_base_model_is_shared_where_as_much_of_it_is_needed(runs):
+    def key(run, *arms):
+        return stages(run.config, arms)["base text"].key
 
-    low, high = cells("[grid]\nreplay_fraction = [0.1, 0.5]\n")
+    low, high = runs("[grid]\nreplay_fraction = [0.1, 0.5]\n")
     assert key(low, "ewc") == key(high, "ewc") != key(low, "replay") != key(high, "replay")
     assert key(low, "ewc", "replay") not in (key(low, "ewc"), key(low, "replay"))
 
 
-def test_the_estimate_charges_no_training_to_wise_ft_and_more_to_arms_with_more_passes(cells, tmp_path, monkeypatch):
+def test_the_estimate_charges_no_training_to_wise_ft_and_more_to_arms_with_more_passes(runs, tmp_path, monkeypatch):
     plan = {"seconds": {"rewrite, at most": 10.0, "train, each arm": 100.0}, "steps": 4, "records": 4}
-    monkeypatch.setattr("sdft.commands.sweep.needs", lambda *given: plan)
-    own = cells(more='arms = ["sft", "sdft", "wise-ft", "kl", "self-output", "sdft-onpolicy"]')
-    # rewrite and self-output's answers; sft, sdft, self-output; kl; on-policy: both passes answered anew
-    assert _planned(own, tmp_path / "new", 400) == 2 * 10 + 3 * 100 + 150 + (150 + 2 * 10)
+    monkeypatch.setattr("sdft.studies.estimate.needs", lambda *given: plan)
+    own = runs(more='arms = ["sft", "sdft", "wise-ft", "kl", "self-output", "sdft-onpolicy"]')
+    # rewrite and self-output's answers; sft, sdft, self-output; kl; on-policy: both passes answered again
+    assert planned_seconds(own, tmp_path / "new", lambda config: 400) == 2 * 10 + 3 * 100 + 150 + (150 + 2 * 10)

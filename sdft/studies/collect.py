@@ -1,20 +1,11 @@
-"""cells.json: what a study has found, small enough to be committed; its page is made from it alone.
+"""cells.json: the results of a study, small enough to be committed. The study's page is made from it alone.
 
-    {"study": {name, question, primary, plots, matched, settings, cells},
-     "cells": [{"name", "values": {setting: value}, "key": of its settings and data,
-                "machine": {processor, torch}, "model_sha256",
-                "suite": the task's own, "items": {suite: n},
-                "measures": {column: number},                        of its data: the gap, the audit of the rewrites
-                "arms": {arm: {column: number}},                     summary.json's row and every other number
-                "seconds": of this cell's own work}],
-     "failed": {cell: reason}, "statistics": see study_statistics.py,
-     "earlier": the rows that stood here and are of no cell above}
+Its types are StudyResults and RunResult in sdft/results.py. A column of a run is a number's path in measures.json
+("general.kl_low", "training.target_tokens") or the name that summary.json gives it ("kl"); `target_nll` is the NLL of
+the arm's own targets under the base model.
 
-A row is of a cell that has its name, its key and its model: what was found with other settings, of other data or by
-other measures stays under `earlier`, and is taken from there when a cell has them again.
-
-A column is a number of measures.json under its path ("general.kl_low", "training.target_tokens"), or under the name
-that summary.json gives it ("kl"); `target_nll` is the gap of the arm's own targets.
+A result belongs to a run with its name, key and model. Results of other settings, data or FORMATs are kept under
+`earlier`, and are used again when a run has them again.
 """
 from __future__ import annotations
 
@@ -25,42 +16,42 @@ from pathlib import Path
 from typing import Any
 
 from sdft.errors import SdftError
-from sdft.experiment.context import FORMAT
-from sdft.experiment.run_folder import format_of, free
+from sdft.experiment.run_folder import free
 from sdft.experiment.settings import Config, to_values
 from sdft.files import read_json
-from sdft.studies.specification import Cell, Study
+from sdft.results import FORMAT, Measures, RunResult, StudyInfo, StudyResults, Summary
+from sdft.studies.specification import PlannedRun, Study
 from sdft.studies.statistics import statistics
 
 TABLES = ("modules", "layers", "kinds")          # of the shift: they would be most of the file
-DIGITS = 6                                       # significant ones kept of a number
+DIGITS = 6                                       # significant digits kept of a number
 
 
-Row = dict[str, Any]
+def collect(study: Study, results: Sequence[RunResult], failed: Mapping[str, str],
+            before: Sequence[RunResult] = ()) -> StudyResults:
+    """The content of cells.json; results: of the finished runs, in the study's order; before: all that it held."""
+    info: StudyInfo = {"name": study.name, "question": study.question, "primary": study.primary, "plots": study.plots,
+                       "matched": study.matched, "settings": study.settings, "runs": len(study.runs)}
+    content: StudyResults = {"study": info, "runs": list(results), "failed": dict(failed),
+                             "statistics": statistics(info, results)}
+    known = set(map(identity, results))
+    if earlier := [result for result in before if identity(result) not in known]:
+        content["earlier"] = earlier
+    return content
 
 
-def collect(study: Study, rows: Sequence[Row], failed: Mapping[str, str], before: Sequence[Row] = ()) -> dict[str, Any]:
-    """The content of cells.json, from the rows of the finished cells in the study's order and those that it held."""
-    about = {"name": study.name, "question": study.question, "primary": study.primary, "plots": study.plots,
-             "matched": study.matched, "settings": study.settings, "cells": len(study.cells)}
-    content = {"study": about, "cells": list(rows), "failed": dict(failed), "statistics": statistics(about, rows)}
-    known = set(map(identity, rows))
-    earlier = [row for row in before if identity(row) not in known]
-    return content | ({"earlier": earlier} if earlier else {})
-
-
-def rows_in(folder: Path) -> list[Row]:
-    """Every row of cells.json, [] where there is none yet (SdftError where it is not of a study that runs cells)."""
+def results_in(folder: Path) -> list[RunResult]:
+    """Every result in cells.json, [] where there is no such file. Raises SdftError where it holds no study's runs."""
     path = folder / "cells.json"
-    content = read_json(path) if path.exists() else {"cells": []}
-    if not isinstance(content, dict) or not isinstance(content.get("cells"), list):
-        raise SdftError(f"{path}: expected the cells of a study, found none; move the file away, or name another "
+    content = read_json(path) if path.exists() else {"runs": []}
+    if not isinstance(content, dict) or not isinstance(content.get("runs"), list):
+        raise SdftError(f"{path}: expected the runs of a study, found none; move the file away, or name another "
                         "folder with --out")
-    return [*content["cells"], *content.get("earlier", [])]
+    return [*content["runs"], *content.get("earlier", [])]
 
 
 def study_of(path: Path) -> str:
-    """The name of the study that a cells.json is of (SdftError where it is of none)."""
+    """The name of the study that a cells.json belongs to. Raises SdftError where it names none."""
     try:
         return read_json(path)["study"]["name"]
     except (KeyError, TypeError, IndexError) as error:
@@ -68,59 +59,58 @@ def study_of(path: Path) -> str:
                         "name another folder with --out") from error
 
 
-def identity(row: Row) -> tuple[str, str | None, str]:
-    """What two rows of the same result have in common."""
-    return row["name"], row.get("key"), row["model_sha256"]
+def identity(result: RunResult) -> tuple[str, str | None, str]:
+    """Two results with the same identity are the same result."""
+    return result["name"], result.get("key"), result["model_sha256"]
 
 
-def cell_key(cell: Cell) -> str:
-    """What tells the results that a cell has, or will have, from others of its model."""
-    return result_key(cell.config, cell.data, FORMAT)
+def run_key(run: PlannedRun) -> str:
+    """The key of the result that a run has or will have."""
+    return result_key(run.config, run.data_sha256)
 
 
-def result_key(config: Config, data: str | None, measures: int) -> str:
-    """A hash of the data, of the FORMAT of the measures, and of all settings but where things lie and how a run goes.
-
-    data: `data_hash`; None where it is not known, which no cell's is.
-    """
-    values = to_values(config) | {"data": data, "format": measures}
+def result_key(config: Config, data_sha256: str) -> str:
+    """A hash of FORMAT, of the data, and of all settings that decide the result (paths and `free` settings do not)."""
+    values: dict[str, Any] = {**to_values(config), "data": data_sha256, "format": FORMAT}
     for name in ("model.model", "task.data", *free(config)):
         section, _, setting = name.partition(".")
         values[section].pop(setting, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def cell_row(cell: Cell, folder: Path) -> Row:
-    """One finished cell as numbers; data and measures are those that its folder names."""
+def run_result(run: PlannedRun, folder: Path) -> RunResult:
+    """One finished run as numbers. Its key names the data of its folder, which need not be today's."""
     environment = read_json(folder / "environment.json")
-    measures, summary = read_json(folder / "measures.json"), read_json(folder / "summary.json")
-    gap, audit = measures.get("gap", {}), measures.get("audit", {})
-    arms = {arm: {**{column: _short(value) for column, value in row.items() if value is not None},
-                  **dict(numbers(measures["arms"][arm]))} for arm, row in summary["table"].items()}
-    for arm, row in arms.items():
-        if targets := gap.get(measures["arms"][arm].get("targets")):
-            row["target_nll"] = _short(targets["nll"])
-    records = audit.get("records") or 0
-    own = {**{f"gap.{name}.{column}": value for name, part in gap.items() for column, value in numbers(part)},
-           **dict(numbers(audit)), **dict(numbers(measures.get("texts", {}), "texts.")),
-           **({"accepted_share": _short(audit["accepted"] / records)} if records else {})}
-    return {"name": cell.name, "values": json.loads(json.dumps(cell.values)),
-            "key": result_key(cell.config, environment.get("data_sha256"), format_of(summary)),
+    measures: Measures = read_json(folder / "measures.json")
+    summary: Summary = read_json(folder / "summary.json")
+    gap, audit, base = measures.get("gap", {}), measures.get("audit", {}), measures["arms"]["base"]
+    arms: dict[str, dict[str, float]] = {}
+    for arm, columns in summary["table"].items():
+        measured = measures["arms"][arm]
+        arms[arm] = {**{column: _rounded(number) for column, number in columns.items() if number is not None},
+                     **dict(numbers(measured))}
+        if targets := gap.get(measured.get("targets", "")):
+            arms[arm]["target_nll"] = _rounded(targets["nll"])
+    data = {**{f"gap.{name}.{column}": number for name, part in gap.items() for column, number in numbers(part)},
+            **dict(numbers(audit)), **dict(numbers(measures.get("texts", {}), "texts."))}
+    if records := audit.get("records"):
+        data["accepted_share"] = _rounded(audit["accepted"] / records)
+    return {"name": run.name, "values": json.loads(json.dumps(run.values)),
+            "key": result_key(run.config, environment["data_sha256"]),
             "machine": {name: environment.get(name) for name in ("processor", "torch")},
-            "model_sha256": environment["model_sha256"],
-            "suite": next(iter(measures["arms"]["base"]["suites"])),
-            "items": {name: row["n"] for name, row in measures["arms"]["base"]["suites"].items()},
-            "measures": own, "arms": arms, "seconds": _short(sum(summary["seconds"].values()))}
+            "model_sha256": environment["model_sha256"], "suite": next(iter(base["suites"])),
+            "items": {name: suite["n"] for name, suite in base["suites"].items()},
+            "measures": data, "arms": arms, "seconds": _rounded(sum(summary["seconds"].values()))}
 
 
 def numbers(values: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, float]]:
-    """Every number in nested tables under its path; lists, and tables over kinds, places or layers, are left out."""
+    """Every number in nested tables under its path, but not those in lists or in tables by kind, position or layer."""
     for key, value in values.items():
         if isinstance(value, Mapping) and not key.startswith("by_") and key not in TABLES:
             yield from numbers(value, f"{within}{key}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            yield f"{within}{key}", _short(value)
+            yield f"{within}{key}", _rounded(value)
 
 
-def _short(value: float) -> float:
+def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

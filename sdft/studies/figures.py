@@ -1,31 +1,34 @@
-"""The figures of a study, drawn from cells.json alone; as in a run's report, axes have units and titles have n.
+"""The figures of a study, drawn from cells.json alone. Axes name their units and titles give n, as in a run's report.
 
-Every seed is a point, every mean a larger one; colours belong to arms.
+Every training seed is a point, every mean a larger one; colours belong to arms. A pilot has no figures.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sdft.report.drawing import COLOURS, MARKERS, Figure, svg_of
+from sdft.results import Correlation, RunResult, Settings, StudyResults
+from sdft.studies.specification import SEED, shown
+from sdft.studies.statistics import conditions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-Row = Mapping[str, Any]
-SHARE = "score, share"
+Points = dict[str, dict[str, set[tuple[float, float]]]]         # arm → condition → (x, y) of its runs
 AXES = {
-    "kl": "KL from the seed, nats/token", "top1": "top-1 agreement with the seed, share of tokens",
-    "rouge_l": "ROUGE-L to the seed, 0 to 1", "length": "answer, tokens", "shift": "‖ΔW‖", "lr": "learning rate",
-    "target_nll": "NLL of the targets under the seed, nats/token", "accepted_share": "share of rewrites accepted",
+    "kl": "KL from the base model, nats/token", "top1": "top-1 agreement with the base model, share of tokens",
+    "rouge_l": "ROUGE-L to the base model, 0 to 1", "length": "length of the answers, tokens", "shift": "‖ΔW‖",
+    "lr": "learning rate", "target_nll": "NLL of the targets under the base model, nats/token",
+    "accepted_share": "share of rewrites accepted",
     "changed_token_share": "share of target tokens that are changed", "effective_share": "share of targets changed",
     "rouge_l_written": "ROUGE-L of rewrites to references, 0 to 1", "relative_shift": "‖ΔW‖ / ‖W‖",
     "texts.rouge_l": "ROUGE-L of rewrites to originals, 0 to 1", "texts.bleu": "BLEU of rewrites to originals, 0 to 1",
     "texts.cosine": "embedding cosine of rewrites and originals",
-    "general.tv": "total variation from the seed, 0 to 1", "general.bleu": "BLEU to the seed, 0 to 1",
-    "general.cosine": "embedding cosine with the seed's answers", "general.reverse.kl": "reverse KL, nats/token",
+    "general.tv": "total variation from the base model, 0 to 1", "general.bleu": "BLEU to the base model, 0 to 1",
+    "general.cosine": "embedding cosine with the base model's answers", "general.reverse.kl": "reverse KL, nats/token",
     "general.reverse.tv": "total variation on its own answers, 0 to 1",
     "general.reverse.top1": "top-1 agreement on its own answers, share of tokens",
     "on_task.kl": "KL on the task, nats/token", "on_task.tv": "total variation on the task, 0 to 1",
@@ -34,162 +37,174 @@ AXES = {
     "on_task.reverse.tv": "total variation on its own answers to the task, 0 to 1",
     "on_task.reverse.top1": "top-1 agreement on its own answers to the task, share of tokens",
     "activations.relative": "‖h − h₀‖ / ‖h₀‖, mean over layers",
-    "activations.cka": "CKA with the seed, mean over layers",
+    "activations.cka": "CKA with the base model, mean over layers",
     "activations.cosine": "cosine of h and h₀, mean over layers",
     "shift.changed_bf16": "share of weights whose bf16 value changes", "fisher.total": "Σ F·ΔW², nats²/answer",
     "shift.stable_rank": "stable rank of ΔW, mean over modules", "shift.effective_rank": "effective rank of ΔW, mean",
     "shift.spectral_shift": "‖σ(W₊) − σ(W₀)‖ / ‖σ(W₀)‖, mean",
     "shift.intruders": "intruder dimensions of 10, mean",
-    "shift.left_cosine": "principal cosines with the seed, left, mean",
-    "shift.right_cosine": "principal cosines with the seed, right, mean",
-    "gap.distilled.low": "share of target tokens with p < 0.4 under the seed",
-    "gap.distilled.rank_mean": "mean rank of the target tokens under the seed",
-    "training.target_tokens": "target tokens trained on", "gained": "score on the task above the seed's, share",
+    "shift.left_cosine": "principal cosines with the base model, left, mean",
+    "shift.right_cosine": "principal cosines with the base model, right, mean",
+    "gap.distilled.low": "share of target tokens with p < 0.4 under the base model",
+    "gap.distilled.rank_mean": "mean rank of the target tokens under the base model",
+    "training.target_tokens": "target tokens trained on", "gained": "score on the task above the base model's, share",
 }
-ON = {"general": "general answers", "on_task": "answers to the task", "activations": "probe texts",
-      "fisher": "answers of the seed", "texts": "rewrites"}                  # what is counted in general.n, …
+COUNTED = {"general": "general answers", "on_task": "answers to the task", "activations": "probe texts",
+           "fisher": "answers of the base model", "texts": "rewrites"}           # the unit of general.n, on_task.n, …
 GENERAL = ("kl", "top1", "rouge_l", "length")
-LABELS = 16                                     # means that are named in a scatter
+LABELS = 16                                     # the most means that are labelled in a scatter
 
 
-def study_figures(content: Row) -> list[Figure]:
-    """All figures for which the study has numbers."""
+def is_pilot(content: StudyResults) -> bool:
+    """Whether no condition has a second training seed, so that nothing can be concluded."""
+    return all(len(runs) < 2 for _, runs in conditions(content["runs"]))
+
+
+def study_figures(content: StudyResults) -> list[Figure]:
+    """All figures for which the study has numbers; none of a pilot."""
+    if is_pilot(content):
+        return []
     drawn = [end_point(content), trade_off(content)]
-    drawn += [pair(content, index) for index in range(len(content["statistics"]["correlations"]))]
+    drawn += [pair(content, correlation) for correlation in content["statistics"]["correlations"]]
     return [figure for figure in drawn if figure is not None]
 
 
-def end_point(content: Row) -> Figure | None:
-    """The primary end point by condition: both sides of the comparison, or where cells are compared each condition."""
-    primary = content["study"]["primary"]
+def text_svg(draw: Callable[[Canvas], None], width: float = 5.4, height: float = 3.9) -> str:
+    """An SVG that keeps text as text, which takes a fraction of the bytes of its outlines."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        return svg_of(draw, width, height)
+
+
+def end_point(content: StudyResults) -> Figure | None:
+    """The primary end point by condition: of both arms, or of one arm where runs are compared."""
+    primary, runs = content["study"]["primary"], content["runs"]
     against, column = primary["against"], primary["column"]
     arms = [primary["arm"], *([against] if isinstance(against, str) else [])]
-    groups = by_condition(content["cells"])
-    values = {arm: [[cell["arms"][arm][column] for cell in cells if column in cell["arms"].get(arm, {})]
-                    for _, cells in groups] for arm in arms}
+    groups = by_condition(runs)
+    values = {arm: [[run["arms"][arm][column] for run in group if column in run["arms"].get(arm, {})]
+                    for _, group in groups] for arm in arms}
     if not any(map(any, values.values())):
         return None
     labels = [condition for condition, _ in groups]
-    name, over = axis(column, suites_of(content["cells"])), measured_on(content["cells"], column)
+    name, counted = axis(column, suites_of(runs)), measured_on(runs, column)
+    shifts = [0.16 * (index - (len(arms) - 1) / 2) for index in range(len(arms))]
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        shifts = [0.16 * (index - (len(values) - 1) / 2) for index in range(len(values))]
         for line in _lines(groups, arms, column, shifts):
             axes.plot(*zip(*line, strict=True), color="#bbb", linewidth=0.8, zorder=0)
         for shift, (arm, seeds) in zip(shifts, values.items(), strict=True):
-            places = [place + shift for place, found in enumerate(seeds) if found]
-            means = [fmean(found) for found in seeds if found]
-            points = [(place + shift, value) for place, found in enumerate(seeds) for value in found]
-            axes.scatter(*zip(*points, strict=True), s=16, alpha=0.6, color=_colour(content, arm))
-            axes.scatter(places, means, s=130, marker="_", linewidths=2.5, color=_colour(content, arm), label=arm)
-        axes.set_xticks(range(len(labels)), labels, rotation=30 if max(map(len, labels)) > 9 else 0,
-                        ha="right" if max(map(len, labels)) > 9 else "center")
+            colour = _colour(content, arm)
+            points = [(at + shift, value) for at, group in enumerate(seeds) for value in group]
+            axes.scatter([x for x, _ in points], [y for _, y in points], s=16, alpha=0.6, color=colour)
+            axes.scatter([at + shift for at, group in enumerate(seeds) if group],
+                         [fmean(group) for group in seeds if group], s=130, marker="_", linewidths=2.5, color=colour,
+                         label=arm)
+        long = max(map(len, labels)) > 9
+        axes.set_xticks(range(len(labels)), labels, rotation=30 if long else 0, ha="right" if long else "center")
         axes.margins(y=0.25)
         axes.set(ylabel=name, ylim=(min(0, axes.get_ylim()[0]), None), xlim=(-0.6, len(labels) - 0.4),
-                 title=f"{column} by condition (n = {_counts(values.values())} training seeds{over and '; ' + over})")
+                 title=f"{column} by condition (n = {_counts(values.values())} training seeds"
+                       f"{counted and '; ' + counted})")
         axes.legend()
 
-    return Figure("end_point", svg_of(draw, width=max(5.4, 0.75 * len(labels) + 2)),
-                  f"The primary end point, {name}{over and f' ({over})'}. Points: training seeds, a line joining what "
-                  "is compared of one. Bars: their means.")
+    return Figure("end_point", text_svg(draw, width=max(5.4, 0.75 * len(labels) + 2)),
+                  f"The primary end point, {name}{counted and f' ({counted})'}. Points: training seeds; a line joins "
+                  "the points that are compared. Bars: means over the seeds.")
 
 
-def _lines(groups: Sequence[tuple[str, Sequence[Row]]], arms: Sequence[str], column: str,
+def _lines(groups: Sequence[tuple[str, Sequence[RunResult]]], arms: Sequence[str], column: str,
            shifts: Sequence[float]) -> list[list[tuple[float, float]]]:
-    """For each seed the points that are compared: both arms of a cell, or one arm over the conditions."""
+    """For each seed the points that are compared: both arms of a run, or one arm over the conditions."""
     lines: dict[Any, list[tuple[float, float]]] = {}
-    for place, (_, cells) in enumerate(groups):
-        for cell in cells:
+    for at, (_, group) in enumerate(groups):
+        for run in group:
             for arm, shift in zip(arms, shifts, strict=True):
-                if column in cell["arms"].get(arm, {}):
-                    key = cell["name"] if len(arms) > 1 else cell["values"].get("seed")
-                    lines.setdefault(key, []).append((place + shift, cell["arms"][arm][column]))
+                if column in run["arms"].get(arm, {}):
+                    key = run["name"] if len(arms) > 1 else run["values"].get(SEED)
+                    lines.setdefault(key, []).append((at + shift, run["arms"][arm][column]))
     return list(lines.values())
 
 
-def trade_off(content: Row) -> Figure | None:
-    """What was learned (the task's score above the seed's) against the end point, for every arm of every cell."""
-    column = content["study"]["primary"]["column"]
-    points: dict[str, dict[str, set[tuple[float, float]]]] = {}
-    for condition, cells in by_condition(content["cells"]):
-        for cell in cells:
-            for arm, row in cell["arms"].items():
-                if column in row and arm != "base":
-                    gained = 100 * (row[cell["suite"]] - cell["arms"]["base"][cell["suite"]])
-                    points.setdefault(arm, {}).setdefault(condition, set()).add((gained, row[column]))
+def trade_off(content: StudyResults) -> Figure | None:
+    """The task's score above the base model's against the end point, for every arm of every run."""
+    column, runs = content["study"]["primary"]["column"], content["runs"]
+    points: Points = {}
+    for condition, group in by_condition(runs):
+        for run in group:
+            for arm, columns in run["arms"].items():
+                if column in columns and arm != "base":
+                    gained = 100 * (columns[run["suite"]] - run["arms"]["base"][run["suite"]])
+                    points.setdefault(arm, {}).setdefault(condition, set()).add((gained, columns[column]))
     if not points:
         return None
-    cells = content["cells"]
-    suites = ", ".join(f"{suite}, {measured_on(cells, suite)}" for suite in
-                       dict.fromkeys(cell["suite"] for cell in cells))
-    name, over = axis(column, suites_of(cells)), measured_on(cells, column)
-    return Figure("trade_off", svg_of(lambda canvas: _scatter(
-        canvas, content, points, "score on the task above the seed's, points   (right: learned more)",
+    suites = ", ".join(f"{suite}, {measured_on(runs, suite)}" for suite in dict.fromkeys(run["suite"] for run in runs))
+    name, counted = axis(column, suites_of(runs)), measured_on(runs, column)
+    return Figure("trade_off", text_svg(lambda canvas: _scatter(
+        canvas, content, points, "score on the task above the base model's, points   (right: learned more)",
         f"{name}   (up: drifted more)" if column == "kl" else name, "Learned and drifted")),
-        f"Each arm by what it learned ({suites}) and by {name}{over and f' ({over})'}. Small: training seeds; large: "
-        "their mean.")
+        f"Each arm by what it learned ({suites}) and by {name}{counted and f' ({counted})'}. Small points: training "
+        "seeds; large points: their mean.")
 
 
-def pair(content: Row, index: int) -> Figure | None:
-    """Two columns against each other, as the study asked."""
-    found = content["statistics"]["correlations"][index]
-    points: dict[str, dict[str, set[tuple[float, float]]]] = {}
-    for point in found["points"]:
-        conditions = points.setdefault(point["arm"], {})
-        conditions.setdefault(condition_of(point["values"]), set()).add((point["x"], point["y"]))
+def pair(content: StudyResults, correlation: Correlation) -> Figure | None:
+    """The two columns of a correlation against each other."""
+    points: Points = {}
+    for point in correlation["points"]:
+        of_arm = points.setdefault(point["arm"], {})
+        of_arm.setdefault(condition_of(point["values"]), set()).add((point["x"], point["y"]))
     if not points:
         return None
-    x, y = (axis(found[name], suites_of(content["cells"])) for name in "xy")
-    over = "; ".join(f"{found[name]}: {on}" for name in "yx" if (on := measured_on(content["cells"], found[name])))
-    return Figure(f"{found['x']}-{found['y']}".replace(".", "_"), svg_of(
-        lambda canvas: _scatter(canvas, content, points, x, y, f"{found['y']} over {found['x']}")),
-        f"{y} over {x}, n = {found['n']} trained arms{over and f' ({over})'}. {explained(found)}")
+    runs, columns = content["runs"], (correlation["x"], correlation["y"])
+    x, y = (axis(column, suites_of(runs)) for column in columns)
+    counted = "; ".join(f"{column}: {on}" for column in columns[::-1] if (on := measured_on(runs, column)))
+    return Figure("-".join(columns).replace(".", "_"), text_svg(
+        lambda canvas: _scatter(canvas, content, points, x, y, f"{columns[1]} over {columns[0]}")),
+        f"{y} over {x}, n = {correlation['n']} trained arms{counted and f' ({counted})'}. {explained(correlation)}")
 
 
-def _scatter(canvas: Canvas, content: Row, points: Mapping[str, Mapping[str, set[tuple[float, float]]]], x: str,
-             y: str, title: str) -> None:
+def _scatter(canvas: Canvas, content: StudyResults, points: Points, x: str, y: str, title: str) -> None:
     axes = canvas.subplots()
-    total = sum(len(set().union(*conditions.values())) for conditions in points.values())
-    named: list[tuple[str, tuple[float, ...], str]] = []
-    for arm, conditions in points.items():
-        colour, marker = _colour(content, arm), MARKERS[_place(content, arm) % len(MARKERS)]
-        means = {}
-        for condition, found in conditions.items():
-            axes.scatter(*zip(*sorted(found), strict=True), s=14, alpha=0.45, color=colour, marker=marker)
-            means[condition] = tuple(map(fmean, zip(*found, strict=True)))
-        axes.scatter(*zip(*means.values(), strict=True), s=60, color=colour, marker=marker, label=arm)
-        named += [(condition, place, colour) for condition, place in means.items() if 1 < len(set(means.values()))]
+    total = sum(len(set().union(*of_arm.values())) for of_arm in points.values())
+    labels: list[tuple[str, tuple[float, float], str]] = []
+    for arm, of_arm in points.items():
+        colour, marker = _colour(content, arm), MARKERS[_index(content, arm) % len(MARKERS)]
+        seeds = sorted({point for group in of_arm.values() for point in group})
+        axes.scatter([a for a, _ in seeds], [b for _, b in seeds], s=14, alpha=0.45, color=colour, marker=marker)
+        means = {condition: (fmean(a for a, _ in group), fmean(b for _, b in group))
+                 for condition, group in of_arm.items()}
+        axes.scatter([a for a, _ in means.values()], [b for _, b in means.values()], s=60, color=colour, marker=marker,
+                     label=arm)
+        labels += [(condition, mean, colour) for condition, mean in means.items() if len(set(means.values())) > 1]
     axes.set(xlabel=x, ylabel=y, title=f"{title} (n = {total} trained arms)")
     axes.margins(0.09)
-    if len(named) <= LABELS:
-        _label(axes, named)
+    if len(labels) <= LABELS:
+        _label(canvas, axes, labels)
     axes.legend(fontsize=8)
 
 
-def _label(axes: Axes, named: Sequence[tuple[str, tuple[float, ...], str]]) -> None:
-    """Write (text, place, colour) right of its place, or left at the edge; moved up where it would lie over another."""
-    from matplotlib.patheffects import withStroke
-
-    texts = [axes.annotate(text, place, xytext=(6, 4), textcoords="offset points", fontsize=7, color=colour,
-                           path_effects=[withStroke(linewidth=2, foreground="white")])
-             for text, place, colour in named]
+def _label(canvas: Canvas, axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]) -> None:
+    """Write (text, point, colour) right of the point, or left of it at the edge; move up a text that covers another."""
+    texts = [axes.annotate(text, point, xytext=(6, 4), textcoords="offset points", fontsize=7, color=colour)
+             for text, point, colour in labels]
     for text in texts:
         text.set_in_layout(False)
-    axes.figure.draw_without_rendering()                                # the layout is known only now
+    canvas.draw_without_rendering()                                # the layout is known only now
     for text in texts:
         if text.get_window_extent().x1 > axes.bbox.x1:
-            text.set_ha("right")
+            text.set_horizontalalignment("right")
             text.xyann = (-6, 4)
-    for text, up in zip(texts, apart([text.get_window_extent().extents.tolist() for text in texts]), strict=True):
+    for text, up in zip(texts, apart([text.get_window_extent().extents for text in texts]), strict=True):
         if up:
-            text.xyann = (text.xyann[0], 4 + up * 72 / axes.figure.dpi)
+            text.xyann = (text.xyann[0], 4 + up * 72 / canvas.dpi)
             axes.annotate("", text.xy, xytext=text.xyann, textcoords="offset points", arrowprops={
                 "arrowstyle": "-", "linewidth": 0.5, "color": text.get_color(), "alpha": 0.6})
 
 
 def apart(boxes: Sequence[Sequence[float]]) -> list[float]:
-    """How far up each box (left, bottom, right, top) must move so that none lies over another: the lowest stays."""
+    """How far up each box (left, bottom, right, top) must move so that none covers another; the lowest stays."""
     placed: list[tuple[float, float, float, float]] = []
     moves = [0.0] * len(boxes)
     for index in sorted(range(len(boxes)), key=lambda index: (boxes[index][1], index)):
@@ -201,66 +216,57 @@ def apart(boxes: Sequence[Sequence[float]]) -> list[float]:
     return moves
 
 
-def explained(found: Row) -> str:
+def explained(correlation: Correlation) -> str:
     """A correlation in words, with its sign."""
-    if found["r"] is None:
+    r, low, high, groups = (correlation[key] for key in ("r", "low", "high", "groups"))
+    if r is None:
         return "Too few different points for a correlation."
-    between = (f"95 % interval {found['low']:+.2f} to {found['high']:+.2f}, over {found['groups']} arms and conditions"
-               if found["low"] is not None else f"no interval from {found['groups']} arms and conditions")
-    return (f"r = {found['r']:+.2f} ({between}; R² = {found['r']**2:.2f}), of the ranks "
-            + ("not defined." if found["ranks"] is None else f"{found['ranks']:+.2f} (Spearman's ρ)."))
+    between = (f"95 % interval {low:+.2f} to {high:+.2f}, over {groups} arms and conditions" if low is not None
+               else f"no interval from {groups} arms and conditions")
+    return (f"r = {r:+.2f} ({between}; R² = {r**2:.2f}); Spearman's ρ of the ranks is "
+            + ("not defined." if correlation["ranks"] is None else f"{correlation['ranks']:+.2f}."))
 
 
-def by_condition(cells: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """The cells that differ in their seed alone, together, in their order."""
-    groups: dict[str, list[Row]] = {}
-    for cell in cells:
-        groups.setdefault(condition_of(cell["values"]), []).append(cell)
-    return list(groups.items())
+def by_condition(runs: Sequence[RunResult]) -> list[tuple[str, list[RunResult]]]:
+    """The runs grouped by condition, under the condition's text."""
+    return [(condition_of(condition), group) for condition, group in conditions(runs)]
 
 
-def condition_of(values: Row) -> str:
-    """A cell's own settings without the seed, in few characters: "ratio 0.5", or a name as it is."""
-    parts = {name: shown(value) for name, value in values.items() if name != "seed"}
-    if not parts:
-        return "all cells"
-    return ", ".join(part if name in ("cell", "template", "task") else f"{name} {part}" for name, part in parts.items())
-
-
-def shown(value: Any) -> str:
-    """A setting's value in few characters."""
-    return "+".join(map(shown, value)) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else \
-        str(value)
+def condition_of(values: Settings) -> str:
+    """The values of a run without its seed, in few characters: "mix_ratio 0.5", or a name as it is."""
+    parts = {name: shown(value) for name, value in values.items() if name != SEED}
+    return ", ".join(part if name in ("run", "template", "task") else f"{name} {part}"
+                     for name, part in parts.items()) or "all runs"
 
 
 def axis(column: str, suites: Iterable[str] = ()) -> str:
-    """What a column is, with its unit where there is one; of one of the suites it is the score."""
-    return AXES.get(column, f"{column}: {SHARE}" if column in suites else column)
+    """A column in words, with its unit where it has one; a column named like a suite is its score."""
+    return AXES.get(column, f"{column}: score, share" if column in suites else column)
 
 
-def suites_of(cells: Sequence[Row]) -> list[str]:
-    """Every suite that a cell was tested on."""
-    return list(dict.fromkeys(suite for cell in cells for suite in cell["items"]))
+def suites_of(runs: Sequence[RunResult]) -> list[str]:
+    """Every suite that a run was tested on."""
+    return list(dict.fromkeys(suite for run in runs for suite in run["items"]))
 
 
-def measured_on(cells: Sequence[Row], column: str) -> str:
-    """Over how much an arm's column is a mean: "n = 16 general answers"; "" where cells.json does not say."""
+def measured_on(runs: Sequence[RunResult], column: str) -> str:
+    """How many answers or items an arm's column is a mean over: "n = 16 general answers"; "" where it is not known."""
     part = "general" if column in GENERAL else column.partition(".")[0]
-    counts = {cell["items"].get(column) for cell in cells}
-    counts |= {row.get(f"{part}.n") for cell in cells for row in (*cell["arms"].values(), cell["measures"])}
-    known = sorted(counts - {None})
-    what = "items" if column in suites_of(cells) else ON.get(part)
+    counts: set[float | None] = {run["items"].get(column) for run in runs}
+    counts |= {columns.get(f"{part}.n") for run in runs for columns in (*run["arms"].values(), run["measures"])}
+    known = sorted(count for count in counts if count is not None)
+    what = "items" if column in suites_of(runs) else COUNTED.get(part)
     return f"n = {'–'.join(map(str, dict.fromkeys((known[0], known[-1]))))} {what}" if known and what else ""
 
 
-def _place(content: Row, arm: str) -> int:
-    return list(dict.fromkeys(name for cell in content["cells"] for name in cell["arms"])).index(arm)
+def _index(content: StudyResults, arm: str) -> int:
+    return list(dict.fromkeys(name for run in content["runs"] for name in run["arms"])).index(arm)
 
 
-def _colour(content: Row, arm: str) -> str:
-    return COLOURS[_place(content, arm) % len(COLOURS)]
+def _colour(content: StudyResults, arm: str) -> str:
+    return COLOURS[_index(content, arm) % len(COLOURS)]
 
 
 def _counts(values: Iterable[Sequence[Sequence[float]]]) -> str:
-    counts = {len(found) for seeds in values for found in seeds}
+    counts = {len(group) for seeds in values for group in seeds}
     return str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"

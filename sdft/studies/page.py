@@ -1,188 +1,207 @@
-"""The page of a study: report.md and its figures beside cells.json, from which alone they are made.
+"""The page of a study: report.md and its figures, beside cells.json, from which alone they are made.
 
     write_study(folder)         or        sdft report benchmarks/studies/2-mix-ratio
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from sdft.errors import SdftError
 from sdft.files import read_json, write_text
 from sdft.report.drawing import Figure, require_matplotlib
 from sdft.report.tables import Table, as_markdown, nats, number
-from sdft.studies.figures import axis, by_condition, condition_of, measured_on, shown, study_figures, suites_of
+from sdft.results import (
+    EndPoint,
+    MatchedComparison,
+    RankingResults,
+    RunResult,
+    SeedDifferences,
+    StudyComparison,
+    StudyResults,
+)
+from sdft.studies.figures import axis, by_condition, condition_of, is_pilot, measured_on, study_figures, suites_of
 from sdft.studies.ranking import ranking_figures, ranking_page
+from sdft.studies.specification import shown
 
-Row = Mapping[str, Any]
 NAME = "cells.json"
-ONE = "one seed, so nothing can be told from it"
+ONE = "one seed allows no conclusion"
+PILOT = ("This study is a pilot: every condition has one training seed. It shows only that the comparison works. It "
+         "allows no conclusion, so there are no comparisons and no figures here.")
 COLUMNS = ("kl", "top1", "rouge_l", "general.bleu", "length", "shift", "target_nll", "texts.rouge_l", "texts.bleu")
 
 
 def write_study(folder: Path) -> Path:
     """Write report.md and one SVG for each figure of the study in `folder`; return the path of report.md.
 
-    Raises SdftError when cells.json is no study's, or when matplotlib (extra [report]) is missing.
+    Raises SdftError where cells.json is no study's, or where matplotlib (extra [report]) is missing.
     """
     require_matplotlib()
-    content = read_study_cells(folder)
-    predicts = "ranking" in content
-    figures = {figure.name: figure for figure in (ranking_figures if predicts else study_figures)(content)}
-    for figure in figures.values():
+    content = read_study_results(folder)
+    drawn = ranking_figures(content) if "ranking" in content else study_figures(content)
+    figures = {figure.name: figure for figure in drawn}
+    for figure in drawn:
         write_text(folder / f"{figure.name}.svg", figure.svg)
     path = folder / "report.md"
-    write_text(path, (ranking_page if predicts else page)(content, figures))
+    write_text(path, ranking_page(content, figures) if "ranking" in content else page(content, figures))
     return path
 
 
-def read_study_cells(folder: Path) -> dict[str, Any]:
-    """The content of cells.json (SdftError when it is not what `sdft sweep` writes, or holds no cell)."""
+def read_study_results(folder: Path) -> StudyResults | RankingResults:
+    """The content of cells.json. Raises SdftError where `sdft sweep` did not write it, or it holds no run."""
     path = Path(folder) / NAME
-    content = read_json(path)
-    if isinstance(content, dict) and {"study", "starts", "points", "ranking", "missing"} <= content.keys():
-        return content
-    if not isinstance(content, dict) or not {"study", "cells", "failed", "statistics"} <= content.keys():
-        raise SdftError(f"{path}: expected a study's cells and statistics; make them with `sdft sweep STUDY.toml`")
-    if not content["cells"]:
-        raise SdftError(f"{path}: expected at least one finished cell, found none; run the same `sdft sweep` again")
+    content: Any = read_json(path)
+    if isinstance(content, dict) and {"study", "base_scores", "points", "ranking", "missing"} <= content.keys():
+        return cast(RankingResults, content)
+    if not isinstance(content, dict) or not {"study", "runs", "failed", "statistics"} <= content.keys():
+        raise SdftError(f"{path}: expected a study's runs and statistics; make them with `sdft sweep STUDY.toml`")
+    if not content["runs"]:
+        raise SdftError(f"{path}: expected at least one finished run, found none; run the same `sdft sweep` again")
     statistics = content["statistics"]
-    if not all("items" in row for row in statistics["comparisons"] + statistics.get("matched", [])) or not all(
-            "r" in row for row in statistics["correlations"]):
+    if not all("items" in comparison for comparison in statistics["comparisons"] + statistics["matched"]):
         raise SdftError(f"{path}: its statistics are those of an earlier version; run the same `sdft sweep` again")
-    return content
+    return cast(StudyResults, content)
 
 
-def page(content: Row, figures: Mapping[str, Figure]) -> str:
+def page(content: StudyResults, figures: Mapping[str, Figure]) -> str:
     """The whole page as Markdown."""
     study, statistics = content["study"], content["statistics"]
-    parts = [f"# {study['name'][0].upper()}{study['name'][1:]}", study["question"], _about(content),
-             "## The end point, and what was learned beside it", _list(map(sentence, statistics["comparisons"])),
-             _image(figures, "end_point"), _image(figures, "trade_off")]
-    if statistics.get("matched"):
-        parts += ["## Where arms are equal in something else", _list(map(matched, statistics["matched"])),
-                  "Between two learning rates an arm is taken to go straight, in its score on the task too."]
-    pairs = [name for name in figures if name not in ("end_point", "trade_off")]
-    if pairs:
-        parts += ["## What goes with what", *(_image(figures, name) for name in pairs)]
-    parts += ["## Every condition", as_markdown(cells_table(content))]
+    parts = [f"# {study['name'][0].upper()}{study['name'][1:]}", study["question"], _about(content)]
+    if is_pilot(content):
+        parts.append(PILOT)
+    else:
+        parts += ["## End point and task score", _list(map(sentence, statistics["comparisons"])),
+                  _image(figures, "end_point"), _image(figures, "trade_off")]
+        if statistics["matched"]:
+            parts += ["## At equal values of another column", _list(map(matched, statistics["matched"])),
+                      "Between two learning rates, an arm's end point and score are interpolated linearly."]
+        if pairs := [name for name in figures if name not in ("end_point", "trade_off")]:
+            parts += ["## Correlations", *(_image(figures, name) for name in pairs)]
+    parts += ["## All conditions", as_markdown(conditions_table(content))]
     if content["failed"]:
-        parts += ["## Cells that failed", _list(f"{name}: {reason}" for name, reason in content["failed"].items())]
+        parts += ["## Failed runs", _list(f"{name}: {reason}" for name, reason in content["failed"].items())]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _about(content: Row) -> str:
-    study, primary = content["study"], content["study"]["primary"]
+def _about(content: StudyResults) -> str:
+    study, primary, runs = content["study"], content["study"]["primary"], content["runs"]
     settings = ", ".join(f"{name} = {shown(value)}" for name, value in study["settings"].items())
-    name, over = axis(primary["column"], suites_of(content["cells"])), measured_on(content["cells"], primary["column"])
-    return (f"Named before the first run: {primary['column']} ({name}{over and ', ' + over}) of {primary['arm']} "
-            f"against {_other(primary)}, paired by training seed. {len(content['cells'])} of {study['cells']} cells "
-            f"are finished. In every cell: {settings or 'the defaults'}. A difference is told as detected where all "
-            "seeds agree in its sign and Student's t test of the paired differences gives p < 0.05 by Holm: over the "
-            "conditions of this end point, and over all other comparisons of this page together. Within a seed the "
-            "interval is over test items, or for kl over answers.")
+    name, counted = axis(primary["column"], suites_of(runs)), measured_on(runs, primary["column"])
+    about = (f"Named before the first run: {primary['column']} ({name}{counted and ', ' + counted}) of "
+             f"{primary['arm']} against {_other(primary)}, paired by training seed. {len(runs)} of {study['runs']} "
+             f"runs are finished. All runs have: {settings or 'the defaults'}.")
+    return about if is_pilot(content) else about + (
+        " A difference counts as detected where all seeds agree in its sign and Student's t test of the paired "
+        "differences gives p < 0.05 after Holm's adjustment: over the conditions of this end point, and over all other "
+        "comparisons of this page together. The interval of a single seed is over test items, or for kl over answers.")
 
 
-def sentence(row: Row) -> str:
-    """A comparison in words: a direction only where it is detected."""
-    where = f"{condition_of(row['condition'])}: " if row["condition"] else ""
-    column, other = row["column"] + (f" (n = {row['items']} items)" if row["items"] else ""), _other(row)
-    if row["n"] < 2:
-        return f"{where}{column} of {row['arm']} against {other}: {_mean_of(row)}; {ONE}."
-    about = _seeds(row)
-    if row["detected"]:
-        return f"{where}{column} is {_direction(row)} under {row['arm']} than under {other}: {about}."
-    return f"{where}no difference detected in {column} between {row['arm']} and {other}: {about}."
+def sentence(comparison: StudyComparison) -> str:
+    """A comparison in words, with a direction only where it is detected."""
+    where = f"{condition_of(comparison['condition'])}: " if comparison["condition"] else ""
+    items, arm, other = comparison["items"], comparison["arm"], _other(comparison)
+    column = comparison["column"] + (f" (n = {items} items)" if items else "")
+    if comparison["n"] < 2:
+        return f"{where}{column} of {arm} against {other}: {_mean_of(comparison)}; {ONE}."
+    return f"{where}{_verdict(comparison, column, other)}: {_seeds(comparison, comparison['within'])}."
 
 
-def matched(row: Row) -> str:
-    """A comparison at an equal value of another column in words, with what was learned there."""
-    other = row["against"] + (f" ({condition_of(row['condition'])})" if row["condition"] else "")
-    if not row["n"]:
-        return f"At equal {row['equal']}, {row['arm']} and {other} have no point in common."
-    about = (f"there its score on the task is {100 * row['score']:+.3g} points against that of {other} "
-             f"({row['points']} of {row['of']} cells compared)")
-    if row["n"] < 2:
-        return (f"At equal {row['equal']}, {row['column']} of {row['arm']} minus that of {other}: {_mean_of(row)}; "
-                f"{about}; {ONE}.")
-    told = (f"{row['column']} is {_direction(row)} under {row['arm']} than under {other}" if row["detected"] else
-            f"no difference detected in {row['column']} between {row['arm']} and {other}")
-    return f"At equal {row['equal']}, {told}: {_seeds(row)}; {about}."
+def matched(comparison: MatchedComparison) -> str:
+    """A comparison at an equal value of another column in words, with the difference of the scores there."""
+    equal, arm, column, score = comparison["equal"], comparison["arm"], comparison["column"], comparison["score"]
+    other = _other(comparison) + (f" ({condition_of(comparison['condition'])})" if comparison["condition"] else "")
+    if not comparison["n"] or score is None:
+        return f"At equal {equal}, {arm} and {other} have no point in common."
+    about = (f"there its score on the task differs from that of {other} by {100 * score:+.3g} points "
+             f"({comparison['points']} of {comparison['of']} runs compared)")
+    if comparison["n"] < 2:
+        return f"At equal {equal}, {column} of {arm} minus that of {other}: {_mean_of(comparison)}; {about}; {ONE}."
+    return f"At equal {equal}, {_verdict(comparison, column, other)}: {_seeds(comparison)}; {about}."
 
 
-def _mean_of(row: Row) -> str:
-    return f"{_scaled(row, row['mean'])}{' points' if row['items'] else ''}"
+def _verdict(comparison: StudyComparison | MatchedComparison, column: str, other: str) -> str:
+    arm = comparison["arm"]
+    if comparison["detected"]:
+        return f"{column} is {_direction(comparison)} with {arm} than with {other}"
+    return f"no difference detected in {column} between {arm} and {other}"
 
 
-def _scaled(row: Row, value: float) -> str:
+def _mean_of(comparison: StudyComparison | MatchedComparison) -> str:
+    return f"{_scaled(comparison, comparison['mean'])}{' points' if comparison['items'] else ''}"
+
+
+def _scaled(comparison: StudyComparison | MatchedComparison, value: float | None) -> str:
     """A difference: of scores in points of a hundred, of everything else in its own unit."""
-    return f"{value * (100 if row['items'] else 1):+.3g}"
+    return "–" if value is None else f"{value * (100 if comparison['items'] else 1):+.3g}"
 
 
-def _direction(row: Row) -> str:
-    return "higher" if row["mean"] > 0 else "lower"
+def _direction(comparison: SeedDifferences) -> str:
+    return "higher" if (comparison["mean"] or 0) > 0 else "lower"
 
 
-def _seeds(row: Row) -> str:
+def _seeds(comparison: StudyComparison | MatchedComparison, within: int | None = None) -> str:
     """The mean over the seeds, its interval, and how many seeds agree."""
-    within = row.get("within")
-    return (f"{_mean_of(row)} (95 % interval {_scaled(row, row['low'])} to {_scaled(row, row['high'])}; "
-            f"{_direction(row)} in {row['agree']} of {row['n']} seeds, p = {row['p_holm']:.2g}"
-            + ("" if within is None else f"; item by item within a seed, zero is left out in {within}") + ")")
+    low, high = _scaled(comparison, comparison["low"]), _scaled(comparison, comparison["high"])
+    return (f"{_mean_of(comparison)} (95 % interval {low} to {high}; {_direction(comparison)} in {comparison['agree']} "
+            f"of {comparison['n']} seeds, p = {comparison['p_holm']:.2g}"
+            + ("" if within is None else f"; the interval of a single seed excludes zero in {within}") + ")")
 
 
-def cells_table(content: Row) -> Table:
-    """Conditions × arms: the mean over the seeds of what was learned, what drifted and what was trained on.
+def conditions_table(content: StudyResults) -> Table:
+    """Conditions × arms: means over the seeds of scores, drift and training targets.
 
-    An arm that is the same in all conditions has one row.
+    An arm that is the same under all conditions has one line.
     """
-    cells = content["cells"]
-    suites = suites_of(cells)
-    plotted = [column for found in content["statistics"]["correlations"] for column in (found["x"], found["y"])]
+    runs = content["runs"]
+    suites = suites_of(runs)
+    plotted = [column for pair in content["statistics"]["correlations"] for column in (pair["x"], pair["y"])]
     columns = [column for column in dict.fromkeys([*COLUMNS, *plotted]) if column not in suites
-               and any(_mean([cell], arm, column) is not None for cell in cells for arm in cell["arms"])]
-    conditions, rows = by_condition(cells), {}
-    for condition, group in conditions:
-        for arm in dict.fromkeys(arm for cell in group for arm in cell["arms"]):
-            own = [cell for cell in group if arm in cell["arms"]]
-            rows[condition, arm] = [str(len(own)), *(number(_mean(own, arm, suite), 1, 100) for suite in suites),
-                                    *(_figure(column, _mean(own, arm, column)) for column in columns)]
-    first = {arm: rows.get((conditions[0][0], arm)) for _, arm in rows}
-    same = [arm for arm in first if len(conditions) > 1
-            and all(rows.get((condition, arm)) == first[arm] for condition, _ in conditions)]
-    over = {column: measured_on(cells, column) for column in [*suites, *columns]}
-    return Table(["condition", "arm", "seeds", *(f"{suite}, % ({_n(over[suite])})" for suite in suites),
-                  *(f"{column} ({_n(over[column])})" if over[column] else column for column in columns)],
+               and any(_mean([run], arm, column) is not None for run in runs for arm in run["arms"])]
+    groups, lines = by_condition(runs), {}
+    for condition, group in groups:
+        for arm in dict.fromkeys(arm for run in group for arm in run["arms"]):
+            trained = [run for run in group if arm in run["arms"]]
+            lines[condition, arm] = [str(len(trained)),
+                                     *(number(_mean(trained, arm, suite), 1, 100) for suite in suites),
+                                     *(_figure(column, _mean(trained, arm, column)) for column in columns)]
+    first = {arm: line for arm in dict.fromkeys(arm for _, arm in lines)
+             if (line := lines.get((groups[0][0], arm))) is not None}
+    same = [arm for arm in first if len(groups) > 1
+            and all(lines.get((condition, arm)) == first[arm] for condition, _ in groups)]
+    counted = {column: measured_on(runs, column) for column in [*suites, *columns]}
+    return Table(["condition", "arm", "seeds", *(f"{suite}, % ({_n(counted[suite])})" for suite in suites),
+                  *(f"{column} ({_n(counted[column])})" if counted[column] else column for column in columns)],
                  [*(["all", arm, *first[arm]] for arm in same),
-                  *([condition, arm, *row] for (condition, arm), row in rows.items() if arm not in same)],
+                  *([condition, arm, *line] for (condition, arm), line in lines.items() if arm not in same)],
                  "Means over the training seeds. " + "; ".join(
-                     f"{column}: {axis(column)}{over[column] and f' ({over[column]})'}" for column in columns) + ".")
+                     f"{column}: {axis(column)}{counted[column] and f' ({counted[column]})'}"
+                     for column in columns) + ".")
 
 
-def _mean(cells: list[Row], arm: str, column: str) -> float | None:
-    """Of a column of the arm; what a cell alone has (of its rewrites) is that of sdft."""
-    found = [cell["arms"][arm].get(column, cell["measures"].get(column) if arm == "sdft" else None) for cell in cells]
-    known = [value for value in found if value is not None]
+def _mean(runs: Sequence[RunResult], arm: str, column: str) -> float | None:
+    """The mean of an arm's column; a column that only the run has describes the targets of sdft."""
+    values = [run["arms"][arm].get(column, run["measures"].get(column) if arm == "sdft" else None) for run in runs]
+    known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
 
-def _n(over: str) -> str:
+def _n(counted: str) -> str:
     """"n = 16" of "n = 16 general answers"."""
-    return " ".join(over.split()[:3])
+    return " ".join(counted.split()[:3])
 
 
 def _figure(column: str, value: float | None) -> str:
     return nats(value) if column == "kl" else number(value, 0 if column == "length" else 3)
 
 
-def _other(primary: Row) -> str:
+def _other(primary: EndPoint) -> str:
     against = primary["against"]
     return against if isinstance(against, str) else condition_of(against)
 
 
-def _list(lines) -> str:
+def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -1,15 +1,15 @@
-"""What predicts forgetting: measures ranked by how much they explain, over all arms of all cells of several studies.
+"""What predicts forgetting: measures ranked by how much they explain, over the trained arms of several studies.
 
     [predict]
-    measures = ["kl", "shift", "target_nll"]       columns of cells.json; what the task taught (`gained`) is always one
-    outcomes = ["instructions", "top1"]            columns whose drop from the seed of the same cell is to be predicted
+    measures = ["kl", "shift", "target_nll"]       columns of cells.json; `gained`, the task's score, is always added
+    outcomes = ["instructions", "top1"]            columns whose drop from the base model is to be predicted
 
-The ranking is by R² *within* a study and task: measure and drop are set against their means over the arms that start
-from the same seed score, on the same items. Studies differ in records, items and length, so pooled over them a measure
-explains what only the studies differ in, and can change its sign (Simpson 1951); the pooled R² stands beside.
-Intervals are by bootstrap over whole studies, whose cells have the task, the training seeds and most settings in common
-(arXiv 2509.04259 ranks pooled, without intervals). Cells whose seed scores nothing can lose nothing: they are left out,
-and counted in `starts`.
+The ranking is by R² *within* a study and task: measure and drop are differences from their means over the arms that
+start from the same base score, on the same items. Studies differ in records, items and length. Pooled over studies, a
+measure therefore also explains how the studies differ, and its sign can change (Simpson 1951); the pooled r is reported
+for comparison. Intervals are by bootstrap over whole studies, whose runs share the task, the training seeds and most
+settings (arXiv 2509.04259 ranks pooled, without intervals). Runs whose base model scores 0 can lose nothing: they are
+left out, and counted in `base_scores`.
 
     sdft sweep benchmarks/studies/6-predictors.toml
 """
@@ -18,162 +18,171 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
 from sdft.errors import SdftError
 from sdft.files import read_json
+from sdft.results import ArmPoint, BaseScore, ExplainedDifference, RankedMeasure, RankingResults, RunResult
 from sdft.studies.specification import Study
 from sdft.studies.statistics import SCORE, correlation, interval, ranks, value
 
-GAINED = "gained"           # the score on the cell's task above its seed's, a share: what was acquired
-Row = dict[str, Any]
+GAINED = "gained"           # the score on the run's task − the base model's, a share: what was learned
 
 
-def predict(study: Study) -> dict[str, Any]:
-    """The content of cells.json of a study that reads others: study, starts, points, ranking; missing: what no cell
-    has; constant: what differs in no study, and so explains nothing.
+def predict(study: Study) -> RankingResults:
+    """The content of cells.json of a study that reads others.
 
-    A study whose cells.json is not beside the file yet is told on stderr; SdftError where none is there.
+    A study without cells.json beside the study file is reported on stderr. Raises SdftError where none has one.
     """
-    points: list[Row] = []
-    begun: list[Row] = []
-    found = []
+    points: list[ArmPoint] = []
+    base_scores: list[BaseScore] = []
+    read = []
     for name in study.reads:
         path = study.path.parent / name / "cells.json"
         if not path.is_file():
             print(f"{study.name}: without {name}, which has no {path}", file=sys.stderr)
             continue
-        found.append(name)
+        read.append(name)
         content = read_json(path)
-        if not isinstance(content, dict) or "cells" not in content:
-            raise SdftError(f"{path}: expected the cells of a study that runs some, found none; leave {name!r} out of "
+        if not isinstance(content, dict) or "runs" not in content:
+            raise SdftError(f"{path}: expected the results of a study with runs, found none; leave {name!r} out of "
                             "`reads`")
-        points += points_of(name, content["cells"], study.predict)
-        begun += starts(name, content["cells"], study.predict["outcomes"])
-    if not found:
+        points += points_of(name, content["runs"], study.predict)
+        base_scores += scores_of_base(name, content["runs"], study.predict["outcomes"])
+    if not read:
         raise SdftError(f"{study.path}: expected cells.json of {', '.join(study.reads)} in folders beside it, found "
                         "none; run those studies first")
     ranking = rank(points, study.predict)
+    measures, outcomes = study.predict["measures"], study.predict["outcomes"]
     known = {measure for point in points for measure in point["measures"]}
-    told = {row["measure"] for row in ranking}
-    return {"study": {"name": study.name, "question": study.question, "reads": found, **study.predict},
-            "starts": begun, "points": points, "ranking": ranking,
-            "missing": [name for name in study.predict["measures"] if name not in known],
-            "constant": [name for name in study.predict["measures"] if name in known - told]}
+    ranked = {each["measure"] for each in ranking}
+    return {"study": {"name": study.name, "question": study.question, "reads": read, "measures": measures,
+                      "outcomes": outcomes},
+            "base_scores": base_scores, "points": points, "ranking": ranking,
+            "missing": [name for name in measures if name not in known],
+            "constant": [name for name in measures if name in known - ranked]}
 
 
-def points_of(name: str, cells: Sequence[Row], asked: Mapping[str, Sequence[str]]) -> list[Row]:
-    """A point for every trained arm of a study: its measures, and its drops from the seed. What cells share is one.
+def points_of(study: str, results: Sequence[RunResult], asked: Mapping[str, Sequence[str]]) -> list[ArmPoint]:
+    """One point for every trained arm: its measures, and its drops from the base model. Equal points count once.
 
-    A column of the cell alone is a measure of its arm sdft, whose data it describes. No drop where the seed has 0.
+    A column that only the run has is a measure of arm sdft, whose targets it describes. There is no drop where the base
+    model scores 0.
     """
-    points: dict[str, Row] = {}
-    for cell in cells:
-        base = cell["arms"]["base"]
-        for arm, row in cell["arms"].items():
+    points: dict[str, ArmPoint] = {}
+    for run in results:
+        base = run["arms"]["base"]
+        for arm, columns in run["arms"].items():
             if arm == "base":
                 continue
-            measures = {column: value(cell, arm, column, fall_back=arm == "sdft") for column in asked["measures"]}
-            scores = value(cell, arm, SCORE, False), value(cell, "base", SCORE, False)
-            measures[GAINED] = None if None in scores else scores[0] - scores[1]
-            drops = {column: base[column] - row[column] for column in asked["outcomes"]
-                     if (base.get(column) or 0) > 0 and row.get(column) is not None}
-            point = {"study": name, "task": cell["suite"], "arm": arm, "drops": drops,
-                     "measures": {column: found for column, found in measures.items() if found is not None}}
+            measures = {column: value(run, arm, column, fall_back=arm == "sdft") for column in asked["measures"]}
+            score, base_score = value(run, arm, SCORE, False), value(run, "base", SCORE, False)
+            measures[GAINED] = None if score is None or base_score is None else score - base_score
+            drops = {column: base[column] - columns[column] for column in asked["outcomes"]
+                     if base.get(column, 0) > 0 and column in columns}
+            point: ArmPoint = {
+                "study": study, "task": run["suite"], "arm": arm, "drops": drops,
+                "measures": {column: number for column, number in measures.items() if number is not None}}
             points.setdefault(repr(point), point)
     return list(points.values())
 
 
-def starts(name: str, cells: Sequence[Row], outcomes: Sequence[str]) -> list[Row]:
-    """Where the seed stands in every outcome, by task: study, task, outcome, score (mean over the cells, None where not
-    measured), n: its test items or general answers; cells: how many, and left_out: how many of them at the floor."""
-    found = []
+def scores_of_base(study: str, results: Sequence[RunResult], outcomes: Sequence[str]) -> list[BaseScore]:
+    """The base model on every outcome, task by task, and how many of the runs are left out since it scores 0."""
+    scores: list[BaseScore] = []
     for outcome in outcomes:
-        for task in dict.fromkeys(cell["suite"] for cell in cells):
-            own = [cell for cell in cells if cell["suite"] == task]
-            scores = [cell["arms"]["base"][outcome] for cell in own if outcome in cell["arms"]["base"]]
-            n = own[0]["items"].get(outcome, own[0]["arms"]["base"].get("general.n"))
-            found.append({"study": name, "task": task, "outcome": outcome, "n": n if scores else 0, "cells": len(own),
-                          "score": fmean(scores) if scores else None, "left_out": sum(score <= 0 for score in scores)})
-    return found
+        for task in dict.fromkeys(run["suite"] for run in results):
+            runs = [run for run in results if run["suite"] == task]
+            known = [run["arms"]["base"][outcome] for run in runs if outcome in run["arms"]["base"]]
+            n = runs[0]["items"].get(outcome, runs[0]["arms"]["base"].get("general.n"))
+            scores.append({"study": study, "task": task, "outcome": outcome, "n": int(n or 0) if known else 0,
+                           "runs": len(runs), "score": fmean(known) if known else None,
+                           "left_out": sum(score <= 0 for score in known)})
+    return scores
 
 
-def rank(points: Sequence[Row], asked: Mapping[str, Sequence[str]]) -> list[Row]:
-    """For every outcome the measures, the most explaining within studies first: see `explain`; of all but the first,
-    behind: how much less it explains than the first, see `difference`. An outcome does not predict itself."""
-    ranking = []
+def rank(points: Sequence[ArmPoint], asked: Mapping[str, Sequence[str]]) -> list[RankedMeasure]:
+    """For every outcome the measures, the one that explains most within studies first; none predicts itself.
+
+    below_first: see `difference`; None in the first.
+    """
+    ranking: list[RankedMeasure] = []
     for outcome in asked["outcomes"]:
         measures = [name for name in dict.fromkeys([*asked["measures"], GAINED])
                     if name not in (outcome, f"general.{outcome}")]
-        rows = [row for measure in measures if (row := explain(points, outcome, measure))]
-        rows.sort(key=lambda row: -row["within"])
-        ranking += [row | {"behind": difference(points, outcome, rows[0]["measure"], row["measure"]) if place else None}
-                    for place, row in enumerate(rows)]
+        ranked = [each for measure in measures if (each := explain(points, outcome, measure))]
+        ranked.sort(key=lambda each: -each["within"])
+        for position, each in enumerate(ranked):
+            each["below_first"] = (difference(points, outcome, ranked[0]["measure"], each["measure"]) if position
+                                   else None)
+        ranking += ranked
     return ranking
 
 
-def explain(points: Sequence[Row], outcome: str, measure: str) -> Row | None:
-    """How a measure goes with the drop of an outcome; None where nothing varies, or too few points to tell.
+def explain(points: Sequence[ArmPoint], outcome: str, measure: str) -> RankedMeasure | None:
+    """How a measure goes with the drop of an outcome; None where nothing varies, or too few points are left.
 
-    n, studies, groups (study × task). r: of the measure's and the drop's distances from their means in the group, with
-    low and high; within: r², with within_low and within_high; ranks: as r, of the ranks in the group (from 0 to 1).
-    pooled: r over all points as if they were of one study. with_gained: as r, of the measure and what was gained.
-    Measures are ranked on different points where some lack one, or do not vary; n tells.
+    Measures are ranked on different points where some lack a measure, or it does not vary; see n.
     """
-    whole = _groups(_varying(points, outcome, (measure,)), outcome, measure)
-    n = sum(map(len, whole.values()))
-    r, draws = correlation(_centred(whole))
-    if r is None or n - len(whole) < 2:
+    groups = _groups(_varying(points, outcome, (measure,)), outcome, measure)
+    n = sum(map(len, groups.values()))
+    r, draws = correlation(_centred(groups))
+    if r is None or n - len(groups) < 2:
         return None
-    own = {**dict(zip(("low", "high"), interval(draws), strict=True)),
-           **dict(zip(("within_low", "within_high"), interval(draws**2), strict=True))}
-    beside = [point for point in points if outcome in point["drops"]]
-    return {"outcome": outcome, "measure": measure, "n": n, "studies": len({study for study, _ in whole}),
-            "groups": len(whole), "within": round(r * r, 6), "r": r, **own,
-            "ranks": correlation(_centred(whole, lambda part: ranks(part) / len(part)))[0],
-            "pooled": correlation([[pair for pairs in whole.values() for pair in pairs]])[0],
-            "with_gained": None if measure == GAINED else correlation(_centred(_groups(beside, GAINED, measure)))[0]}
+    (low, high), (within_low, within_high) = interval(draws), interval(draws**2)
+    measured = [point for point in points if outcome in point["drops"]]
+    return {"outcome": outcome, "measure": measure, "n": n, "studies": len({study for study, _ in groups}),
+            "groups": len(groups), "within": round(r * r, 6), "r": r, "low": low, "high": high,
+            "within_low": within_low, "within_high": within_high,
+            "ranks": correlation(_centred(groups, lambda column: ranks(column) / len(column)))[0],
+            "pooled": correlation([[pair for pairs in groups.values() for pair in pairs]])[0],
+            "with_gained": None if measure == GAINED else correlation(_centred(_groups(measured, GAINED, measure)))[0]}
 
 
-def difference(points: Sequence[Row], outcome: str, first: str, other: str) -> Row:
-    """R² within studies of one measure minus that of another, on the n points that have both; low, high: its 95 %
-    interval, both being taken on the same draws of studies. None where either cannot be told there."""
+def difference(points: Sequence[ArmPoint], outcome: str, first: str, other: str) -> ExplainedDifference:
+    """R² within studies of one measure − that of another, on the points that have both.
+
+    low, high: the 95 % interval, both taken on the same draws of studies.
+    """
     both = _varying(points, outcome, (first, other))
-    (r, draws), (s, others) = (correlation(_centred(_groups(both, outcome, name))) for name in (first, other))
-    low, high = (None, None) if None in (r, s) else interval(draws**2 - others**2)
-    return {"difference": None if None in (r, s) else round(r * r - s * s, 6), "low": low, "high": high, "n": len(both)}
+    (r, draws), (s, other_draws) = (correlation(_centred(_groups(both, outcome, name))) for name in (first, other))
+    if r is None or s is None:
+        return {"difference": None, "low": None, "high": None, "n": len(both)}
+    low, high = interval(draws**2 - other_draws**2)
+    return {"difference": round(r * r - s * s, 6), "low": low, "high": high, "n": len(both)}
 
 
-def _varying(points: Sequence[Row], outcome: str, measures: Sequence[str]) -> list[Row]:
-    """The points that have the outcome and the measures, of the studies and tasks in which each measure varies: one in
-    which it is the same in every arm has nothing to say, and is no study to draw."""
-    own = [point for point in points if outcome in point["drops"] and point["measures"].keys() >= set(measures)]
+def _varying(points: Sequence[ArmPoint], outcome: str, measures: Sequence[str]) -> list[ArmPoint]:
+    """The points that have the outcome and the measures, of the studies and tasks in which each measure varies.
+
+    A study in which a measure is the same in every arm has nothing to say, and must not be drawn.
+    """
+    complete = [point for point in points if outcome in point["drops"] and point["measures"].keys() >= set(measures)]
     values: dict[tuple[str, str, str], set[float]] = {}
-    for point in own:
+    for point in complete:
         for measure in measures:
             values.setdefault((point["study"], point["task"], measure), set()).add(point["measures"][measure])
-    return [point for point in own
+    return [point for point in complete
             if all(len(values[point["study"], point["task"], measure]) > 1 for measure in measures)]
 
 
-def _groups(points: Sequence[Row], outcome: str, measure: str) -> dict[tuple[str, str], list[tuple[float, float]]]:
-    """(measure, drop of the outcome) of the points that have both, by study and task; GAINED stands for itself."""
-    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+def _groups(points: Sequence[ArmPoint], outcome: str, measure: str) -> dict[tuple[str, str], list[tuple[float, float]]]:
+    """(measure, drop of the outcome) of the points that have both, by study and task; GAINED is no drop but itself."""
+    groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for point in points:
         y = point["measures"].get(GAINED) if outcome == GAINED else point["drops"].get(outcome)
         if y is not None and measure in point["measures"]:
-            found.setdefault((point["study"], point["task"]), []).append((point["measures"][measure], y))
-    return found
+            groups.setdefault((point["study"], point["task"]), []).append((point["measures"][measure], y))
+    return groups
 
 
 def _centred(groups: Mapping[tuple[str, str], Sequence[tuple[float, float]]],
              scale: Callable[[np.ndarray], np.ndarray] = np.asarray) -> list[list[tuple[float, float]]]:
-    """By study: the pairs of its groups, each column scaled and less its mean in the group (0 where it is constant)."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    """By study: the pairs of its groups, each column scaled and minus its mean in the group (0 where constant)."""
+    by_study: dict[str, list[tuple[float, float]]] = {}
     for (study, _), pairs in groups.items():
         columns = [scale(column) for column in np.array(pairs, dtype=np.float64).T]                     # (n,) each
         columns = [(column - column.mean()) * (np.ptp(column) > 0) for column in columns]
-        found.setdefault(study, []).extend(zip(*(column.tolist() for column in columns), strict=True))
-    return list(found.values())
+        by_study.setdefault(study, []).extend(zip(*(column.tolist() for column in columns), strict=True))
+    return list(by_study.values())

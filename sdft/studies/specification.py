@@ -21,7 +21,7 @@
     name = "sums"                        # replaces these settings in names and figures
     task = "gsm8k"
 
-A study without runs of its own names other studies in `reads`, and has [predict] instead of the rest: see predictors.py.
+A study without runs of its own names other studies in `reads`, and has [predict] instead of the rest (predictors.py).
 
     sdft sweep STUDY.toml
 """
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -125,7 +125,7 @@ def planned_runs(study: Study, data: str | None = None) -> list[PlannedRun]:
         if any(run.name == name for run in runs):
             raise SdftError(f"{study.path}: two runs are named {name!r}; let them differ in a setting, or leave one "
                             "out")
-        resolved = with_machine(with_task(config, explicit, **task.decides))
+        resolved = with_machine(with_task(config, explicit, **task.default_settings))
         runs.append(PlannedRun(name, values, resolved, explicit, data_hash(task)))
     trained = dict.fromkeys(("base", *(arm for run in runs for arm in run.config.arms.arms)))
     for key, arm in (("arm", study.primary["arm"]), ("against", study.primary["against"])):

@@ -1,0 +1,66 @@
+"""How long the unfinished runs of a study will take: from finished ones, or before the first from operations alone."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sdft.errors import SdftError
+from sdft.experiment.arms import settings_of
+from sdft.experiment.plan import Plan, needs
+from sdft.experiment.settings import Config, load_chosen
+from sdft.files import read_json
+from sdft.studies.runs import to_make
+from sdft.studies.specification import PlannedRun
+
+
+def remaining(runs: Sequence[PlannedRun], folder: Path) -> tuple[float, int] | None:
+    """The seconds that the unfinished runs need, and the number of finished runs that the estimate rests on.
+
+    A stage costs the most seconds that it took in a finished run, which is without taking anything over; one that none
+    of them had costs as much as the slowest of its kind ("train …"). A stage taken over from an earlier run costs
+    nothing. None where no run is finished.
+    """
+    finished = [path for run in runs if (path := folder / run.name / "summary.json").exists()]
+    if not finished:
+        return None
+    costs: dict[str, float] = {}
+    for path in finished:
+        for stage, seconds in read_json(path)["seconds"].items():
+            for name in (stage, stage.partition(" ")[0]):
+                costs[name] = max(costs.get(name, 0.0), seconds)
+    total = sum(costs.get(stage, costs.get(stage.partition(" ")[0], 0.0))
+                for _, names in to_make(runs, folder) for stage in names)
+    return total, len(finished)
+
+
+def planned_seconds(runs: Sequence[PlannedRun], folder: Path, rate: Callable[[Config], float | None]) -> float:
+    """The seconds of rewriting and training that `sdft plan` gives for the stages that no earlier run makes.
+
+    rate: GFLOP/s of a run. A run that cannot be planned counts nothing: it is refused when its turn comes.
+    """
+    total = 0.0
+    plans: dict[str, Plan | None] = {}
+    for run, names in to_make(runs, folder):
+        config = run.config
+        key = repr((config.task, config.distill, replace(config.train, seed=0), config.model))
+        if key not in plans:
+            try:
+                plans[key] = needs(config, load_chosen(config.task), rate(config), None)
+            except SdftError:
+                plans[key] = None
+        if plan := plans[key]:
+            total += plan["seconds"]["rewrite, at most"] * len({"rewrite", "answer self-output"} & set(names))
+            total += sum(_training(plan, config, name.removeprefix("train "))
+                         for name in names if name.startswith("train "))
+    return total
+
+
+def _training(plan: Plan, config: Config, arm: str) -> float:
+    """Seconds of an arm's training. An additional forward pass in every step costs half as much again; on-policy, the
+    model writes all answers again in every pass over the records."""
+    seconds, settings = plan["seconds"], settings_of(arm, config.train)
+    onpolicy = settings.objective.startswith("onpolicy")
+    passes = plan["steps"] * min(1, settings.batch_size / plan["records"])
+    return (seconds["train, each arm"] * (1.5 if onpolicy or settings.objective == "kl" else 1)
+            + seconds["rewrite, at most"] * passes * onpolicy)
