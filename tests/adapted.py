@@ -9,7 +9,7 @@ from sdft.model.lora import add_lora, lora_layers
 
 
 def adapted(model: Llama | None = None, size: float = 0.1, seed: int = 1, **settings) -> Llama:
-    """`model` (a tiny random one) under an adapter of rank 4, its B normal with σ = `size`, the same for a `seed`."""
+    """Add to `model` (default: a tiny one) an adapter of rank 4 with random B, normal with σ = `size`, from `seed`."""
     model = tiny_llama() if model is None else model
     add_lora(model, **{"rank": 4, **settings})
     generator = torch.Generator().manual_seed(seed)

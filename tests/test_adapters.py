@@ -34,7 +34,7 @@ def test_peft_loads_ours(tmp_path, settings):
     torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, **TOLERANCE)
     assert not torch.allclose(model(TOKENS), copy_of(hf_model("llama2"))(TOKENS), atol=1e-2)
     adapted = [name for name, _ in theirs.named_parameters() if ".lora_A." in name]
-    assert len(adapted) == len(lora_layers(model))          # no layer more, though one of zeros would compute the same
+    assert len(adapted) == len(lora_layers(model))          # an extra layer of zeros would compute the same
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -57,7 +57,7 @@ def test_ours_round_trips_bit_for_bit(tmp_path):
     _shake(model)
     save_adapter(model, tmp_path)
     other = tiny_llama()
-    add_lora(other, rank=2, targets=("o_proj",))          # is replaced
+    add_lora(other, rank=2, targets=("o_proj",))          # load_adapter replaces it
     load_adapter(other, tmp_path)
     assert torch.equal(model(TOKENS), other(TOKENS))
     assert list(lora_layers(other)) == list(lora_layers(model))

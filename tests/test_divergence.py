@@ -1,15 +1,15 @@
-"""The divergence of two views through one head: by hand, against the full arrays, and its gradient."""
+"""The KL divergence between two models through one head: by hand, against the full arrays, and its gradient."""
 import math
 
 import pytest
 import torch
 
-from sdft.kernels.divergence import kl, kl_plain, token_nll
 from sdft.kernels import divergence
+from sdft.kernels.divergence import kl, kl_plain, token_nll
 
 
 def test_a_case_done_by_hand():
-    """Two tokens in the head [1, 0]: z = (h, 0), so p = σ(h). h = log 3 gives p = (¾, ¼), g = 0 gives q = (½, ½)."""
+    """The head [1, 0] has two tokens: z = (h, 0), so p = σ(h). h = log 3 gives p = (¾, ¼), g = 0 gives q = (½, ½)."""
     x = torch.tensor([[math.log(3)]], dtype=torch.float64, requires_grad=True)
     other, head = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([[1.0], [0.0]], dtype=torch.float64)
     forward, reverse = kl(x, other, head), kl(x, other, head, reverse=True)
@@ -42,7 +42,7 @@ def test_chunks_and_gradients_equal_the_full_arrays(reverse, monkeypatch):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_what_is_impossible_to_one_view_stays_finite(reverse):
+def test_a_token_that_is_impossible_for_one_model_stays_finite(reverse):
     x = torch.tensor([[200.0]], requires_grad=True)                     # p of the second token underflows in fp32
     loss = kl(x, -torch.ones(1, 1), torch.tensor([[1.0], [0.0]]), reverse)
     loss.backward()
@@ -50,11 +50,11 @@ def test_what_is_impossible_to_one_view_stays_finite(reverse):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_surprise_of_half_precision_is_taken_in_fp32(dtype):
+def test_the_nll_of_half_precision_is_computed_in_fp32(dtype):
     generator = torch.Generator().manual_seed(0)
     x, head = (torch.randn(n, 16, generator=generator).to(dtype) for n in (20, 50))
     labels = torch.arange(20)
-    # Of the same rounded logits; assert_close also wants the same dtype.
+    # The logits are rounded alike; assert_close also compares the dtypes.
     torch.testing.assert_close(token_nll(x, head, labels), torch.nn.functional.cross_entropy(
         (x @ head.t()).float(), labels, reduction="none"))
 
@@ -69,4 +69,4 @@ def test_half_precision_is_no_worse_than_autograd_on_the_full_arrays():
         half = x.bfloat16().requires_grad_(True)
         function(half, other.bfloat16(), head.bfloat16()).backward()
         errors.append((half.grad.double() - exact.grad).norm().item())
-    assert errors[0] <= 1.05 * errors[1]                                # 5 %: chance in the rounding of either
+    assert errors[0] <= 1.05 * errors[1]                                # 5 %: luck in single roundings

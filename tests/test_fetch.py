@@ -1,4 +1,4 @@
-"""Where a model comes from: names, folders, files; a download is checked before anything is kept."""
+"""Resolving names, folders and files; a download is checked before anything is kept."""
 import shutil
 
 import pytest
@@ -96,7 +96,7 @@ def test_the_real_model_equals_transformers(smollm2, smollm2_fp32):
 
 
 def test_the_real_model_in_bf16_is_as_near_the_truth_as_transformers(smollm2, smollm2_bf16):
-    """bf16 rounds differently for every order of sums, so both are measured against fp64."""
+    """bf16 rounds differently for every order of sums, so both are compared with fp64."""
     model, tokenizer = smollm2_bf16
     tokens = torch.tensor([tokenizer.encode(TEXT)])
     with torch.no_grad():

@@ -39,7 +39,7 @@ def test_tensors_equal_the_library_bit_for_bit(tmp_path, kind):
 
 
 def _permute(weight, heads):
-    """What llama.cpp's converter does to q and k of the family "llama"."""
+    """Permute q or k of the family "llama", as llama.cpp's converter does."""
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return halves.swapaxes(1, 2).reshape(weight.shape)
 
@@ -82,7 +82,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_f
 
 
 def _divisors(hf):
-    """What llama.cpp's converter writes as rope_freqs: by how much transformers slows each frequency."""
+    """Return what llama.cpp's converter writes as rope_freqs: the factor by which transformers slows each frequency."""
     size = 2 * len(hf.model.rotary_emb.inv_freq)
     plain = 1.0 / hf.config.rope_parameters["rope_theta"] ** (torch.arange(0, size, 2) / size)
     return (plain / hf.model.rotary_emb.inv_freq).numpy().astype(np.float32)
@@ -102,18 +102,18 @@ def test_llama_3s_rope_scaling_is_read_from_its_divisors(tmp_path):
 
 
 def test_a_damaged_header_is_one_line(tmp_path):
-    """Any byte of the header changed: the model loads or one line tells why not."""
+    """Whichever byte of the header changes, the model loads, or one line says why not."""
     path = _export(tmp_path / "m.gguf", hf_model("qwen2", num_hidden_layers=1), "qwen2")
     data, draw = path.read_bytes(), np.random.default_rng(0)
-    told = 0
+    refused = 0
     for position in draw.integers(0, data.find(b"output_norm"), 150):
         path.write_bytes(data[:position] + bytes([draw.integers(256)]) + data[position + 1 :])
         try:
             load_gguf(path)
         except SdftError as error:
             assert "\n" not in str(error)
-            told += 1
-    assert told > 100                                                 # not all: a changed name or token id may pass
+            refused += 1
+    assert refused > 100                                              # not all: a changed name or token id may pass
 
 
 def test_unsupported_types_and_damaged_files_are_one_line(tmp_path):
@@ -127,7 +127,7 @@ def test_unsupported_types_and_damaged_files_are_one_line(tmp_path):
         path.write_bytes(data[:cut])
         with pytest.raises(SdftError, match=message):
             GGUF(path).tensor("x")
-    at = data.find(b"x", data.find(b"general.architecture") + 40) + 1          # behind the tensor's name: its dimensions
+    at = data.find(b"x", data.find(b"general.architecture") + 40) + 1          # the dimensions follow the tensor's name
     path.write_bytes(data[:at] + b"\x05" + data[at + 1 :])
     with pytest.raises(SdftError, match="a tensor of 5 dimensions in the header; the file is corrupt"):
         GGUF(path)

@@ -1,4 +1,4 @@
-"""Each fast form against its plain twin: gradcheck in fp64, tight in fp32, and in bf16 no worse than eager."""
+"""Each fast form against its plain twin: gradcheck in fp64, tight in fp32, and no worse than eager in bf16."""
 from __future__ import annotations
 
 import pytest
@@ -24,7 +24,7 @@ def angles(dtype):
     return torch.cat((half.cos(), half.cos()), 1).to(dtype), torch.cat((half.sin(), half.sin()), 1).to(dtype)
 
 
-# name: (fast, plain, shapes of the differentiable inputs, arguments that follow them given a dtype)
+# name: (fast, plain, shapes of the differentiable inputs, function from the dtype to the other arguments)
 CASES = {
     "rms_norm": (rms_norm, rms_norm_plain, [(N, 8), (8,)], lambda dtype: (1e-5,)),
     "rms_norm of heads": (rms_norm, rms_norm_plain, [(N, 2, 8), (8,)], lambda dtype: (1e-5,)),
@@ -42,7 +42,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks so small that the test's documents and rows cross their borders, with a ragged last one."""
+    """Make blocks so small that the documents and rows of the tests fill several, and the last one in part."""
     monkeypatch.setattr(attention, "BLOCK", 4)
     monkeypatch.setattr(attention, "STEP", 2)
     monkeypatch.setattr(attention, "CELLS", 150)        # some parts hold two blocks, others one
@@ -56,7 +56,7 @@ def inputs(shapes, dtype, seed=0) -> list[Tensor]:
 
 
 def run(function, tensors: list[Tensor], rest: tuple) -> list[Tensor]:
-    """Output and the gradients of a weighted sum of it."""
+    """Return the output and the gradients of a weighted sum of it."""
     output = function(*tensors, *rest)
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype)
     return [output, *torch.autograd.grad((output * weights).sum(), tensors)]
@@ -78,7 +78,7 @@ def test_fp32_equals_the_plain_twin(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_bf16_is_no_worse_than_eager(name):
-    """Against an fp64 oracle on the same bf16 inputs; 1.5 × leaves room for luck of rounding in small arrays."""
+    """The oracle is fp64 on the same bf16 inputs; 1.5 × leaves room for luck of rounding in small arrays."""
     fast, plain, shapes, rest = CASES[name]
     half = [x.detach() for x in inputs(shapes, torch.bfloat16)]
 
@@ -93,14 +93,14 @@ def test_bf16_is_no_worse_than_eager(name):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [0, 5])
-def test_a_norm_of_part_of_an_array_with_whatever_is_asked_for(rows: int, dtype: torch.dtype):
-    """A slice of heads, as generation normalises it: without gradients, and with each of them alone."""
+def test_a_norm_of_part_of_an_array_with_any_of_its_gradients(rows: int, dtype: torch.dtype):
+    """Generation normalises a slice of heads. It is tested without gradients and with each gradient alone."""
     whole, weight = (x.detach() for x in inputs([(rows, 3, 8), (8,)], dtype))
     x = whole[:, :2].requires_grad_()
     weight.requires_grad_()
     y = rms_norm(x, weight, 1e-5)
     both = torch.autograd.grad(y.sum(), (x, weight), retain_graph=True)
-    # r is a square root of a sum in another order, and in half precision one rounding more of the same number.
+    # r comes from a sum in another order; in half precision one more rounding may differ.
     torch.testing.assert_close(y, rms_norm_plain(x, weight, 1e-5), rtol=4 * torch.finfo(dtype).eps, atol=0)
     with torch.no_grad():
         torch.testing.assert_close(rms_norm(x, weight, 1e-5), y, rtol=0, atol=0)
@@ -109,14 +109,14 @@ def test_a_norm_of_part_of_an_array_with_whatever_is_asked_for(rows: int, dtype:
         torch.testing.assert_close(torch.autograd.grad(alone.sum(), tensor)[0], gradient, rtol=0, atol=0)
 
 
-def test_the_gradient_of_a_norm_is_fine_where_a_row_has_a_common_mean():
-    """What LayerNorm's backward takes off and is added again may be larger than what remains."""
+def test_the_gradient_of_a_norm_is_exact_for_a_row_with_a_large_mean():
+    """LayerNorm's backward subtracts r·mean(m), which is added back; it may be larger than the rest."""
     x, dy = inputs([(64, 512), (64, 512)], torch.bfloat16)
     dy, weight = dy.detach() + 3, torch.ones(512, dtype=torch.bfloat16)
     fast, plain = (torch.autograd.grad(f(x, weight, 1e-5), x, dy)[0].double() for f in (rms_norm, rms_norm_plain))
     exact_x = x.detach().double().requires_grad_()
     exact = torch.autograd.grad(rms_norm_plain(exact_x, weight.double(), 1e-5), exact_x, dy.double())[0]
-    # The 1.5 leaves room for a second rounding to bf16, of what is taken off and of what it is taken from.
+    # The 1.5 leaves room for a second rounding to bf16, before r·mean(m) is added back.
     assert (fast - exact).norm() <= 1.5 * (plain - exact).norm()
 
 
@@ -131,18 +131,18 @@ def test_documents_do_not_see_each_other():
     torch.testing.assert_close(DocumentAttention(LENGTHS)(3, q, k, v), packed, rtol=0, atol=0)
 
 
-def test_a_shared_beginning_is_that_of_each_document():
-    """Output and gradients are those of the documents written out, the beginning's gradients summed over them."""
+def test_a_shared_prefix_is_that_of_each_document():
+    """Output and gradients equal those of the whole documents, with the prefix's gradients summed over them."""
     shapes = [(9, 4, 6), (9, 2, 6), (9, 2, 6)]                          # 4 shared tokens, then 3 of a and 2 of b
     tree, whole = inputs(shapes, torch.float64), inputs(shapes, torch.float64)
-    written_out = [torch.cat((x, x[:4], x[7:])) for x in whole]         # 4 + 3, (b's alone), 4 + 2
+    written_out = [torch.cat((x, x[:4], x[7:])) for x in whole]         # 4 + 3, (2 of b), 4 + 2
     outputs = causal_attention(*tree, [4, 3, 2], [-1, 0, 0])
     expected = causal_attention(*(torch.cat((x[:7], x[9:])) for x in written_out), [7, 6])
     expected_rows = torch.cat((expected[:7], expected[11:]))
     torch.testing.assert_close(outputs, expected_rows)
     torch.testing.assert_close(expected[:4], expected[7:11])
     weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    weights[:4] = 0                                                     # written out, the beginning stands there twice
+    weights[:4] = 0                                                     # the whole documents hold the prefix twice
     for a, b in zip(torch.autograd.grad((outputs * weights).sum(), tree),
                     torch.autograd.grad((expected_rows * weights).sum(), whole), strict=True):
         torch.testing.assert_close(a, b)

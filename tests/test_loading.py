@@ -1,4 +1,4 @@
-"""Model folders: one file or shards, read from and by transformers, and everything that can be wrong with them."""
+"""Model folders: one file or shards, written and read by transformers and by us, and everything that can be wrong."""
 import json
 
 import pytest
@@ -58,7 +58,7 @@ def test_a_merged_adapter_is_saved_and_an_unmerged_one_refused(tmp_path):
     assert torch.equal(load_model(tmp_path, "float32")(TOKENS), model(TOKENS))
 
 
-def test_an_index_that_names_what_a_shard_lacks_is_one_line(tmp_path):
+def test_an_index_with_a_tensor_that_its_shard_lacks_is_one_line(tmp_path):
     hf_model("llama2").save_pretrained(str(tmp_path), max_shard_size="20kB")
     path = tmp_path / "model.safetensors.index.json"
     index = json.loads(path.read_text())
@@ -133,8 +133,8 @@ def test_an_unknown_dtype_is_one_line(folder):
         load_model(folder, "int4")
 
 
-def test_old_checkpoints_with_what_is_computed_load(folder):
-    """Checkpoints of 2023 hold the rotary frequencies; tied ones may hold the head beside the embedding."""
+def test_old_checkpoints_with_redundant_tensors_load(folder):
+    """Checkpoints of 2023 hold the rotary frequencies; tied ones may hold both the head and the embedding."""
     save_checkpoint(tiny_llama("smollm2"), None, folder)
     expected = load_model(folder, "float32")(TOKENS)
     _change_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone(),

@@ -28,26 +28,26 @@ def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained():
     assert trained == [f"{name}.{factor}" for name in names for factor in ("lora_A", "lora_B")]
 
 
-def test_off_is_the_seed_and_on_is_not():
-    seed = tiny_llama()(TOKENS)
+def test_off_is_the_base_model_and_on_is_not():
+    base = tiny_llama()(TOKENS)
     model = _adapted()
     on = model(TOKENS)
     with adapter_off(model):
-        assert torch.equal(model(TOKENS), seed)
+        assert torch.equal(model(TOKENS), base)
         with adapter_off(model):
             pass
-        assert torch.equal(model(TOKENS), seed)             # the inner one leaves it as it found it
-    assert torch.equal(model(TOKENS), on) and not torch.allclose(on, seed)
+        assert torch.equal(model(TOKENS), base)             # the inner `with` leaves the adapter off
+    assert torch.equal(model(TOKENS), on) and not torch.allclose(on, base)
 
 
-def test_removing_gives_the_seed_back_bit_for_bit():
+def test_removing_restores_the_base_model_bit_for_bit():
     model = _adapted()
     merge(model)
     remove_lora(model)
-    seed = tiny_llama()
+    base = tiny_llama()
     assert lora_layers(model) == {}
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), seed.state_dict().values(), strict=True))
-    assert list(model.state_dict()) == list(seed.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), base.state_dict().values(), strict=True))
+    assert list(model.state_dict()) == list(base.state_dict())
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 8 / 4), (True, 8 / 2)])
@@ -75,7 +75,7 @@ def test_the_rounding_of_a_bf16_merge_is_reported():
     assert 1e-4 < report["relative"] < 1 and 0 < report["changed"] <= 1         # bf16 has 8 bits
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_acts_only_in_training():
     model = _adapted(dropout=0.5)
     assert torch.equal(model(TOKENS), model(TOKENS))
     model.train()

@@ -47,18 +47,19 @@ def test_packed_documents_do_not_see_each_other():
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_what_nobody_reads_may_be_left_out_of_the_last_layer(checkpoint):
-    """The states of the rows, and every gradient, as if all had been computed."""
+def test_the_last_layer_may_compute_only_the_rows_asked_for(checkpoint):
+    """The hidden states of the rows, and every gradient, equal those of the whole computation."""
     model, rows = tiny_llama().double(), torch.tensor([3, 9, 10, 26])
     tokens, positions = torch.arange(5, 32), torch.cat([torch.arange(10), torch.arange(17)])
-    found = []
-    for x in (lambda attend: model.hidden(tokens, positions, attend)[rows],
-              lambda attend: model.hidden(tokens, positions, attend, rows, checkpoint)):
+    results = []
+    for hidden in (lambda attend: model.hidden(tokens, positions, attend)[rows],
+                   lambda attend: model.hidden(tokens, positions, attend, rows, checkpoint)):
         model.zero_grad()
-        states = x(DocumentAttention([10, 17]))
+        states = hidden(DocumentAttention([10, 17]))
         states.square().sum().backward()
-        found.append([states.detach(), *(weight.grad.clone() for weight in model.parameters() if weight.grad is not None)])
-    for whole, part in zip(*found, strict=True):
+        gradients = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+        results.append([states.detach(), *gradients])
+    for whole, part in zip(*results, strict=True):
         torch.testing.assert_close(part, whole)
 
 
@@ -90,24 +91,24 @@ def test_recomputing_activations_changes_no_gradient():
     ({"hidden_size": None}, "expected hidden_size to be a positive whole number, got None"),
     ({"quantization_config": {}}, "quantised weights are not supported"),
 ])
-def test_what_is_not_supported_is_refused_by_name(changes, message):
+def test_an_unsupported_variant_is_refused_by_name(changes, message):
     with pytest.raises(SdftError, match=message):
         LlamaConfig.from_hf({**SIZES, "model_type": "llama", **changes})
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_what_is_not_said_has_transformers_default(family):
+def test_a_missing_value_has_transformers_default(family):
     from transformers import AutoConfig
 
-    said = {**SIZES, "model_type": family}
-    theirs = AutoConfig.for_model(**said).to_dict()
-    assert LlamaConfig.from_hf(said) == LlamaConfig.from_hf(theirs)
+    values = {**SIZES, "model_type": family}
+    theirs = AutoConfig.for_model(**values).to_dict()
+    assert LlamaConfig.from_hf(values) == LlamaConfig.from_hf(theirs)
 
 
 def test_a_sliding_window_bounds_the_context():
     config = LlamaConfig.from_hf(hf_config("mistral").to_dict())
     assert config.context_length == 64
-    unsaid = LlamaConfig.from_hf({**SIZES, "model_type": "mistral", "max_position_embeddings": 32768})
-    assert unsaid.context_length == 4096                                    # transformers' default
+    unset = LlamaConfig.from_hf({**SIZES, "model_type": "mistral", "max_position_embeddings": 32768})
+    assert unset.context_length == 4096                                    # transformers' default
     none = LlamaConfig.from_hf({**SIZES, "model_type": "mistral", "sliding_window": None})
     assert none.context_length == 128

@@ -1,4 +1,4 @@
-"""Byte-level BPE against the `tokenizers` library: SmolLM2's own files, and Llama 3's ranks under each pre-tokeniser."""
+"""Byte-level BPE against the `tokenizers` library: SmolLM2's files, and Llama 3's ranks with each pre-tokeniser."""
 import base64
 import json
 import random
@@ -14,17 +14,22 @@ from sdft.tokenizers.bpe import BYTE_CHARS, merge, merge_plain
 from sdft.tokenizers.loading import load_tokenizer, tokenizer_from_gguf
 
 NASTY = [
-    "", " ", "\n", "Hello, world!", "I'll, WE'LL, it'S don'T 'ſ", "  leading and trailing   ", "a" * 300, " " * 500 + "x", "\n" * 99,
-    "1234567890 3.14 1e-5 ٣٤٥ ½ Ⅷ", "def f(x):\n\treturn {'a': x[0]}\n\n\nprint(f)\r\n", "日本語のテキスト、と한국어", "👩‍👩‍👧‍👦🏽🇺🇳 ❤️",
-    "e\u0301\u0323 o\u0323\u0301 क्षि", "\x00\x01\x1c\x7f\x85\xa0\u200b\u2028\ufeff\ufffd\ufffe", "naïve Œuvre ŒUVRE ß ẞ ĳ ﬁ",
-    "\U0001e4d0\U00016130\U00011de0 \U000e0041\U0010ffff", "https://example.org/a?b=c&d=%20#x", "!!!???...---___***", "<|im_start|>user\nHi<|im_end|>\n",
+    "", " ", "\n", "Hello, world!", "I'll, WE'LL, it'S don'T 'ſ", "  leading and trailing   ",
+    "a" * 300, " " * 500 + "x", "\n" * 99,
+    "1234567890 3.14 1e-5 ٣٤٥ ½ Ⅷ", "def f(x):\n\treturn {'a': x[0]}\n\n\nprint(f)\r\n",
+    "日本語のテキスト、と한국어", "👩‍👩‍👧‍👦🏽🇺🇳 ❤️",
+    "e\u0301\u0323 o\u0323\u0301 क्षि",
+    "\x00\x01\x1c\x7f\x85\xa0\u200b\u2028\ufeff\ufffd\ufffe", "naïve Œuvre ŒUVRE ß ẞ ĳ ﬁ",
+    "\U0001e4d0\U00016130\U00011de0 \U000e0041\U0010ffff", "https://example.org/a?b=c&d=%20#x",
+    "!!!???...---___***", "<|im_start|>user\nHi<|im_end|>\n",
     "<|im_start|><|im_end|><|im_start|", "<repo_name>x<file_sep><|eot_id|> <|begin_of_text|>", "<tool>  <tool>x",
 ]
-FRAGMENTS = ["'s", "'LL", "ſ", " ", "  ", "\n", "\r\n", "\t", "1", "٣", "é", "e\u0301", "\u0323", "the", "ing", "<|im_end|>", "<|eot_id|>", "<tool>"]
+FRAGMENTS = ["'s", "'LL", "ſ", " ", "  ", "\n", "\r\n", "\t", "1", "٣", "é", "e\u0301",
+             "\u0323", "the", "ing", "<|im_end|>", "<|eot_id|>", "<tool>"]
 
 
 def fuzz(count, seed=0):
-    """Random strings: ASCII, the lower planes, every plane, and what pre-tokenisers treat specially."""
+    """Yield random strings of ASCII, the lower planes, every plane, and texts that pre-tokenisers treat specially."""
     generator = random.Random(seed)
     for _ in range(count):
         text = ""
@@ -44,7 +49,7 @@ def fuzz(count, seed=0):
 
 @pytest.fixture(scope="module")
 def llama3_metadata():
-    """Llama 3's published ranks as a GGUF's metadata hold them: byte characters, and every merge in its rank's order."""
+    """Return Llama 3's published ranks as GGUF metadata: byte characters, and every merge in the order of its rank."""
     lines = (Path(llama_models.__file__).parent / "llama3" / "tokenizer.model").read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
     texts = {token: "".join(BYTE_CHARS[byte] for byte in token) for token in ranks}
@@ -61,7 +66,7 @@ def llama3_metadata():
 
 @pytest.fixture(scope="module", params=["smollm2", "llama-bpe", "qwen2", "gpt-2"])
 def pair(request, tmp_path_factory):
-    """Our tokenizer, as loaded from the files that it saved, and the library's of the same files."""
+    """Return our tokenizer, loaded from the files that it saved, and the library's from the same files."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param == "smollm2":
         load_tokenizer(request.getfixturevalue("smollm2")).save(folder)
@@ -107,19 +112,20 @@ def test_text_of_random_ids(pair):
             assert ours.decode(ids, skip) == library.decode(ids, skip_special_tokens=skip), ids
 
 
-def test_text_survives_the_round_trip_where_nothing_normalises_it(pair):
+def test_text_survives_the_round_trip_if_nothing_normalises_it(pair):
     ours, library = pair
     if library.normalizer is None:
         for text in [*NASTY, *fuzz(300, seed=2)]:
             theirs = library.decode(library.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
-            # SmolLM2's vocabulary lacks a few bytes: what the library loses of a text there, we lose too.
+            # SmolLM2's vocabulary lacks a few bytes; we lose the same parts of a text as the library.
             assert ours.decode(ours.encode(text, special=True), skip_special=False) in (text, theirs)
 
 
 def test_size_and_special_tokens(pair):
     ours, library = pair
     assert ours.vocab_size == library.get_vocab_size()
-    assert ours.special == {token.content: id for id, token in library.get_added_tokens_decoder().items() if token.special}
+    added = library.get_added_tokens_decoder()
+    assert ours.special == {token.content: id for id, token in added.items() if token.special}
 
 
 def test_smollm2_names_its_tokens(smollm2):
@@ -151,8 +157,9 @@ def test_saving_keeps_every_stop_token(smollm2, tmp_path):
 
 def test_llama3_expects_a_bos_and_ends_turns(llama3_metadata, tmp_path):
     tokenizer_from_gguf(llama3_metadata | {"tokenizer.ggml.pre": "llama-bpe"}).save(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<|begin_of_text|>", "eos_token": {"content": "<|end_of_text|>"}}')
-    tokenizer = load_tokenizer(tmp_path)        # add_bos by the post-processor's template alone
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"bos_token": "<|begin_of_text|>", "eos_token": {"content": "<|end_of_text|>"}}')
+    tokenizer = load_tokenizer(tmp_path)        # only the post-processor's template sets add_bos
     assert tokenizer.add_bos and tokenizer.bos_id == 128000
     assert tokenizer.stop_ids == (128001, 128002)
     assert tokenizer.encode("hi", special=True)[0] != 128000
@@ -180,7 +187,8 @@ def test_added_tokens_take_white_space_and_words_as_the_library_does(flags, llam
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     ours, library = load_tokenizer(tmp_path), Library.from_file(str(tmp_path / "tokenizer.json"))
     generator = random.Random(0)
-    parts = ["<e\u0301>", "<é>", "<x>", "<x><x>", "wørd", " ", "\n", "\x1c", "\u3000", "a", "é", "_", "\u0301", "Ⓐ", "\u200d", "·", "<eot>", "<|eot_id|>"]
+    parts = ["<e\u0301>", "<é>", "<x>", "<x><x>", "wørd", " ", "\n", "\x1c", "\u3000", "a", "é",
+             "_", "\u0301", "Ⓐ", "\u200d", "·", "<eot>", "<|eot_id|>"]
     for _ in range(1500):
         text = "".join(generator.choices(parts, k=generator.randrange(9)))
         assert ours.encode(text, special=True) == library.encode(text, add_special_tokens=False).ids, ascii(text)

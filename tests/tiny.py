@@ -1,4 +1,4 @@
-"""Tiny models of every family, random but the same each time, made by transformers and copied into ours."""
+"""Tiny models of every family, with fixed random weights, made by transformers and copied into ours."""
 from __future__ import annotations
 
 import torch
@@ -25,7 +25,7 @@ FAMILIES = {
 
 
 def hf_config(family: str, **changes):
-    """The family's transformers configuration."""
+    """Return the family's transformers configuration."""
     from transformers import AutoConfig
 
     values = {**SIZES, **FAMILIES[family], **changes}
@@ -33,7 +33,7 @@ def hf_config(family: str, **changes):
 
 
 def hf_model(family: str, seed: int = 0, **changes):
-    """A transformers model with random weights large enough for every part to matter, in eval mode and fp32."""
+    """Return a transformers model in eval mode and fp32, with random weights so large that every part matters."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
@@ -45,14 +45,14 @@ def hf_model(family: str, seed: int = 0, **changes):
 
 
 def copy_of(hf) -> Llama:
-    """Our model with the same weights."""
+    """Return our model with the same weights."""
     model = Llama(LlamaConfig.from_hf(hf.config.to_dict()))
     model.load_state_dict({name: weight.clone() for name, weight in hf.named_parameters()})
     return model.eval()
 
 
 def tiny_llama(family: str = "llama2", seed: int = 0, **changes) -> Llama:
-    """A tiny random model, without transformers' own at hand."""
+    """Return a tiny random model, made without transformers."""
     values = {**SIZES, **FAMILIES[family], **changes}
     torch.manual_seed(seed)
     model = Llama(LlamaConfig.from_hf(values))
