@@ -195,15 +195,15 @@ def training_curves(run: Run) -> Figure | None:
     def draw(canvas: Canvas) -> None:
         upper, lower = canvas.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         for arm, log in logs.items():
-            steps, colour = [line["step"] for line in log], colour_of(run, arm)
-            loss = np.array([line["loss"] for line in log])
-            upper.plot(steps, loss, color=colour, alpha=0.25, linewidth=0.8)
-            upper.plot(steps, _running_mean(loss), **line_style(run, arm), markersize=4, markevery=0.1)
+            style = line_style(run, arm) | {"markersize": 4, "markevery": max(len(log) // 10, 1)}
+            steps, loss = [line["step"] for line in log], np.array([line["loss"] for line in log])
+            upper.plot(steps, loss, color=colour_of(run, arm), alpha=0.25, linewidth=0.8)
+            upper.plot(steps, _running_mean(loss), **style)
             if validated := [line for line in log if "validation_loss" in line]:
                 upper.plot([line["step"] for line in validated], [line["validation_loss"] for line in validated],
                            linestyle=":", **line_style(run, arm) | {"label": f"{arm}, validation"})
-            lower.plot(steps, [line["delta_norm"] for line in log], color=colour)
-        upper.set(ylabel="loss, nats/token", title=f"Training ({sizes_of(logs.values())} steps)", ylim=(0, None))
+            lower.plot(steps, [line["delta_norm"] for line in log], **style)
+        upper.set(ylabel="loss, nats/token", title=f"Training (n = {sizes_of(logs.values())} steps)", ylim=(0, None))
         upper.legend()
         lower.set(xlabel="optimiser step", ylabel="‖ΔW‖", ylim=(0, None))
         lower.locator_params(axis="x", integer=True)

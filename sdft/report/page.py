@@ -40,7 +40,7 @@ th,td{padding:.35rem .7rem;text-align:right;border-bottom:1px solid #e4e4e4;vert
 td{white-space:nowrap}
 thead th{border-bottom:2px solid #999;vertical-align:bottom;max-width:9rem}
 th:first-child{text-align:left}
-tbody th{min-width:7rem}
+tbody th{min-width:4rem}
 tbody tr:hover{background:#f5f7fa}
 .note,figcaption,small{color:#5a5e63;font-size:.84rem}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1.2rem}

@@ -189,7 +189,7 @@ def as_text(table: Table) -> str:
     text = "\n".join("  ".join(cell.ljust(width) if index == 0 else cell.rjust(width)
                                for index, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
                      for line in lines)
-    return f"{text}\n{table.note}".rstrip()
+    return f"{text}\n{textwrap.fill(table.note, 120)}".rstrip()
 
 
 def as_markdown(table: Table) -> str:
