@@ -39,7 +39,7 @@ def few_at_a_time(measure: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) 
 
 def label_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """Return −log softmax(logits)[label] in nats, fp32 or wider (n,), given logits (n, V) and labels (n,)."""
-    logits = _widen(logits)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.logsumexp(1) - logits.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
@@ -56,11 +56,7 @@ def kl(x: Tensor, other: Tensor, head: Tensor, reverse: bool = False) -> Tensor:
 
 def _logits(x: Tensor, head: Tensor) -> Tensor:
     """Return x·headᵀ, rounded to x's dtype as the head alone returns it, then widened to fp32."""
-    return _widen(F.linear(x, head))
-
-
-def _widen(logits: Tensor) -> Tensor:
-    """Cast half precisions to fp32; leave fp32 and fp64 unchanged."""
+    logits = F.linear(x, head)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -10,10 +10,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from sdft.data.chat import CHAT_FORMATS, encode_example, encode_prompt, get_chat_format
 from sdft.errors import SdftError
-from sdft.tokenizers.chat_template import detect_chat_format
 from sdft.tokenizers.loading import load_tokenizer
 from sdft.tokenizers.spm import SentencePiece
-from sdft.tokenizers.tokenizer import Settings
+from sdft.tokenizers.tokenizer import Settings, detect_chat_format
 
 TURNS = [{"role": "user", "content": " Why is\nthe sky blue? "}, {"role": "assistant", "content": "Because."},
          {"role": "user", "content": "Really?"}, {"role": "assistant", "content": "Yes — it scatters. "}]

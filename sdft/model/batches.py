@@ -89,7 +89,8 @@ def pack(examples: Sequence[Example], share: bool = False) -> Batch:
     segments: list[int] = []
     parents: list[int] = []
     rows: dict[int, list[int]] = {index: [] for index in range(len(examples))}
-    for index, start, stop, parent in (_tree(examples) if share else _apart(examples)):
+    separate = [(index, 0, len(example.tokens), -1) for index, example in enumerate(examples)]
+    for index, start, stop, parent in (_tree(examples) if share else separate):
         example = examples[index]
         for position in range(start, stop):
             if position + 1 < len(example.tokens) and example.mask[position + 1]:
@@ -107,10 +108,6 @@ def pack(examples: Sequence[Example], share: bool = False) -> Batch:
 
 
 Segment = tuple[int, int, int, int]         # index of an example, start and stop of its tokens, parent segment or -1
-
-
-def _apart(examples: Sequence[Example]) -> list[Segment]:
-    return [(index, 0, len(example.tokens), -1) for index, example in enumerate(examples)]
 
 
 def _tree(examples: Sequence[Example]) -> list[Segment]:

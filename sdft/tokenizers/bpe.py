@@ -20,10 +20,10 @@ from typing import Any
 from sdft.files import write_text
 from sdft.tokenizers.added_tokens import AddedTokens
 from sdft.tokenizers.bpe_spec import read_spec
-from sdft.tokenizers.pretokenize import PreTokenizer, nfc, replace_surrogates
+from sdft.tokenizers.pretokenize import Memo, PreTokenizer, nfc, replace_surrogates
 from sdft.tokenizers.tokenizer import Settings, Tokenizer
 
-_CACHED_WORDS, _CACHED_LENGTH = 1 << 17, 100       # maximum number of cached words, and their length in characters
+_CACHED_WORDS = 1 << 17
 
 
 def _byte_chars() -> str:
@@ -91,17 +91,13 @@ class ByteLevelBPE(Tokenizer):
         self._ignore_merges = parts.ignore_merges
         self._pretokenize = PreTokenizer(parts.patterns, where)
         self._added = AddedTokens(parts.added, nfc if parts.nfc else str)
-        self._byte_ids = [self._symbols(char, parts.unk_id) for char in BYTE_CHARS]
+        unknown = [] if parts.unk_id is None else [parts.unk_id]    # Without it, the library drops unknown bytes too.
+        self._byte_ids = [[self._vocab[char]] if char in self._vocab else unknown for char in BYTE_CHARS]
         self._texts = {id: text for text, id in parts.vocab.items()} | {t.id: t.content for t in parts.added}
         self.vocab_size = max(self._texts) + 1
-        self._bytes = _TokenBytes(self._texts)
-        self._words = _WordCache(self._encode_word)
+        self._bytes = Memo(self._token_bytes)
+        self._words = Memo(self._encode_word, _CACHED_WORDS)
         super().__init__(settings, parts.added, parts.add_bos)
-
-    def _symbols(self, char: str, unk_id: int | None) -> list[int]:
-        """Return the first symbol of a byte: its token, else the unknown token, else none, as the library does."""
-        id = self._vocab.get(char, unk_id)
-        return [] if id is None else [id]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         ids: list[int] = []
@@ -136,34 +132,9 @@ class ByteLevelBPE(Tokenizer):
         ids = [id for byte in data for id in self._byte_ids[byte]]
         return merge(ids, self._ranks, self._merged)
 
-
-class _WordCache(dict):
-    """word → ids, computed once. Long words are not cached, since they rarely recur; a full cache is emptied."""
-
-    def __init__(self, encode_word):
-        super().__init__()
-        self._encode_word = encode_word
-
-    def __missing__(self, word: str) -> list[int]:
-        ids = self._encode_word(word)
-        if len(word) <= _CACHED_LENGTH:
-            if len(self) >= _CACHED_WORDS:
-                self.clear()
-            self[word] = ids
-        return ids
-
-
-class _TokenBytes(dict):
-    """id → bytes, computed once: the bytes that its characters represent if all do so, else its UTF-8."""
-
-    def __init__(self, texts: Mapping[int, str]):
-        super().__init__()
-        self._texts = texts
-
-    def __missing__(self, id: int) -> bytes:
+    def _token_bytes(self, id: int) -> bytes:
         text = self._texts.get(id, "")              # an id beyond the vocabulary (padded embeddings): no text
         try:
-            self[id] = data = bytes(map(_BYTE_OF.__getitem__, text))
-        except KeyError:
-            self[id] = data = text.encode()
-        return data
+            return bytes(map(_BYTE_OF.__getitem__, text))
+        except KeyError:                            # an added token, which is written as itself
+            return text.encode()

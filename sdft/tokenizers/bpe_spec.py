@@ -55,8 +55,9 @@ def read_spec(spec: Mapping[str, Any], where: str) -> Parts:
         patterns = _patterns(spec.get("pre_tokenizer"), where)
         if (decoder := spec.get("decoder") or {}).get("type") != "ByteLevel":
             raise _unsupported(where, "decoder", decoder.get("type"))
-        unk = model.get("unk_token")
-        return Parts(vocab, ranks, merged, [_added(token) for token in spec.get("added_tokens") or ()], patterns,
+        unk, names = model.get("unk_token"), AddedToken.__dataclass_fields__
+        added = [AddedToken(**{name: token[name] for name in names}) for token in spec.get("added_tokens") or ()]
+        return Parts(vocab, ranks, merged, added, patterns,
                      _is_nfc(spec.get("normalizer"), where), bool(model.get("ignore_merges")),
                      None if unk is None else vocab[unk], _adds_bos(spec.get("post_processor")))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -125,10 +126,6 @@ def _adds_bos(post: Mapping[str, Any] | None) -> bool:
     """Whether the post-processor's template puts a special token before the text."""
     steps = (post["processors"] if post["type"] == "Sequence" else [post]) if post else []
     return any("SpecialToken" in step["single"][0] for step in steps if step["type"] == "TemplateProcessing")
-
-
-def _added(token: Mapping[str, Any]) -> AddedToken:
-    return AddedToken(**{name: token[name] for name in AddedToken.__dataclass_fields__})
 
 
 def spec_from_gguf(metadata: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sdft.errors import SdftError
 from sdft.tokenizers.unicode_versions import LETTERS, NFC_STARTERS, NUMBERS, RUST_NUMBERS
@@ -38,28 +39,35 @@ _SYNTAX = re.compile(r"\\p\{\w+\}|\\.|\(\?[:!=]|\(\?i:|.", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class _Fold(dict):
-    """The table of the folding for str.translate, filled character by character."""
+class Memo(dict):
+    """A dict that computes a missing value with `function`, and is emptied when it holds `limit` entries."""
 
-    def __missing__(self, code: int) -> str:
-        self[code] = folded = _fold(chr(code))
-        return folded
+    def __init__(self, function: Callable[[Any], Any], limit: int = 1 << 21):
+        super().__init__()
+        self._function, self._limit = function, limit
+
+    def __missing__(self, key: Any) -> Any:
+        if len(self) >= self._limit:
+            self.clear()
+        self[key] = value = self._function(key)
+        return value
 
 
-def _fold(char: str) -> str:
+def _fold(code: int) -> str:
+    char = chr(code)
     category = unicodedata.category(char)
     if char < "\x80" or char == _LONG_S:
         return char
-    if category[0] == "L" or ord(char) in LETTERS:
+    if category[0] == "L" or code in LETTERS:
         return _LETTER
-    if ord(char) in RUST_NUMBERS:
+    if code in RUST_NUMBERS:
         return _RUST_NUMBER
-    if category[0] == "N" or ord(char) in NUMBERS:
+    if category[0] == "N" or code in NUMBERS:
         return _NUMBER
     return _SPACE if category[0] == "Z" or char == "\x85" else _OTHER
 
 
-_FOLD = _Fold()
+_FOLD = Memo(_fold)         # a table for str.translate
 
 
 class PreTokenizer:

@@ -1,4 +1,4 @@
-"""The interface of every tokenizer, and the special tokens that a Hugging Face folder names.
+"""The interface of every tokenizer, and what a Hugging Face folder names: special tokens and the chat format.
 
     tokenizer = load_tokenizer(folder)              # sdft.tokenizers.loading
     ids = tokenizer.encode("Hello")                 # adds no BOS or EOS
@@ -16,9 +16,17 @@ from typing import Any
 from sdft.errors import SdftError
 from sdft.files import write_json
 from sdft.tokenizers.added_tokens import AddedToken
-from sdft.tokenizers.chat_template import detect_chat_format
 
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>")     # these end an assistant's turn in ChatML and Llama 3's format
+
+# Texts that the published Jinja template of each format contains, the most specific format first
+_SIGNS = (
+    ("qwen3", ("<|im_start|>", "<think>")), ("smollm2", ("<|im_start|>", "named SmolLM")),
+    ("qwen2.5", ("<|im_start|>", "You are Qwen")), ("qwen2", ("<|im_start|>", "You are a helpful assistant")),
+    ("chatml", ("<|im_start|>",)), ("llama3.1", ("<|start_header_id|>", "Cutting Knowledge Date")),
+    ("llama3", ("<|start_header_id|>",)), ("llama2", ("[INST]", "<<SYS>>")),
+    ("mistral-v0.3", ('"[INST] "', '"[/INST]"', "loop.last")), ("mistral", (" [/INST]",)),
+    ("zephyr", ("<|user|>", "message['content'] + eos_token")), ("alpaca", ("### Instruction", "### Response")))
 
 
 @dataclass(frozen=True)
@@ -110,3 +118,16 @@ class Tokenizer(ABC):
         write_json(Path(folder) / "tokenizer_config.json", dict(self.settings.config))
         write_json(Path(folder) / "generation_config.json",
                    {**self.settings.generation, "eos_token_id": list(self.stop_ids)})
+
+
+def detect_chat_format(chat_template: str | None) -> str:
+    """Return the chat format (see sdft/data/chat.py) of a Jinja template; "alpaca" if there is none.
+
+    Raises SdftError for an unknown format.
+    """
+    if not chat_template:
+        return "alpaca"
+    for name, signs in _SIGNS:
+        if all(sign in chat_template for sign in signs):
+            return name
+    raise SdftError("the model's chat template has an unknown format; name one of `sdft prompt --help` with --chat")
