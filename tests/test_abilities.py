@@ -1,4 +1,4 @@
-"""Running a suite: every answer on disk, gone on with after an interruption, summed up with intervals."""
+"""Running a suite: every answer is on disk, an interrupted run resumes, scores have intervals."""
 from __future__ import annotations
 
 import json
@@ -28,7 +28,7 @@ def run(folder, suite=SUITE, model=None, sampling=SAMPLED, batch_size=4):
     return evaluate(model or tiny_chat_model(), byte_tokenizer(), [suite], folder, sampling, batch_size)[suite.name]
 
 
-def test_a_line_holds_all_that_is_known_of_an_item(tmp_path):
+def test_a_line_holds_the_item_its_answer_and_its_score(tmp_path):
     rows = run(tmp_path / "eval")
     assert [row["id"] for row in rows] == [item.id for item in ITEMS]
     for row, item in zip(rows, ITEMS, strict=True):
@@ -40,7 +40,7 @@ def test_a_line_holds_all_that_is_known_of_an_item(tmp_path):
     assert sorted(on_disk, key=lambda row: row["id"]) == rows
 
 
-def test_an_interrupted_evaluation_is_gone_on_with(tmp_path, monkeypatch):
+def test_an_interrupted_evaluation_resumes(tmp_path, monkeypatch):
     path = tmp_path / "small.jsonl"
     whole = run(tmp_path / "whole")
     stream = module.stream
@@ -61,7 +61,7 @@ def test_an_interrupted_evaluation_is_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_suites_are_answered_in_one_stream_each_as_by_itself(tmp_path):
-    """Of like item ids each suite gets its own answers, with its own limit, in its own journal."""
+    """With equal item ids each suite gets its own answers, with its own limit, in its own journal."""
     other = Suite("other", [Item(item.id, [{"role": "user", "content": "Sing!"}]) for item in ITEMS[:3]], None, "", 4)
     greedy = Sampling()
     found = evaluate(tiny_chat_model(), byte_tokenizer(), [SUITE, other], tmp_path / "together", greedy, 4)
@@ -89,7 +89,7 @@ def test_a_journal_of_other_items_or_another_model_is_refused(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_an_item_too_long_for_the_context_is_told_and_counts_as_an_empty_answer(tmp_path, capsys):
+def test_an_item_too_long_for_the_context_is_reported_and_counts_as_an_empty_answer(tmp_path, capsys):
     long = Item("long", [{"role": "user", "content": "word " * 200}])
     rows = run(tmp_path, Suite("small", [long, *ITEMS], length_score, "accuracy", 10))
     assert (rows[0]["id"], rows[0]["output"], rows[0]["tokens"], rows[0]["score"]) == ("long", "", 0, 0.0)
@@ -103,7 +103,7 @@ def test_a_suite_without_a_score_keeps_the_outputs(tmp_path):
     assert all(row["score"] is None for row in rows)
 
 
-def test_scores_are_summed_up_and_compared_by_id():
+def test_scores_are_summarised_and_compared_by_id():
     rows = [{"id": str(i), "kind": "ab"[i % 2], "tokens": i, "score": float(i < 6)} for i in range(8)]
     found = summarise(rows)
     assert (found["mean"], found["n"], found["tokens_mean"]) == (0.75, 8, 3.5)

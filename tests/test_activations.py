@@ -1,4 +1,4 @@
-"""The drift behind every layer against hooks on one plain forward a text, and CKA against its Gram form."""
+"""The drift after every layer against hooks on one plain forward pass per text, and CKA against its Gram form."""
 from __future__ import annotations
 
 import copy
@@ -14,7 +14,7 @@ from sdft.model.lora import adapter_off, lora_layers, merge
 
 
 def hooked(model, data):
-    """The states behind each layer at the tokens whose next one is a target, text by text: a list of (n, D)."""
+    """The states after each layer at the positions whose next token is a target: a list of (n, D)."""
     seen = [[] for _ in model.model.layers]
     hooks = [layer.register_forward_hook(lambda _, __, out, own=own: own.append(out))
              for layer, own in zip(model.model.layers, seen, strict=True)]
@@ -70,7 +70,7 @@ def test_an_adapter_that_changes_nothing():
                      for layer in (0, 1)]
 
 
-def test_cka_sees_neither_rotation_nor_size_nor_place_and_knows_unrelated_states():
+def test_cka_sees_neither_rotation_nor_scale_nor_shift_and_knows_unrelated_states():
     generator = torch.Generator().manual_seed(0)
     X, Y = (torch.randn(200, 8, generator=generator) for _ in range(2))
     turn = torch.linalg.qr(torch.randn(8, 8, generator=generator)).Q

@@ -1,4 +1,4 @@
-"""Two adapters beside each other against their products as vectors and as spaces."""
+"""Comparing two adapters, against their products as vectors and as spaces."""
 from __future__ import annotations
 
 import math
@@ -36,7 +36,7 @@ def test_an_adapter_is_read_without_its_model(tmp_path):
 
 
 def test_arms_are_compared_as_vectors_and_as_spaces():
-    """Both began with the same A, so their row spaces are the same; the column spaces are drawn apart."""
+    """Both start with the same A, so their row spaces are equal; the column spaces are independent."""
     first, second = adapter_of(adapted(seed=1)), adapter_of(adapted(seed=2, alpha=8))
     found = compare_adapters(first, second)
     deltas = [{name: delta(factors) for name, factors in each.items()} for each in (first, second)]

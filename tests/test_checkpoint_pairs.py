@@ -1,4 +1,4 @@
-"""Two full tunings of one seed against forming their changes; what low rank makes possible is not used here."""
+"""Comparing two full trainings of one base model, against forming their changes."""
 from __future__ import annotations
 
 import copy

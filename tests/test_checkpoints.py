@@ -101,7 +101,7 @@ def test_values_taken_some_at_a_time_do_not_show(monkeypatch):
     assert math.isclose(whole[1], before.norm().item(), rel_tol=1e-6) and whole[2] == 1
 
 
-def test_what_cannot_be_compared_is_told(tmp_path):
+def test_what_cannot_be_compared_is_refused(tmp_path):
     a = save(tiny_llama(), tmp_path / "a")
     with pytest.raises(SdftError, match=r"lm_head.weight is \(97, 32\) in .*a and \(98, 32\) in"):
         compare_checkpoints(a, save(tiny_llama(vocab_size=98), tmp_path / "b"))

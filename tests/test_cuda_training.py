@@ -43,7 +43,8 @@ def backward(loss: torch.Tensor) -> None:
         node = ready.pop()
         inputs = arrived.pop(node)
         gradients = run(node, [inputs.get(i) for i in range(len(node._input_metadata))])
-        for (following, slot), value in zip((edge for edge in node.next_functions if edge[0] is not None), gradients):
+        edges = [edge for edge in node.next_functions if edge[0] is not None]
+        for (following, slot), value in zip(edges, gradients, strict=False):
             if hasattr(following, "variable"):                      # a weight: the engine casts to its dtype and shape
                 value = value.to(following.variable.dtype).sum_to_size(following.variable.shape)
             slots = arrived.setdefault(following, {})
@@ -58,10 +59,10 @@ def run(node, inputs: list) -> list:
     if hasattr(node, "needs_input_grad"):                           # written in Python: ours, varlen_attn
         given = node.apply(*inputs)
         given = given if isinstance(given, tuple) else (given,)
-        return [value for value, needed in zip(given, node.needs_input_grad) if needed]
+        return [value for value, needed in zip(given, node.needs_input_grad, strict=False) if needed]
     given = node(*inputs)
     given = given if isinstance(given, tuple) else (given,)
-    return [value for value, (following, _) in zip(given, node.next_functions) if following is not None]
+    return [value for value, (following, _) in zip(given, node.next_functions, strict=False) if following is not None]
 
 
 @pytest.fixture
@@ -125,13 +126,14 @@ def test_a_step_needs_no_host_sync_and_stays_on_its_device(cuda_without_gpu, met
 
 
 @pytest.mark.parametrize("name", ["dft", "weighted", "kl", "l2-sp", "ewc"])
-def test_the_rivals_need_no_host_sync_either(cuda_without_gpu, name):
+def test_the_baselines_need_no_host_sync_either(cuda_without_gpu, name):
     settings, batches, model = TrainSettings(lora_rank=2), pack_within(examples(6), 40), tiny_model(torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True):
         move_to_cuda(model)
         adapter = trained_weights(model, settings)
-        fisher = {layer: torch.ones_like(module.weight, dtype=torch.float32) for layer, module in adapter.layers.items()}
-        weights = {id: torch.ones(count) for batch in batches for id, count in zip(batch.ids, batch.counts)}
+        fisher = {name: torch.ones_like(layer.weight, dtype=torch.float32) for name, layer in adapter.layers.items()}
+        weights = {id: torch.ones(count)
+                   for batch in batches for id, count in zip(batch.ids, batch.counts, strict=True)}
         objective = {"dft": dft, "weighted": Weighted(weights), "kl": KL(0.5), "l2-sp": L2SP(0.1),
                      "ewc": EWC(0.1, fisher)}[name]
         loss = gradient(model, batches, objective)

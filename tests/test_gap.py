@@ -85,7 +85,7 @@ def test_the_mean_over_records_counts_every_token_once(examples):
 
 
 def test_sets_of_targets_for_the_same_prompts_have_the_gap_that_each_has_alone(examples, monkeypatch, capsys):
-    """The second set lacks a record and holds one that does not fit; the prompts are shared in packs of any size."""
+    """The second set lacks a record and holds one that does not fit; micro-batches of any size share prompts."""
     others = [*lengthened(examples[1:], by=2), Example("long", [1] * 600, [True] * 600)]
     model = tiny_chat_model()
     for pack in (4096, 150):

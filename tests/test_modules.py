@@ -17,7 +17,7 @@ from sdft.model.lora import lora_layers, merge, remove_lora
 TARGETS = ("q_proj", "v_proj", "down_proj")
 
 
-def test_an_adapter_is_measured_beside_its_base():
+def test_an_adapter_is_measured_on_its_base():
     model = adapted(targets=TARGETS)
     found = module_measures(model, spectra=("v_proj", "model.layers.0.mlp.*"))
     plain = measure_shift(model)

@@ -1,4 +1,4 @@
-"""Every objective's loss and gradient against plain autograd on full logits, and that packing changes neither."""
+"""Every objective's loss and gradient against plain autograd on full logits, and that micro-batches change neither."""
 from __future__ import annotations
 
 import math
@@ -105,7 +105,7 @@ def direct_ewc(model, folder):
 
 def direct_onpolicy(model, folder, reverse=False):
     total = 0.0
-    for e, shown in zip(RECORDS, SHOWN):
+    for e, shown in zip(RECORDS, SHOWN, strict=False):
         answer = e.tokens[e.mask.index(True):]
         told = Example(e.id, shown.tokens + answer, shown.mask + [True] * len(answer))
         student, teacher = log_p(model, e)[0], base_log_p(model, told)
@@ -124,7 +124,7 @@ DIRECT = {"onpolicy": direct_onpolicy, "onpolicy-reverse": direct_onpolicy_rever
 
 
 def sample(model, chosen, step):
-    """In place of every target a token that depends on the step and on the model as it is."""
+    """Replace every target by a token that depends on the step and on the model as it is."""
     bias = step + int(1e6 * lora_layers(model)["model.layers.0.self_attn.q_proj"].lora_B.abs().sum())
     return [replace(e, tokens=[(token + bias) % 61 if learned else token
                                for token, learned in zip(e.tokens, e.mask, strict=True)]) for e in chosen]
@@ -134,7 +134,7 @@ MATERIAL = ObjectiveInputs(TEXTS, SHOWN, sample, "by step")
 
 
 def prepared(name, folder, model=None):
-    settings = replace(SETTINGS, objective=name, penalty_weight=STRENGTH, stm_threshold=0.02)     # p₀ of 61 tokens: 0.4 is rare
+    settings = replace(SETTINGS, objective=name, penalty_weight=STRENGTH, stm_threshold=0.02)  # of 61 tokens 0.4 is rare
     if model is None:
         model = tiny_model(torch.float64)
         add_lora(model, rank=2, alpha=4)
@@ -148,7 +148,7 @@ def test_loss_and_gradient_equal_autograd_on_full_logits_however_the_step_is_cut
     direct = torch.autograd.grad(expected, factors(model))
     objective = prepared(name, tmp_path)
     if name.startswith("onpolicy"):
-        objective = replace(objective, teacher=EmaTeacher(model, {}, 0.0))                     # the teacher is this model
+        objective = replace(objective, teacher=EmaTeacher(model, {}, 0.0))           # the teacher is this model
     for limit, share in ((1, False), (80, False), (10_000, False), (10_000, True)):         # 5 packs, some, one
         loss = gradient(model, pack_within(RECORDS, limit, share), objective)
         torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=0)     # the sum is kept in fp32
@@ -172,7 +172,7 @@ def test_the_weights_are_those_of_the_papers(tmp_path):
 
 
 def test_labels_of_the_fisher_are_drawn_as_probable_as_they_are(monkeypatch):
-    """Not those that are likeliest, which would make it too small. Shares of 40,000 draws scatter by 0.0025."""
+    """The most probable labels would make it too small. Shares of 40,000 draws scatter by 0.0025."""
     monkeypatch.setattr("sdft.objectives.fisher.ROWS", 1000)
     generator = torch.Generator().manual_seed(2)
     head, x = torch.randn(5, 3, generator=generator), torch.randn(1, 3, generator=generator)
@@ -185,16 +185,16 @@ def test_the_fisher_is_the_mean_square_of_the_gradients_of_whole_texts(monkeypat
     model, labels = adapted(), []
     monkeypatch.setattr("sdft.objectives.fisher.drawn", lambda *given: labels.append(drawn(*given)) or labels[-1])
     found = fisher(model, TEXTS)
-    own = [[label for label, learned in zip(e.tokens, e.mask) if learned] for e in TEXTS]
+    own = [[label for label, learned in zip(e.tokens, e.mask, strict=True) if learned] for e in TEXTS]
     assert [len(each) for each in labels] == [len(each) for each in own]
     assert [each.tolist() for each in labels] != own
-    assert list(found) == list(lora_layers(model)) and all(F.dtype == torch.float32 for F in found.values())
+    assert list(found) == list(lora_layers(model)) and all(total.dtype == torch.float32 for total in found.values())
     seed = tiny_model(torch.float64)
-    for name, F in found.items():
+    for name, total in found.items():
         weight = seed.get_submodule(name).weight
         squares = [torch.autograd.grad(picked(seed, e, drawn_of).sum(), weight)[0].square()
-                   for e, drawn_of in zip(TEXTS, labels)]
-        torch.testing.assert_close(F.double(), sum(squares) / len(TEXTS), rtol=1e-5, atol=1e-12)   # F is fp32
+                   for e, drawn_of in zip(TEXTS, labels, strict=True)]
+        torch.testing.assert_close(total.double(), sum(squares) / len(TEXTS), rtol=1e-5, atol=1e-12)   # fp32
     assert not any(weight.requires_grad for name, weight in model.named_parameters() if "lora" not in name)
     assert all(factor.requires_grad and factor.grad is None for factor in factors(model))
     assert set(fisher(seed, TEXTS[:1])) >= {"model.layers.0.mlp.down_proj", "model.layers.1.self_attn.k_proj"}
@@ -216,7 +216,8 @@ def test_a_fisher_is_kept_and_a_foreign_one_refused(tmp_path):
 
 @pytest.mark.parametrize("name", sorted({*OBJECTIVES, *PREPARED} - {"cross_entropy"}))
 def test_each_trains_and_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
-    settings = replace(SETTINGS, objective=name, stm_threshold=0.02, save_every=1, teacher_ema=0.5 if "onpolicy" in name else 0.0)
+    settings = replace(SETTINGS, objective=name, stm_threshold=0.02, save_every=1,
+                       teacher_ema=0.5 if "onpolicy" in name else 0.0)
     inputs = MATERIAL if "onpolicy" in name else ObjectiveInputs(TEXTS)
     whole, cut = tiny_model(), tiny_model()
     train(whole, examples(8), settings, tmp_path / "whole", inputs=inputs)
@@ -235,7 +236,7 @@ def test_each_trains_and_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
     cut = tiny_model()
     train(cut, examples(8), settings, tmp_path / "cut", inputs=inputs)
     assert len(calls) == 3 and ("onpolicy" in name) == any(
-        key.startswith("average.") for key in read_tensors(tmp_path / "cut" / "state.safetensors"))
+        key.startswith("teacher.") for key in read_tensors(tmp_path / "cut" / "state.safetensors"))
     for ours, theirs in zip(factors(cut), factors(whole), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -260,11 +261,12 @@ def test_a_state_of_another_objective_or_strength_is_refused(tmp_path):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"teacher_ema": 1.0}, "teacher_ema: expected at least 0 and below 1"),
     ({"objective": "onpolicy"}, "onpolicy needs the model's own samples and demonstrations"),
-    ({"objective": "ewc"}, "ewc needs texts that the seed wrote"), ({"objective": "kll"}, "did you mean kl"),
-    *(({"objective": name, "method": "full"}, f"{name} compares with the seed") for name in NEEDS_ADAPTER),
-    ({"objective": "stm", "stm_threshold": 1.0}, "stm: no target has a probability of 1.0"),
-    ({"penalty_weight": -1.0}, "penalty_weight: expected 0 or more"), ({"stm_threshold": 0.0}, "stm_threshold: expected a probability above 0")])
-def test_what_cannot_be_is_told(changes, message, tmp_path):
+    ({"objective": "ewc"}, "ewc needs texts that the base model wrote"), ({"objective": "kll"}, "did you mean kl"),
+    *(({"objective": name, "method": "full"}, f"{name} compares with the base model") for name in NEEDS_ADAPTER),
+    ({"objective": "stm", "stm_threshold": 1.0}, "stm: no target has a probability of at least stm_threshold = 1.0"),
+    ({"penalty_weight": -1.0}, "penalty_weight: expected 0 or more"),
+    ({"stm_threshold": 0.0}, "stm_threshold: expected a probability above 0")])
+def test_what_cannot_be_is_refused(changes, message, tmp_path):
     with pytest.raises(SdftError, match=message):
         train(tiny_model(), examples(2), replace(SETTINGS, **changes), tmp_path)
 

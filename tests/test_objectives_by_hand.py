@@ -84,8 +84,8 @@ def test_dft_pulls_by_the_probability_times_what_is_missing(tmp_path):
           8 / 9 * (8 / 9 - 1) * log(2) + 1 / 28 * (1 / 28 - 1) * log(1 / 3))
 
 
-def test_stm_learns_a_target_of_0_401_under_the_seed_and_none_of_0_399(tmp_path):
-    """By the seed's probability: trained, both are below the default floor of 0.4."""
+def test_stm_trains_on_a_target_of_0_401_under_the_base_model_and_not_on_one_of_0_399(tmp_path):
+    """By the base model's probability: after training both are below the default of 0.4."""
     odds = 0.401 / 0.599
     model = Line(odds, 0.399 / 0.601)
     objective = prepared(model, tmp_path, [FIRST, SECOND], objective="stm")
@@ -113,7 +113,7 @@ def test_flow_weighs_a_record_by_its_mean_loss_over_the_median(tmp_path):
 
 
 @pytest.mark.parametrize(("given", "strength"), [(None, 0.5), (0.2, 0.2), (0.0, 0.0)])
-def test_kl_adds_half_the_divergence_from_the_seed(given, strength, tmp_path):
+def test_kl_adds_half_the_divergence_from_the_base_model(given, strength, tmp_path):
     """KL(π₀ ‖ π) has ∂/∂h = p − p₀."""
     model = Line(2, 1 / 3)
     objective = prepared(model, tmp_path, [FIRST, SECOND], objective="kl", penalty_weight=given)
@@ -132,7 +132,7 @@ def test_l2_sp_adds_the_squared_shift_for_every_target(tmp_path):
 
 
 def test_ewc_adds_half_the_shift_weighed_by_the_fisher_for_every_target(tmp_path):
-    """A seed of W = 0 has p₀ = 1/2: log p₀ has ∂/∂W = ±x/2 for either label, and of two texts F = (x₁² + x₂²)/4/2.
+    """A base model with W = 0 has p₀ = 1/2: log p₀ has ∂/∂W = ±x/2 for any label, and of two texts F = (x₁² + x₂²)/4/2.
 
     (λ/2)·F·(s·B·A)² = 2·λ·F, with λ·F·s·B·A = 2·λ·F as its derivative by W. h = 2·x, so p = o² / (1 + o²).
     """
@@ -152,7 +152,8 @@ def test_onpolicy_pulls_to_the_shown_teacher_in_either_direction(ema, teacher, t
     KL(q ‖ p) has ∂/∂h = p − q, KL(p ‖ q) has p·(1 − p)·(log p/(1 − p) − log q/(1 − q)).
     """
     wrote = Example("asked", [0, 1, 0], [False, True, True])
-    inputs = ObjectiveInputs(shown=[Example("asked", [0, 1], [False, False])], sample=lambda model, chosen, step: chosen)
+    inputs = ObjectiveInputs(shown=[Example("asked", [0, 1], [False, False])],
+                             sample=lambda model, chosen, step: chosen)
     rows = ((8 / 9, log(2)), (1 / 28, log(1 / 3)))
 
     def apart(p, q):

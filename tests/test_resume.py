@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of a run, twice; what goes on afterwards ends bit for bit where an undisturbed run ends."""
+"""A run killed by SIGKILL twice resumes, and ends bit for bit where an undisturbed run ends."""
 from __future__ import annotations
 
 import json
@@ -25,13 +25,13 @@ from training_parts import examples, tiny_model
 from sdft.train import TrainSettings, train
 from sdft.objectives import OBJECTIVES, cross_entropy
 
-def slow(batch, views):
+def slow(batch, hidden):
     time.sleep(float(sys.argv[3]))
-    return cross_entropy(batch, views)
+    return cross_entropy(batch, hidden)
 
 OBJECTIVES["slow"] = slow
 settings = TrainSettings(objective="slow", method=sys.argv[1], lr=1e-2, batch_size=4, micro_tokens=40, lora_rank=2,
-                         dropout=0.2, save_every=4)
+                         lora_dropout=0.2, save_every=4)
 train(tiny_model(torch.bfloat16), examples(28), settings, Path(sys.argv[2]), validation=examples(3, seed=5))
 """
 

@@ -103,7 +103,7 @@ def test_each_side_has_the_mean_cosine_of_its_own_ten_leading_directions():
     assert left == pytest.approx({**kept, "left_cosine": 0.96, "right_cosine": 1})
 
 
-def test_leading_directions_that_trade_places_or_mix_span_the_same_space():
+def test_leading_directions_that_swap_or_mix_span_the_same_space():
     mixed = turned(32, 0.6, (0, 1), (2, 9), (4, 5)) @ PLAIN @ turned(16, 0.6, (1, 2), (3, 8)).t()
     traded = torch.zeros_like(PLAIN).diagonal_scatter(torch.cat([SIGMA[:10].flip(0), SIGMA[10:]]))
     for after in (mixed, traded):
@@ -112,7 +112,7 @@ def test_leading_directions_that_trade_places_or_mix_span_the_same_space():
 
 
 def test_an_old_direction_that_comes_to_lead_is_no_intruder():
-    """The 11th of before, now the first: no direction of the ten that led, and yet one of W₀'s own."""
+    """The former 11th is now the first: none of the ten leading directions, yet one of W₀'s own."""
     found = compare_spectra(PLAIN, PLAIN.diagonal_scatter(SIGMA.index_fill(0, torch.tensor(10), 20.0)))
     assert found["intruders"] == 0
     assert found["left_cosine"] == found["right_cosine"] == pytest.approx(0.9)

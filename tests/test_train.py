@@ -109,7 +109,7 @@ def test_twenty_steps_equal_peft_with_torchs_adamw(tmp_path):
         chosen = {name for batch in step_batches(records, step, 4, 10_000, settings.seed) for name in batch.ids}
         total, count = 0.0, 0
         for record in (r for r in records if r.id in chosen):
-            labels = torch.tensor([[t if m else -100 for t, m in zip(record.tokens, record.mask)]])
+            labels = torch.tensor([[t if m else -100 for t, m in zip(record.tokens, record.mask, strict=True)]])
             logits = theirs(input_ids=torch.tensor([record.tokens])).logits[0, :-1]
             total += torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum")
             count += int((labels[0, 1:] != -100).sum())
@@ -146,7 +146,7 @@ def test_a_run_leaves_its_log_adapter_and_summary(tmp_path, capsys):
     assert sum(line["target_tokens"] for line in lines) == 2 * sum(sum(e.mask) for e in records[:10])
     assert ["validation_loss" in line for line in lines] == [False, False, True] * 2
     assert lines[-1]["validation_loss"] == pytest.approx(evaluate(model, examples(3, seed=9), 100), abs=1e-5)
-    assert summary["left_out"] == {"longer than 50 tokens": 1, "no token to learn": 1}
+    assert summary["left_out"] == {"longer than 50 tokens": 1, "no target token": 1}
     assert "left out 1 of 12 records: longer than 50 tokens" in capsys.readouterr().err
     saved = read_tensors(tmp_path / "adapter_model.safetensors")
     assert len(saved) == 8 and (tmp_path / "adapter_config.json").exists() and not model.training
@@ -155,7 +155,7 @@ def test_a_run_leaves_its_log_adapter_and_summary(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_every_line_logs_how_far_its_step_left_the_weights_from_the_seed(method, tmp_path, monkeypatch):
+def test_every_line_logs_the_distance_of_the_weights_from_the_base_model(method, tmp_path, monkeypatch):
     """An objective reads the weights that the step before has left; full-size ΔW are formed, by B·A or by W − W₀."""
     model, found = tiny_model(), []
     seed = {name: weight.detach().clone() for name, weight in model.named_parameters()}
@@ -195,7 +195,7 @@ def test_training_learns_its_records_and_full_training_keeps_fp32_masters(tmp_pa
     assert summary["delta_norm"] == pytest.approx(moved, rel=1e-5)
 
 
-def test_full_gradients_add_up_in_fp32_over_packs():
+def test_full_gradients_add_up_in_fp32_over_micro_batches():
     batches = pack_within(examples(6), 30)
     targets = sum(batch.targets for batch in batches)
     plain, model = tiny_model(torch.bfloat16), tiny_model(torch.bfloat16)
@@ -210,8 +210,8 @@ def test_full_gradients_add_up_in_fp32_over_packs():
     assert all(weight.grad is None for weight in model.parameters())            # freed at once
 
 
-def test_an_objective_sees_the_seed_beside_the_trained_model(tmp_path, monkeypatch):
-    """KL from the seed, written as a rival would be: zero at the start, and no gradient through the seed."""
+def test_an_objective_sees_the_base_model_and_the_trained_model(tmp_path, monkeypatch):
+    """KL from the base model, written as a baseline would be: zero at the start, no gradient through the base model."""
     def kl(batch, hidden: HiddenStates):
         ours, seeds = ((x @ hidden.head.t()).log_softmax(-1) for x in (hidden.trained, hidden.base))
         assert not seeds.requires_grad and len(ours) == batch.targets
@@ -224,7 +224,7 @@ def test_an_objective_sees_the_seed_beside_the_trained_model(tmp_path, monkeypat
     batch = pack(examples(2))
     assert kl(batch, HiddenStates(model, batch)) > 1e-4
     with pytest.raises(SdftError, match="method = lora"):
-        HiddenStates(tiny_model(), batch).base
+        _ = HiddenStates(tiny_model(), batch).base
 
 
 @pytest.mark.parametrize("number, at", [(signal.SIGINT, 3), (signal.SIGTERM, 3), (signal.SIGINT, 6)])
@@ -285,7 +285,7 @@ def test_a_state_of_another_run_is_refused_by_name(tmp_path):
     assert summary["steps"] == 4 and (tmp_path / "adapter_model.safetensors").read_bytes() == finished
 
 
-def test_weights_that_overflow_are_told_and_never_saved(tmp_path):
+def test_weights_that_overflow_are_reported_and_never_saved(tmp_path):
     settings = replace(SETTINGS, weight_decay=1e300, save_every=1)
     with pytest.raises(SdftError, match="step 1: the update left weights that are not finite"):
         train(tiny_model(), examples(8), settings, tmp_path)
@@ -305,7 +305,8 @@ def test_how_a_step_is_cut_may_change_in_mid_run(tmp_path, monkeypatch):
     with pytest.raises(MemoryError):
         train(tiny_model(), records, replace(SETTINGS, save_every=2), tmp_path / "cut")
     monkeypatch.setitem(OBJECTIVES, "cross_entropy", cross_entropy)
-    assert train(cut, records, replace(SETTINGS, micro_tokens=1, gradient_checkpointing=True), tmp_path / "cut")["steps"] == 4
+    smaller = replace(SETTINGS, micro_tokens=1, gradient_checkpointing=True)
+    assert train(cut, records, smaller, tmp_path / "cut")["steps"] == 4
     for ours, theirs in zip(lora_layers(cut).values(), lora_layers(whole).values(), strict=True):
         torch.testing.assert_close(ours.delta(), theirs.delta(), rtol=1e-3, atol=1e-5)
     dropping = replace(SETTINGS, lora_dropout=0.1)                           # there the draws go by pack
@@ -318,7 +319,7 @@ def test_how_a_step_is_cut_may_change_in_mid_run(tmp_path, monkeypatch):
     (lambda lines: [*lines, '{"loss": 1}'], "log.jsonl, line 5: expected an object with the number of its step"),
     (lambda lines: [], "expected a line for each of the 4 steps in state.safetensors, found 0"),
     (lambda lines: lines[1:], "each of the 4 steps .* found 3")])
-def test_a_log_that_does_not_fit_the_state_is_told(tmp_path, damage, message):
+def test_a_log_that_does_not_fit_the_state_is_refused(tmp_path, damage, message):
     train(tiny_model(), examples(8), SETTINGS, tmp_path)
     log = tmp_path / "log.jsonl"
     log.write_text("".join(f"{line}\n" for line in damage(log.read_text().splitlines())))
@@ -328,10 +329,11 @@ def test_a_log_that_does_not_fit_the_state_is_told(tmp_path, damage, message):
 
 @pytest.mark.parametrize("wrong, message", [
     ({"lr": 1e300}, "lr: expected a positive number up to a million"), ({"seed": 2**32}, "seed: .* got 4294967296"),
-    ({"lora_rank": 33}, "rank: expected at most (16|32), the full rank of model.layers.[01].self_attn.[qv]_proj, got 33"),
-    ({"lr": 0.0}, "lr: expected a positive number up to a million, got 0.0"), ({"lora_dropout": 1.0}, "lora_dropout: .* below 1"),
+    ({"lora_rank": 33}, "rank: expected at most (16|32), the full rank of model.layers.[01].self_attn.[qv]_proj, got "
+                        "33"), ({"lora_dropout": 1.0}, "lora_dropout: .* below 1"),
+    ({"lr": 0.0}, "lr: expected a positive number up to a million, got 0.0"),
     ({"method": "lorra"}, "did you mean lora"), ({"epochs": 0}, "epochs: expected at least 1"),
     ({"objective": "cross_entrpy"}, "did you mean cross_entropy"), ({"lora_targets": ()}, "lora_targets")])
-def test_impossible_settings_are_told_in_one_line(wrong, message, tmp_path):
+def test_impossible_settings_are_refused_in_one_line(wrong, message, tmp_path):
     with pytest.raises(SdftError, match=message):
         train(tiny_model(), examples(2), TrainSettings(**wrong), tmp_path)

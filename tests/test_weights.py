@@ -42,7 +42,7 @@ def test_the_shift_by_layer_and_by_kind():
             assert row["relative"] == pytest.approx(row["norm"] / math.hypot(*(module["base"] for module in own)))
 
 
-def test_a_merged_adapter_is_measured_against_the_seed():
+def test_a_merged_adapter_is_measured_against_the_base_model():
     model = adapted()
     before = measure_shift(model)
     merge(model)

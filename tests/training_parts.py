@@ -28,7 +28,7 @@ def tiny_model(dtype: torch.dtype = torch.float32, seed: int = 0) -> Llama:
 
 
 def examples(count: int, seed: int = 0, longest: int = 24, shared: int = 0) -> list[Example]:
-    """Examples of 6 to `longest` tokens, the second half of each to be learned, behind `shared` tokens of them all."""
+    """Examples of 6 to `longest` tokens, after `shared` common tokens; the second half of each is target tokens."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for index in range(count):

@@ -1,7 +1,7 @@
-"""What training minimises: plain cross-entropy, which sft and sdft share, and the objectives of their rivals.
+"""The objectives room: the losses that training minimises, cross-entropy and those of the baselines.
 
-Reading order: views.py (the interface), weighted.py (dft, stm, flow), penalties.py (kl, l2-sp, ewc), onpolicy.py.
-Each docstring states the loss and its source.
+It imports kernels, data and model; train calls it. Start with hidden_states.py (the interface, and cross-entropy), then
+weighted.py (dft, stm, flow), penalties.py (kl, l2-sp, ewc) and onpolicy.py. Each docstring states its loss and source.
 
     sdft train --data mine.jsonl --objective kl --penalty_weight 0.5 --out runs/own/kl
 """
@@ -22,11 +22,11 @@ from sdft.objectives.onpolicy import onpolicy, onpolicy_reverse
 from sdft.objectives.penalties import EWC, KL, L2SP
 from sdft.objectives.weighted import dft, flow, stm
 
-__all__ = ["HiddenStates", "Objective", "ObjectiveInputs", "ObjectiveSettings", "Start", "check_objective", "cross_entropy",
-           "make_objective"]
+__all__ = ["HiddenStates", "Objective", "ObjectiveInputs", "ObjectiveSettings", "Start", "check_objective",
+           "cross_entropy", "make_objective"]
 
-OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy, "dft": dft}                 # ready as they are
-PREPARED: dict[str, Callable[[Start], Objective]] = {                                           # made before training
+OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy, "dft": dft}       # need no preparation
+PREPARED: dict[str, Callable[[Start], Objective]] = {                                   # prepared before training
     "stm": stm, "flow": flow, "kl": KL.prepare, "l2-sp": L2SP.prepare, "ewc": EWC.prepare,
     "onpolicy": onpolicy, "onpolicy-reverse": onpolicy_reverse}
 NEEDS_ADAPTER = ("kl", "l2-sp", "ewc", "onpolicy", "onpolicy-reverse")
@@ -38,8 +38,8 @@ def check_objective(settings: ObjectiveSettings) -> None:
     if name not in known:
         raise SdftError(f"objective: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
     if name in NEEDS_ADAPTER and settings.method == "full":
-        raise SdftError(f"objective {name} compares with the seed, which is the model with its adapter off: expected "
-                        "method = lora, got full")
+        raise SdftError(f"objective {name} compares with the base model, which is the model with its adapter off: "
+                        "expected method = lora, got full")
 
 
 def make_objective(start: Start) -> Objective:

@@ -1,9 +1,9 @@
-"""The teacher of on-policy self-distillation: the seed itself, or a moving average of what is being trained.
+"""The teacher of on-policy self-distillation: the base model, or an exponential moving average (EMA) of the student.
 
-    ā ← d·ā + (1 − d)·a     after every optimiser step, for both factors of every adapted layer; ā starts as a does
+    ā ← d·ā + (1 − d)·a     after every optimiser step, for both factors of every adapted layer; ā starts equal to a
 
-A decay d of 0 keeps no average: the teacher is the model with its adapter off. The average is part of a saved state, so
-that a resumed run has the same teacher (mean teacher, Tarvainen & Valpola 2017, arXiv 1703.01780).
+With decay d = 0 no average is kept: the teacher is the model with its adapter off. The average is part of a saved
+state, so a resumed run has the same teacher (mean teacher, Tarvainen & Valpola 2017, arXiv 1703.01780).
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdft.model.lora import adapter_off
 
 
 class EmaTeacher:
-    """An exponential moving average of named parameters (`tensors`, {} where decay is 0)."""
+    """An exponential moving average of named parameters, in `tensors` ({} where decay is 0)."""
 
     def __init__(self, model: Llama, parameters: Mapping[str, Tensor], decay: float):
         self.model, self.parameters, self.decay = model, parameters, decay
@@ -26,13 +26,13 @@ class EmaTeacher:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Move towards the parameters, as they are after an optimiser step."""
+        """Update the average; call it after every optimiser step."""
         for name, value in self.tensors.items():
             value.lerp_(self.parameters[name], 1 - self.decay)
 
     @contextmanager
     def teaching(self) -> Iterator[Llama]:
-        """Inside the `with`, the model is the teacher, without gradient and without dropout."""
+        """Inside the `with`, the model computes as the teacher, without gradient and dropout."""
         training = self.model.training
         self.model.eval()
         try:
@@ -43,11 +43,11 @@ class EmaTeacher:
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
-        own = {name: value.data for name, value in self.parameters.items()}
+        student = {name: value.data for name, value in self.parameters.items()}
         for name, value in self.parameters.items():
             value.data = self.tensors[name]
         try:
             yield
         finally:
             for name, value in self.parameters.items():
-                value.data = own[name]
+                value.data = student[name]

@@ -1,23 +1,24 @@
-"""The diagonal Fisher information of linear layers: how much the seed's distribution depends on each of their weights.
+"""Diagonal Fisher information of linear layers: how much the base model's distribution depends on each weight.
 
     F_i = mean over texts of (∂ Σ_t log π₀(v_t | y_<t) / ∂θ_i)²,   v_t ~ π₀(· | y_<t)
                                                                   (Kirkpatrick et al. 2017, arXiv 1612.00796)
 
-y are texts that the seed wrote, θ the layer's full weight W (O, D), not the factors of an adapter. The labels v are
-drawn at every place of a text from the seed's distribution there, once, for the same F every time. So E F is the Fisher
-on these contexts even where y was chosen greedily, and to second order, as far as the diagonal tells, ½·Σ F_i·Δ_i² is
-the KL(π₀ ‖ π) of a text, summed over its tokens. With the likeliest tokens as labels it would be too small: of two
-tokens of p and 1 − p, (1 − p)² in place of p·(1 − p). The gradients are squared text by text, exactly, and one matrix
-of gradients exists at a time beside F itself, which is in fp32.
+y are texts that the base model wrote, θ the layer's full weight W (O, D), not the factors of an adapter. A label v is
+drawn at every position of a text from the base model's distribution there, with a fixed seed. So E F is the Fisher on
+these contexts even where y was decoded greedily; to second order, and up to the diagonal, ½·Σ F_i·Δ_i² is the
+KL(π₀ ‖ π) of a text, summed over its tokens. The most probable tokens as labels would make it too small: for two tokens
+of p and 1 − p, (1 − p)² instead of p·(1 − p). Gradients are squared text by text, exactly. One matrix of gradients
+exists at a time besides F, which is in fp32.
 
     from sdft.objectives.fisher import fisher
     F = fisher(model, examples)["model.layers.0.self_attn.q_proj"]          # (O, D)
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -36,18 +37,18 @@ from sdft.progress import progress
 
 
 def fisher(model: Llama, examples: Sequence[Example], layers: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The diagonal Fisher of the seed, layer name → fp32 (O, D); an adapter on `model` is switched off meanwhile.
+    """The diagonal Fisher of the base model, layer name → fp32 (O, D); an adapter on `model` is switched off meanwhile.
 
-    examples: texts that the seed wrote, their targets the places where labels are drawn. layers: names of linear layers;
-    None: the adapted ones, or every one of the decoder where there is no adapter. Raises SdftError when no example can be
+    Labels are drawn at the targets of `examples`, texts that the base model wrote. `layers` are names of linear layers;
+    default: the adapted ones, or all of the decoder where there is no adapter. Raises SdftError when no example can be
     used.
     """
     names = list(layers or lora_layers(model) or linear_layers(model))
-    weights = {name: model.get_submodule(name).weight for name in names}
+    weights = {name: cast(nn.Linear, model.get_submodule(name)).weight for name in names}
     totals = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     kept, _ = trainable(examples, model.config.context_length)
     generator = torch.Generator().manual_seed(0)
-    with adapter_off(model), _only(model, weights.values()), _squares(weights, totals):
+    with adapter_off(model), _gradients_of(model, weights.values()), _squares(weights, totals):
         for example in progress(kept, desc="fisher", unit="text"):
             batch = pack([example]).to(model.device)
             x = model.hidden(batch.tokens, batch.positions, batch.attention(), batch.rows)          # (n, D)
@@ -57,13 +58,13 @@ def fisher(model: Llama, examples: Sequence[Example], layers: Sequence[str] | No
 
 @torch.no_grad()
 def drawn(x: Tensor, head: Tensor, generator: torch.Generator) -> Tensor:
-    """A token for each hidden state (n, D), drawn from softmax(x·headᵀ), head (V, D); `generator` is the CPU's."""
-    return torch.cat([torch.multinomial((rows @ head.t()).float().softmax(1).cpu(), 1, generator=generator)
-                      for rows in x.split(ROWS)]).squeeze(1).to(x.device)
+    """Draw a token for each hidden state (n, D) from softmax(x·headᵀ), head (V, D), with a CPU generator."""
+    return torch.cat([torch.multinomial((part @ head.t()).float().softmax(1).cpu(), 1, generator=generator)
+                      for part in x.split(ROWS)]).squeeze(1).to(x.device)
 
 
 def saved_fisher(path: Path | None, model: Llama, examples: Sequence[Example]) -> dict[str, Tensor]:
-    """`fisher` of the adapted layers kept at `path`: computed where there is no file, else read, for a resumed run.
+    """`fisher` of the adapted layers, read from `path`, or computed and saved there; path None: only computed.
 
     Raises SdftError for a file of another model, other layers or other texts.
     """
@@ -74,12 +75,12 @@ def saved_fisher(path: Path | None, model: Llama, examples: Sequence[Example]) -
                  "layers": " ".join(lora_layers(model))}
     if not path.exists():
         save_tensors(path, fisher(model, examples), about)
-    found = read_tensors(path)
+    tensors = read_tensors(path)
     with safe_open(path, "pt") as file:
         if file.metadata() != about:
-            raise SdftError(f"{path} belongs to another model, other layers or other texts: use the old ones to go on, "
-                            "or another folder to start anew")
-    return {name: tensor.to(model.device) for name, tensor in found.items()}
+            raise SdftError(f"{path} belongs to another model, other layers or other texts: use the old ones to "
+                            "resume, or another folder to start again")
+    return {name: tensor.to(model.device) for name, tensor in tensors.items()}
 
 
 def linear_layers(model: Llama) -> list[str]:
@@ -88,26 +89,27 @@ def linear_layers(model: Llama) -> list[str]:
 
 
 @contextmanager
-def _only(model: Llama, weights) -> Iterator[None]:
-    """Let only `weights` have a gradient, in eval mode; afterwards all is as it was."""
-    wanted, training = {weight: weight.requires_grad for weight in model.parameters()}, model.training
+def _gradients_of(model: Llama, weights: Iterable[Tensor]) -> Iterator[None]:
+    """Inside the `with`, only `weights` require a gradient, in eval mode; then the former state is restored."""
+    required, training = {weight: weight.requires_grad for weight in model.parameters()}, model.training
     model.requires_grad_(False).eval()
     for weight in weights:
         weight.requires_grad_(True)
     try:
         yield
     finally:
-        for weight, asked in wanted.items():
-            weight.requires_grad_(asked)
+        for weight, before in required.items():
+            weight.requires_grad_(before)
         model.train(training)
 
 
 @contextmanager
 def _squares(weights: dict[str, Tensor], totals: dict[str, Tensor]) -> Iterator[None]:
-    """Add the square of each weight's gradient to its total as soon as it is there, and free it."""
-    def hook(name: str):
+    """Add the square of each weight's gradient to its total as soon as it is computed, and free the gradient."""
+
+    def hook(name: str) -> Callable[[Tensor], None]:
         def square(weight: Tensor) -> None:
-            gradient = weight.grad.float()
+            gradient = cast(Tensor, weight.grad).float()
             totals[name].addcmul_(gradient, gradient)
             weight.grad = None
         return square

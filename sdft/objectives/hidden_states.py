@@ -1,10 +1,10 @@
-"""The interface of all objectives, and the first of them. An objective is one function of a batch and two views of it:
+"""The interface of all objectives, and cross-entropy. An objective is a function of a batch and its hidden states:
 
-    objective(batch, views) -> a scalar, *summed* over the batch's targets
+    objective(batch, hidden) -> a scalar, *summed* over the batch's targets
 
-The loop divides by the targets of the whole optimiser step, so a sum is all that an objective knows of. The views are
-hidden states rather than logits, so that an objective can take the head a few rows at a time; `views.seed` is computed
-only when an objective asks for it, from the same weights with the adapter off.
+The loop divides by the targets of the whole optimiser step. Objectives get hidden states instead of logits, so that
+they can apply the head to a few positions at a time. `hidden.base`, the base model's, is computed only on demand, from
+the same weights with the adapter off.
 """
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from sdft.objectives.ema_teacher import EmaTeacher
 
 
 class HiddenStates:
-    """The last hidden states at the n target rows of a batch, (n, D), and the head (V, D) that makes them logits."""
+    """The last hidden states (n, D) at the n targets of a batch, and the head (V, D) that makes them logits."""
 
     def __init__(self, model: Llama, batch: Batch, checkpoint: bool = False):
         self.model, self.batch, self.checkpoint = model, batch, checkpoint
 
     @cached_property
     def trained(self) -> Tensor:
-        """Of the model as it is, with a gradient."""
+        """The states of the model as it is, with a gradient."""
         batch = self.batch.filled()
         x = self.model.hidden(batch.tokens, batch.positions, batch.attention(), batch.rows, self.checkpoint)
         return x[: self.batch.targets]
 
     @cached_property
     def base(self) -> Tensor:
-        """Of the seed model, without a gradient. Raises SdftError for a model without an adapter to turn off."""
+        """The states of the base model, without a gradient. Raises SdftError for a model without an adapter."""
         if not lora_layers(self.model):
-            raise SdftError("this objective compares with the seed, which is the model with its adapter off: train "
-                            "with method = lora")
+            raise SdftError("this objective compares with the base model, which is the model with its adapter off: "
+                            "train with method = lora")
         with torch.no_grad(), adapter_off(self.model):
             return HiddenStates(self.model, self.batch).trained
 
@@ -63,12 +63,12 @@ Sample = Callable[[Llama, Sequence[Example], int], list[Example]]       # (model
 
 @dataclass(frozen=True)
 class ObjectiveInputs:
-    """What some objectives need beside the examples; the arms of an experiment make it (sdft/experiment/arms.py)."""
+    """What some objectives need besides the examples; the arms of an experiment make it (sdft/experiment/arms.py)."""
 
-    base_text: Sequence[Example] = ()           # ewc: texts whose targets the seed wrote
+    base_text: Sequence[Example] = ()           # ewc: texts whose targets the base model wrote
     shown: Sequence[Example] = ()               # onpolicy: each record's prompt with its demonstration, without targets
-    sample: Sample | None = None                # onpolicy: puts the model's own answers in place of a step's targets
-    sampling: str = ""                          # how `sample` draws, for the saved state
+    sample: Sample | None = None                # onpolicy: replaces the targets of a step by the model's own answers
+    sampling: str = ""                          # the settings of `sample`, for the saved state
 
 
 class ObjectiveSettings(Protocol):
@@ -88,17 +88,17 @@ class ObjectiveSettings(Protocol):
 
 @dataclass(frozen=True)
 class Start:
-    """What an objective may be prepared from, once, while `model` computes as the seed: its adapter is still zero."""
+    """What an objective is prepared from, once, before training: `model` still computes as the base model."""
 
     model: Llama
-    examples: Sequence[Example]                 # all that will be trained on
+    examples: Sequence[Example]                 # the training examples
     settings: ObjectiveSettings
     folder: Path | None                         # of this training; None: nothing is written
-    teacher: EmaTeacher                            # onpolicy: the teacher
+    teacher: EmaTeacher                         # onpolicy
     inputs: ObjectiveInputs = field(default_factory=ObjectiveInputs)
 
     def strength(self, default: float) -> float:
-        """λ as set, or the objective's own default."""
+        """λ: the setting penalty_weight, or the objective's default."""
         return default if self.settings.penalty_weight is None else self.settings.penalty_weight
 
 

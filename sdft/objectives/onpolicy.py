@@ -1,11 +1,11 @@
-"""On-policy self-distillation: the student writes, and at each token is pulled to the seed that was shown the answer.
+"""On-policy self-distillation: the student writes, and each token's distribution is pulled towards the teacher's.
 
     y ~ π(· | x)        Σ_t KL( π_T(· | c, x, y*, y_<t) ‖ π(· | x, y_<t) )        (arXiv 2601.19897, also named SDFT)
 
-π is the model being trained, y its own sample, drawn anew at every step, without a gradient through the drawing; π_T is
-the teacher, who reads the same y behind a prompt with the demonstration y* (the distillation template c). "onpolicy"
-takes the forward divergence above, with which the published results were made, "onpolicy-reverse" KL(π ‖ π_T). With
-the setting `ema` at 0 the teacher is the seed, else a moving average of the student (`sdft.objectives.ema_teacher`).
+π is the student, the model being trained. y is its own sample, drawn at every step, without a gradient through the
+sampling. The teacher π_T reads the same y after a prompt with the demonstration y* (the distillation template c).
+"onpolicy" minimises the forward divergence above, which the published results used; "onpolicy-reverse" KL(π ‖ π_T).
+With teacher_ema = 0 the teacher is the base model, else a moving average of the student (ema_teacher.py).
 """
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from sdft.objectives.hidden_states import HiddenStates, Start
 
 @dataclass(frozen=True)
 class OnPolicy:
-    """Σ KL(teacher ‖ student) over the targets of a batch, which are the student's own samples; or its reverse."""
+    """Σ KL(teacher ‖ student), or its reverse, over the targets of a batch: the student's own samples."""
 
     shown: Mapping[str, Example]            # record → the teacher's prompt
     teacher: EmaTeacher
     reverse: bool
 
     def __call__(self, batch: Batch, hidden: HiddenStates) -> Tensor:
-        samples = [own.tolist() for own in hidden.labels.split(batch.counts)]
-        told = pack([_continued(self.shown[id], own) for id, own in zip(batch.ids, samples, strict=True)],
+        samples = [labels.tolist() for labels in hidden.labels.split(batch.counts)]
+        taught = pack([_continued(self.shown[id], answer) for id, answer in zip(batch.ids, samples, strict=True)],
                     may_share(batch.tokens.device)).to(batch.tokens.device)
         with self.teacher.teaching() as teacher:
-            x = HiddenStates(teacher, told).trained                                    # (n, D), row by row the same targets
+            x = HiddenStates(teacher, taught).trained                              # (n, D), at the same targets
         return kl(hidden.trained, x, hidden.head, self.reverse)
 
 
 def _continued(prompt: Example, answer: list[int]) -> Example:
-    """The prompt with the answer behind it as targets."""
+    """The prompt, followed by the answer as targets."""
     return Example(prompt.id, [*prompt.tokens, *answer], [False] * len(prompt.tokens) + [True] * len(answer))
 
 
 def onpolicy(start: Start, reverse: bool = False) -> OnPolicy:
-    """Forward KL, or with `reverse` the reverse one. Raises SdftError where nothing samples or demonstrates."""
+    """The on-policy objective. Raises SdftError where the inputs have no samples or no demonstrations."""
     inputs = start.inputs
     if inputs.sample is None or not inputs.shown:
-        raise SdftError(f"objective {start.settings.objective} needs the model's own samples and demonstrations: have "
-                        "them made by an arm, as in `sdft run --arms=sft,sdft-onpolicy`")
+        raise SdftError(f"objective {start.settings.objective} needs the model's own samples and demonstrations: train "
+                        "it as an arm, as in `sdft run --arms=sft,sdft-onpolicy`")
     return OnPolicy({prompt.id: prompt for prompt in inputs.shown}, start.teacher, reverse)
 
 

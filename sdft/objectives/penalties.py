@@ -1,8 +1,8 @@
-"""Rivals that hold the model near its seed by a penalty: on the outputs (kl), or on the weights (l2-sp, ewc).
+"""Baselines that hold the model near its base model by a penalty, on outputs (kl) or on weights (l2-sp, ewc).
 
     −Σ log p(target) + λ·penalty
 
-λ is the setting `strength`. The seed is the same model with its adapter off, so all of them need method = lora.
+λ is the setting penalty_weight. The base model is the same model with its adapter off, so all need method = lora.
 """
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sdft.objectives.hidden_states import HiddenStates, Start, cross_entropy
 
 @dataclass(frozen=True)
 class KL:
-    """−Σ log p(target) + λ·Σ KL(π₀ ‖ π): at every target, over the whole vocabulary, the divergence from the seed.
+    """−Σ log p(target) + λ·Σ KL(π₀ ‖ π): at every target, the divergence from the base model over the whole vocabulary.
 
-    Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) on the new targets. λ = 0.5 by default, which arXiv
-    2509.03934 uses on prompt tokens. Costs a forward pass of the seed at every step.
+    Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) on the new targets. The default λ = 0.5 is what
+    arXiv 2509.03934 uses on prompt tokens. It costs a forward pass of the base model at every step.
     """
 
     strength: float
@@ -41,11 +41,9 @@ class KL:
 
 @dataclass(frozen=True)
 class L2SP:
-    """−Σ log p(target), and to its mean λ·Σ_layers ‖s·B·A‖_F²: L²-SP (Li et al. 2018, arXiv 1802.01483).
+    """The mean of −log p(target) plus λ·Σ_layers ‖s·B·A‖_F²: L²-SP (Li et al. 2018, arXiv 1802.01483).
 
-    The squared distance from the seed's weights, by Gram matrices. λ = 1 by default: 1 nat where ‖ΔW‖ is 1. On twelve
-    passages (SmolLM2-135M, six steps of four records, lr 2e-3) λ = 0, 0.1, 1, 10 left ‖ΔW‖ at 2.41, 1.78, 0.86, 0.35 and
-    the KL on general answers at 0.0133, 0.0126, 0.0078, 0.0013.
+    The squared distance from the base model's weights, by Gram matrices. The default λ = 1 adds 1 nat where ‖ΔW‖ is 1.
     """
 
     strength: float
@@ -60,19 +58,17 @@ class L2SP:
 
 @dataclass(frozen=True)
 class EWC:
-    """−Σ log p(target), and to its mean (λ/2)·Σ_i F_i·Δ_i² with Δ = s·B·A (Kirkpatrick et al. 2017, arXiv 1612.00796).
+    """The mean of −log p(target) plus (λ/2)·Σ_i F_i·Δ_i², Δ = s·B·A (Kirkpatrick et al. 2017, arXiv 1612.00796).
 
-    F is the diagonal Fisher of the adapted weights on texts that the seed wrote (`sdft.objectives.fisher`). Half the sum is 10
-    to 30 times below the KL of such a text (`sdft.measure.weights.fisher`), so λ must be large: 10 by default. On the
-    passages of L2SP λ = 0, 1, 10, 100 left the KL on general answers at 0.0133, 0.0129, 0.0098, 0.0024, and ‖ΔW‖ at 2.41,
-    2.41, 2.35, 2.10.
+    F is the diagonal Fisher of the adapted weights on texts that the base model wrote (fisher.py). Half the sum is far
+    below the KL of such a text (sdft/measure/weights/fisher.py), so λ must be large: 10 by default.
     """
 
     strength: float
     fisher: Mapping[str, Tensor]                # layer → (O, D)
 
     def __call__(self, batch: Batch, hidden: HiddenStates) -> Tensor:
-        # A layer's Δ (O, D) is made again in the backward pass, not kept.
+        # The backward pass recomputes each layer's Δ (O, D) instead of keeping it.
         squares = [recompute(_weighted_square, layer.lora_A, layer.lora_B, layer.scale, self.fisher[name],
                              use_reentrant=False, preserve_rng_state=False)
                    for name, layer in lora_layers(hidden.model).items()]
@@ -81,7 +77,7 @@ class EWC:
     @classmethod
     def prepare(cls, start: Start) -> EWC:
         if not start.inputs.base_text:
-            raise SdftError("objective ewc needs texts that the seed wrote: have them made by an arm, as in "
+            raise SdftError("objective ewc needs texts that the base model wrote: train it as an arm, as in "
                             "`sdft run --arms=sft,ewc`")
         path = start.folder and start.folder / "fisher.safetensors"
         return cls(start.strength(10.0), saved_fisher(path, start.model, start.inputs.base_text))
@@ -93,8 +89,8 @@ def _weighted_square(A: Tensor, B: Tensor, scale: float, weights: Tensor) -> Ten
 
 
 def once(batch: Batch, penalty: Tensor) -> Tensor:
-    """A penalty on the weights, so weighed that it counts once a step however the step is cut into packs.
+    """Scale a penalty on the weights so that it counts once per step, however the step is cut into micro-batches.
 
-    The loop divides the sum over the packs by the targets of them all; so each gives the penalty once for every target.
+    The loop divides the sum by the targets of all micro-batches, so each adds the penalty once per target of its own.
     """
     return batch.targets * penalty

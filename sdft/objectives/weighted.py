@@ -1,8 +1,8 @@
-"""Rivals that weigh the cross-entropy, by a target's probability (dft) or by what the seed gave it (stm, flow).
+"""Baselines that weight the cross-entropy, by a target's probability now (dft) or under the base model (stm, flow).
 
     Σ w·−log p(target)
 
-The loop still divides by all targets of the step, those of weight 0 included.
+The loop divides by all targets of the step, also those of weight 0.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sdft.progress import progress
 def dft(batch: Batch, hidden: HiddenStates) -> Tensor:
     """Σ −p̄·log p(target), p̄ the same p without a gradient (dynamic fine-tuning, arXiv 2508.05629).
 
-    The gradient of −log p is 1/p times that of −p; the factor p̄ takes away what lets improbable targets pull hardest.
+    The gradient of −log p is 1/p times that of −p; the factor p̄ cancels 1/p, which weights improbable targets most.
     """
     p = token_nll(hidden.trained, hidden.head, hidden.labels).neg_().exp_()                            # (n,)
     return linear_cross_entropy(hidden.trained, hidden.head, hidden.labels, p)
@@ -32,7 +32,7 @@ def dft(batch: Batch, hidden: HiddenStates) -> Tensor:
 
 @dataclass(frozen=True)
 class Weighted:
-    """The cross-entropy with a weight for every target that was known before training."""
+    """Cross-entropy with a weight for every target, fixed before training."""
 
     weights: Mapping[str, Tensor]               # record → (its targets,)
 
@@ -42,37 +42,37 @@ class Weighted:
 
 
 def stm(start: Start) -> Weighted:
-    """Selective token masking: w = 1 where p₀(target) ≥ `floor`, else 0 (arXiv 2501.14315).
+    """Selective token masking: w = 1 where p₀(target) ≥ stm_threshold, else 0 (arXiv 2501.14315).
 
-    p₀ is the seed's probability; the default floor 0.4 is the paper's token perplexity of 2.5. A target below it
-    teaches nothing, and is still read as context by those behind it. Raises SdftError where none is above.
+    p₀ is the base model's probability; the default 0.4 is the paper's token perplexity of 2.5. A masked target is still
+    context for later ones. Raises SdftError where every target is masked.
     """
     most = -math.log(start.settings.stm_threshold)
     weights = {id: (nll <= most).to(nll.dtype) for id, nll in _base_nll(start).items()}
-    if not any(own.any() for own in weights.values()):
-        raise SdftError(f"objective stm: no target has a probability of {start.settings.stm_threshold} or more under the seed; "
-                        "lower `floor`")
+    if not any(mask.any() for mask in weights.values()):
+        raise SdftError("objective stm: no target has a probability of at least stm_threshold = "
+                        f"{start.settings.stm_threshold} under the base model; lower stm_threshold")
     return Weighted(weights)
 
 
 def flow(start: Start) -> Weighted:
-    """w = exp(−ℓ₀/τ), the same for all targets of a record: the seed's easy records count most (arXiv 2502.02797).
+    """w = exp(−ℓ₀/τ), equal for all targets of a record: records easy for the base model count most (arXiv 2502.02797).
 
-    ℓ₀ is the record's mean NLL per target under the seed, τ the median of ℓ₀ over the records that are trained on.
+    ℓ₀ is the record's mean NLL per target under the base model, τ the median of ℓ₀ over the training records.
     """
     nll = _base_nll(start)
-    losses = torch.stack([own.mean() for own in nll.values()])                                      # (records,)
+    losses = torch.stack([each.mean() for each in nll.values()])                                     # (records,)
     weights = (-losses / losses.quantile(0.5)).exp()
-    return Weighted({id: weight.expand(len(own)) for (id, own), weight in zip(nll.items(), weights, strict=True)})
+    return Weighted({id: weight.expand(len(each)) for (id, each), weight in zip(nll.items(), weights, strict=True)})
 
 
 @torch.no_grad()
 def _base_nll(start: Start) -> dict[str, Tensor]:
-    """Every target's NLL under the seed in nats: record → (its targets,), on the CPU."""
-    model, found = start.model, {}
-    packs = pack_within(start.examples, start.settings.micro_tokens, may_share(model.device))
-    for batch in progress(packs, desc=f"{start.settings.objective}, seed", unit="pack"):
+    """The NLL of every target under the base model in nats: record → (its targets,), on the CPU."""
+    model, by_record = start.model, dict[str, Tensor]()
+    batches = pack_within(start.examples, start.settings.micro_tokens, may_share(model.device))
+    for batch in progress(batches, desc=f"{start.settings.objective}, base model", unit="micro-batch"):
         hidden = HiddenStates(model, batch.to(model.device))
         nll = token_nll(hidden.trained, hidden.head, hidden.labels).cpu()                              # (n,)
-        found.update(zip(batch.ids, nll.split(batch.counts), strict=True))
-    return found
+        by_record.update(zip(batch.ids, nll.split(batch.counts), strict=True))
+    return by_record

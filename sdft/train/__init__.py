@@ -1,6 +1,7 @@
-"""Training: packed batches, objectives, the loop, and its saved state (step 3 of the method).
+"""The training room, step 3 of the method: settings, the order of the examples, the loop, and its saved state.
 
-The names are imported on first use: the settings, of which the command line is made, need no torch.
+It imports data, model and objectives, and knows no task. Start with loop.py: one optimiser step is visible in one
+screen. The names are imported on first use, since the command line is made from the settings, which need no torch.
 """
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ from sdft.objectives import (
 )
 from sdft.objectives.ema_teacher import EmaTeacher
 from sdft.progress import progress
-from sdft.results import TrainingSummary
+from sdft.results import LogLine, TrainingSummary
 from sdft.tokenizers.tokenizer import Tokenizer
 from sdft.train.optimiser import adamw, learning_rate, set_learning_rate
 from sdft.train.order import hold_out, step_examples, steps_per_epoch
@@ -120,8 +121,8 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             seconds = time.perf_counter() - started
             line = _line(step + 1, (step + 1) / per_epoch, loss, lr, norm, trained, batches, seconds)
             if not math.isfinite(line["delta_norm"]):
-                raise SdftError(f"step {step + 1}: the update left weights that are not finite; the saved state was not "
-                                "touched by it: train again in another folder with a lower lr or weight_decay")
+                raise SdftError(f"step {step + 1}: the update left weights that are not finite; the saved state is "
+                                "older: train again in another folder with a lower lr or weight_decay")
             if held and (step + 1) % per_epoch == 0:
                 line["validation_loss"] = evaluate(model, held, settings.micro_tokens)
             log.append(line)
@@ -177,8 +178,7 @@ def _prepare(model: Llama, examples: Sequence[Example], validation: Sequence[Exa
 
 
 def _line(step: int, epoch: float, loss: float, lr: float, norm: float, trained: Trained, batches: Sequence[Batch],
-          seconds: float) -> dict:
-    """A line of log.jsonl; loss in nats per target token, norms in the weights' own units."""
+          seconds: float) -> LogLine:
     tokens = sum(sum(batch.lengths) for batch in batches)
     return {"step": step, "epoch": round(epoch, 4), "loss": loss, "lr": lr, "grad_norm": norm,
             "delta_norm": trained.delta_norm().item(), "tokens": tokens,
@@ -199,7 +199,7 @@ def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch], f
 
 
 def _summary(log: Journal, records: int, left_out: dict[str, int]) -> TrainingSummary:
-    lines = log.read()
+    lines = cast(list[LogLine], log.read())
     last = lines[-1]
     return {"records": records, "steps": last["step"], "epochs": last["epoch"],
             "tokens": sum(line["tokens"] for line in lines),

@@ -11,25 +11,22 @@ from sdft.train.settings import TrainSettings
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
-    """The rate of step `step` (from 0) of `total`: a linear rise over the warm-up, then half a cosine down to 0.
-
-    lr · (step + 1) / warmup, then lr · ½ · (1 + cos(π · (step − warmup) / (total − warmup))).
-    """
+    """The learning rate of step `step` (from 0) of `total`: linear over the warm-up, then half a cosine down to 0."""
     if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
+        return settings.lr * (step + 1) / settings.warmup                       # lr · (step + 1) / warmup
     if settings.schedule == "constant":
         return settings.lr
     progress = (step - settings.warmup) / max(1, total - settings.warmup)
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))               # lr · ½ · (1 + cos(π · progress))
 
 
 def adamw(parameters: Mapping[str, Tensor], settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), β 0.9 and 0.999, ε 1e-8, fused: one call for all tensors."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with β 0.9 and 0.999, ε 1e-8; fused: one call for all."""
     return torch.optim.AdamW(list(parameters.values()), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Use `lr` from the next step on."""
+    """Set the learning rate of the next step."""
     for group in optimiser.param_groups:
         group["lr"] = lr
 
@@ -42,7 +39,7 @@ def moments(optimiser: torch.optim.AdamW, parameters: Mapping[str, Tensor]) -> d
 
 def restore_moments(optimiser: torch.optim.AdamW, parameters: Mapping[str, Tensor],
                     saved: Mapping[str, Tensor]) -> None:
-    """Give the optimiser the state that `moments` returned."""
+    """Restore the state that `moments` returned."""
     for name, parameter in parameters.items():
         optimiser.state[parameter] = {key: saved[f"{key}.{name}"].to(parameter.device)
                                       for key in ("step", "exp_avg", "exp_avg_sq")}

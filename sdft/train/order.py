@@ -1,6 +1,6 @@
-"""The order of the training examples: which are held out, and which belong to each optimiser step.
+"""The order of the training examples: those held out, and those of each optimiser step.
 
-The order follows from the seed and the epoch alone, so the number of the step *is* the position in the data.
+The order depends only on the seed and the epoch, so the number of the step *is* the position in the data.
 """
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdft.model.batches import Batch, pack_within
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split examples at random into training and validation, the latter with `share` of them (at least one)."""
+    """Split examples at random into training and validation; validation gets `share` of them, at least one."""
     if not share:
         return list(examples), []
     count = max(1, round(share * len(examples)))
@@ -26,7 +26,7 @@ def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list
 
 
 def steps_per_epoch(examples: Sequence[Example], batch_size: int) -> int:
-    """Optimiser steps in one pass; the last may be smaller."""
+    """Optimiser steps in one pass over the examples; the last step may be smaller."""
     return -(-len(examples) // batch_size)
 
 
@@ -39,5 +39,5 @@ def step_examples(examples: Sequence[Example], step: int, batch_size: int, seed:
 
 def step_batches(examples: Sequence[Example], step: int, batch_size: int, limit: int, seed: int,
                  share: bool = False) -> list[Batch]:
-    """The packed batches of optimiser step `step`."""
+    """The micro-batches of optimiser step `step`."""
     return pack_within(step_examples(examples, step, batch_size, seed), limit, share)

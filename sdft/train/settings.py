@@ -1,7 +1,7 @@
-"""Every knob of training, checked once. Section "Per data set" of the paper's settings gives the defaults' origin:
+"""The settings of training, checked once.
 
-lr 1e-4 there for a 7B model, 5e-4 here for the built-in one of 135M; cosine to 0, no warm-up, batch 8, AdamW, clip 1.0,
-LoRA of rank 8 and α 16 on the query and value projections.
+The defaults are the paper's (arXiv 2402.13669): cosine to 0, no warm-up, batch 8, AdamW, clipping at 1.0, LoRA of rank
+8 and α 16 on the query and value projections. Only lr differs: 1e-4 there for a 7B model, 5e-4 here for one of 135M.
 """
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sdft.errors import SdftError, nearest
 
 METHODS = ("lora", "full")
 SCHEDULES = ("cosine", "constant")
-LARGEST_SEED = 2**32 - 1            # the loop makes a seed of its own for every step of it, which torch must take
-# What may change in mid-run: the gradient does not depend on it; micro_tokens only rounds its sums anew.
+LARGEST_SEED = 2**32 - 1            # the loop multiplies it to seed every step, and torch must accept the product
+# Settings that may change when a run resumes: they do not change the gradient, up to rounding of micro_tokens' sums.
 FREE = ("save_every", "micro_tokens", "gradient_checkpointing")
 
 
 def option(default: Any, text: str) -> Any:
-    """A field with its default and the text that the command line shows for it."""
+    """A field with its default and its help text on the command line."""
     return field(default=default, metadata={"help": text})
 
 
@@ -27,32 +27,35 @@ def option(default: Any, text: str) -> Any:
 class TrainSettings:
     """How to train. Raises SdftError for an impossible value."""
 
-    method: str = option("lora", "lora: low-rank adapters on a frozen base; full: every weight, with fp32 masters")
-    objective: str = option("cross_entropy", "what is minimised: cross_entropy; the rivals' are dft, stm, flow, kl, "
-                                             "l2-sp, and in a run ewc, onpolicy, onpolicy-reverse")
-    penalty_weight: float | None = option(None, "λ of kl, l2-sp and ewc (default: 0.5, 1, 10)")
-    stm_threshold: float = option(0.4, "stm: targets less probable than this under the seed are not learned")
-    teacher_ema: float = option(0.0, "onpolicy: the teacher follows the student by this decay, such as 0.99; 0: it is the seed")
-    lr: float = option(5e-4, "peak learning rate")
-    epochs: int = option(2, "passes over the training records")
-    steps: int | None = option(None, "optimiser steps, in place of epochs")
-    batch_size: int = option(8, "records per optimiser step")
-    micro_tokens: int = option(2048, "a step runs in packs of at most this many tokens, one record at the least; less "
-                                    "memory for less, the same gradient")
-    warmup: int = option(0, "steps in which the learning rate rises from 0")
-    schedule: str = option("cosine", "cosine: falls to 0 at the end; constant")
-    weight_decay: float = option(0.0, "AdamW's decoupled weight decay")
-    max_grad_norm: float = option(1.0, "largest norm of the gradient; 0 turns clipping off")
-    max_length: int = option(1024, "a longer record is left out, counted and told")
-    lora_rank: int = option(8, "LoRA rank")
-    lora_alpha: float = option(16.0, "LoRA alpha: the update is scaled by alpha / rank")
-    lora_dropout: float = option(0.0, "dropout on what enters an adapter")
-    rslora: bool = option(False, "scale by alpha / sqrt(rank) instead")
-    lora_targets: tuple[str, ...] = option(("q_proj", "v_proj"), "names or patterns of the linear layers to adapt")
-    gradient_checkpointing: bool = option(False, "keep only the layers' inputs and compute the rest again in the backward")
-    validation: float = option(0.0, "share of the records held out; their loss is logged after every epoch")
-    save_every: int = option(20, "steps between saved states")
-    seed: int = option(42, "seeds the adapter, the order of the records and the dropout")
+    method: str = option("lora", "Weights to train: lora (low-rank adapters on the frozen base model) or full "
+                                 "(every weight, with fp32 masters).")
+    objective: str = option("cross_entropy", "Loss to minimise: cross_entropy, or that of a baseline: dft, stm, flow, "
+                                             "kl, l2-sp; in a run also ewc, onpolicy, onpolicy-reverse.")
+    penalty_weight: float | None = option(None, "Penalty weight λ of kl, l2-sp and ewc (default: 0.5, 1, 10).")
+    stm_threshold: float = option(0.4, "stm trains only on targets of at least this probability under the base model.")
+    teacher_ema: float = option(0.0, "Decay of the onpolicy teacher, a moving average of the student, such as 0.99; "
+                                     "with 0 the teacher is the base model.")
+    lr: float = option(5e-4, "Peak learning rate.")
+    epochs: int = option(2, "Passes over the training records.")
+    steps: int | None = option(None, "Number of optimiser steps; overrides epochs.")
+    batch_size: int = option(8, "Records per optimiser step.")
+    micro_tokens: int = option(2048, "Maximum tokens per micro-batch; smaller uses less memory and gives the same "
+                                     "gradient. A longer record is a micro-batch of its own.")
+    warmup: int = option(0, "Steps over which the learning rate rises from 0.")
+    schedule: str = option("cosine", "Learning rate after the warm-up: cosine (falls to 0 at the end) or constant.")
+    weight_decay: float = option(0.0, "Decoupled weight decay of AdamW.")
+    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0 turns clipping off.")
+    max_length: int = option(1024, "Maximum tokens per record; longer records are skipped, and counted.")
+    lora_rank: int = option(8, "Rank of LoRA.")
+    lora_alpha: float = option(16.0, "LoRA's update is scaled by lora_alpha / lora_rank.")
+    lora_dropout: float = option(0.0, "Dropout on the input of the adapters.")
+    rslora: bool = option(False, "Scale by lora_alpha / sqrt(lora_rank) instead (rank-stabilised LoRA).")
+    lora_targets: tuple[str, ...] = option(("q_proj", "v_proj"), "Names or patterns of the linear layers to adapt.")
+    gradient_checkpointing: bool = option(False, "Keep only the inputs of the layers, and recompute the rest in the "
+                                                 "backward pass; this saves memory and costs time.")
+    validation: float = option(0.0, "Share of the records held out; their loss is logged after every epoch.")
+    save_every: int = option(20, "Steps between saved states.")
+    seed: int = option(42, "Random seed of the adapter, of the order of the records and of the dropout.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora_targets", tuple(self.lora_targets))

@@ -1,9 +1,10 @@
-"""Ctrl-C and SIGTERM as a request to stop after the running step."""
+"""Ctrl-C and SIGTERM as a request to stop after the current step."""
 from __future__ import annotations
 
 import signal
 import sys
 import threading
+from typing import Any
 
 
 class StopRequest:
@@ -16,7 +17,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():

@@ -1,10 +1,9 @@
-"""The saved state of a training run: enough to go on as if nothing had happened, bit for bit.
+"""The saved state of a training run, from which training resumes bit for bit.
 
-`state.safetensors` holds the trained tensors and AdamW's moments; its header holds the number of steps done, the
-settings, and fingerprints of the data and the seed model. Nothing else needs saving: the order of the records follows
-from the seed and the epoch, and the dropout of a step from the seed and the step (`sdft.train.loop`), so the step *is*
-the position in the data and in the random numbers. The file is replaced atomically: whenever the process dies, an older
-or a newer complete state is there.
+`state.safetensors` holds the trained tensors, the EMA teacher's and AdamW's moments; its header holds the number of
+steps done, the settings, and fingerprints of the data and the base model. Nothing else needs saving: the order of the
+records depends only on the seed and the epoch, and the dropout of a step on the seed and the step, so the step *is* the
+position in the data and in the random numbers. The file is replaced atomically: at any time a complete state exists.
 """
 from __future__ import annotations
 
@@ -26,19 +25,19 @@ NAME = "state.safetensors"
 
 
 def describe(settings: TrainSettings, data: str, model: str) -> dict[str, str]:
-    """What a state must agree on before it can be continued: each setting, the data and the model, as JSON text."""
-    free = [name for name in FREE if not (name == "micro_tokens" and settings.lora_dropout)]     # its draws go by pack
+    """All that must be equal before a state can be resumed: each setting, the data and the model, as JSON text."""
+    free = [name for name in FREE if not (name == "micro_tokens" and settings.lora_dropout)]     # drawn by micro-batch
     fixed = {name: json.dumps(value) for name, value in asdict(settings).items() if name not in free}
     return {**fixed, "data": data, "model": model}
 
 
 def save_state(folder: Path | None, step: int, about: Mapping[str, str], parameters: Mapping[str, Tensor],
                optimiser: torch.optim.AdamW, teacher: Mapping[str, Tensor]) -> None:
-    """Save what `load_state` needs, after `step` steps; `average`: of the parameters, {} where none is kept."""
+    """Save the state after `step` steps; `teacher` holds the tensors of the EMA teacher ({} without one)."""
     if folder is None:
         return
     tensors = {f"weight.{name}": parameter for name, parameter in parameters.items()}
-    tensors |= {f"average.{name}": value for name, value in teacher.items()}
+    tensors |= {f"teacher.{name}": value for name, value in teacher.items()}
     save_tensors(folder / NAME, {**tensors, **moments(optimiser, parameters)}, {**about, "step": str(step)})
 
 
@@ -47,7 +46,7 @@ def load_state(folder: Path | None, about: Mapping[str, str], parameters: Mappin
                optimiser: torch.optim.AdamW, teacher: Mapping[str, Tensor]) -> int:
     """Restore a saved state in place and return the number of steps done: 0 when there is no state.
 
-    Raises SdftError when the state belongs to other settings, other data or another model, saying which differ.
+    Raises SdftError when the state belongs to other settings, data or model, and names those that differ.
     """
     if folder is None or not (path := folder / NAME).exists():
         return 0
@@ -57,12 +56,12 @@ def load_state(folder: Path | None, about: Mapping[str, str], parameters: Mappin
     differ = [f"{key} was {_short(saved.get(key))}, is {_short(value)}" for key, value in about.items()
               if saved.get(key) != value]
     if differ:
-        raise SdftError(f"{path} belongs to a run with other settings: {'; '.join(differ)}. Use the old settings to go "
-                        "on, or another folder to start anew")
+        raise SdftError(f"{path} belongs to a run with other settings: {'; '.join(differ)}. Use the old settings to "
+                        "resume, or another folder to start again")
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"weight.{name}"])
     for name, value in teacher.items():
-        value.copy_(tensors[f"average.{name}"])
+        value.copy_(tensors[f"teacher.{name}"])
     step = int(saved["step"])
     if step:
         restore_moments(optimiser, parameters, tensors)
@@ -74,9 +73,9 @@ def _short(value: str | None) -> str:
 
 
 def open_log(folder: Path | None, step: int) -> Journal:
-    """The journal of steps, without the lines of steps that are not in the saved state and will be done again.
+    """The journal of steps; lines of steps after the saved state are removed, since these steps are run again.
 
-    Raises SdftError where a line tells of no step, and where lines of steps in the state are missing.
+    Raises SdftError for a line without a step, and where lines of steps in the state are missing.
     """
     if folder is None:
         return Journal(None)
@@ -85,11 +84,11 @@ def open_log(folder: Path | None, step: int) -> Journal:
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             raise SdftError(f"{path}, line {number}: expected an object with the number of its step, as training "
-                            "writes it; remove the line, or train anew in another folder")
+                            "writes it; remove the line, or train again in another folder")
     kept = [line for line in lines if line["step"] <= step]
     if [line["step"] for line in kept] != list(range(1, step + 1)):
         raise SdftError(f"{path}: expected a line for each of the {step} steps in {NAME}, found {len(kept)}; bring the "
-                        "log back, or train anew in another folder")
+                        "log back, or train again in another folder")
     if len(kept) < len(lines):
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
     return Journal(path)

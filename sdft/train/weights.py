@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ def _hand_to(master: Tensor) -> Callable[[Tensor], None]:
     """A hook that adds a weight's new gradient to that of its fp32 master, and frees it."""
 
     def hand(weight: Tensor) -> None:
-        gradient = weight.grad.float()
+        gradient = cast(Tensor, weight.grad).float()
         master.grad = gradient if master.grad is None else master.grad.add_(gradient)
         weight.grad = None
     return hand
