@@ -1,6 +1,6 @@
 """The figures of a study, drawn from cells.json alone. Axes name their units and titles give n, as in a run's report.
 
-Every training seed is a point, every mean a larger one; colours belong to arms. A pilot has no figures.
+Every training seed is a point, every mean a larger one. A pilot has no figures.
 """
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from sdft.studies.specification import SEED, shown
 from sdft.studies.statistics import conditions
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
 Points = dict[str, dict[str, set[tuple[float, float]]]]         # arm → condition → (x, y) of its runs
@@ -52,7 +51,7 @@ AXES = {
 COUNTED = {"general": "general answers", "on_task": "answers to the task", "activations": "probe texts",
            "fisher": "answers of the base model", "texts": "rewrites"}           # the unit of general.n, on_task.n, …
 GENERAL = ("kl", "top1", "rouge_l", "length")
-LABELS = 16                                     # the most means that are labelled in a scatter
+SERIES = 17                                     # the most conditions that a scatter shows one by one
 
 
 def is_pilot(content: StudyResults) -> bool:
@@ -143,8 +142,8 @@ def trade_off(content: StudyResults) -> Figure | None:
     suites = ", ".join(f"{suite}, {measured_on(runs, suite)}" for suite in dict.fromkeys(run["suite"] for run in runs))
     name, counted = axis(column, suites_of(runs)), measured_on(runs, column)
     return Figure("trade_off", text_svg(lambda canvas: _scatter(
-        canvas, content, points, "score on the task above the base model's, points   (right: learned more)",
-        f"{name}   (up: drifted more)" if column == "kl" else name, "Learned and drifted")),
+        canvas, content, points, "score on the task above the base model's, points", name,
+        "Learned (right) and drifted (up)" if column == "kl" else "Learned and drifted"), width=7.2),
         f"Each arm by what it learned ({suites}) and by {name}{counted and f' ({counted})'}. Small points: training "
         "seeds; large points: their mean.")
 
@@ -161,59 +160,30 @@ def pair(content: StudyResults, correlation: Correlation) -> Figure | None:
     x, y = (axis(column, suites_of(runs)) for column in columns)
     counted = "; ".join(f"{column}: {on}" for column in columns[::-1] if (on := measured_on(runs, column)))
     return Figure("-".join(columns).replace(".", "_"), text_svg(
-        lambda canvas: _scatter(canvas, content, points, x, y, f"{columns[1]} over {columns[0]}")),
+        lambda canvas: _scatter(canvas, content, points, x, y, f"{columns[1]} over {columns[0]}"), width=7.2),
         f"{y} over {x}, n = {correlation['n']} trained arms{counted and f' ({counted})'}. {explained(correlation)}")
 
 
 def _scatter(canvas: Canvas, content: StudyResults, points: Points, x: str, y: str, title: str) -> None:
+    """Every arm a colour; or every condition of it, where the arm differs over conditions and they are few."""
     axes = canvas.subplots()
     total = sum(len(set().union(*of_arm.values())) for of_arm in points.values())
-    labels: list[tuple[str, tuple[float, float], str]] = []
+    few = sum(map(len, points.values())) <= SERIES
+    series: dict[str, list[set[tuple[float, float]]]] = {}
     for arm, of_arm in points.items():
-        colour, marker = _colour(content, arm), MARKERS[_index(content, arm) % len(MARKERS)]
-        seeds = sorted({point for group in of_arm.values() for point in group})
+        for condition, group in of_arm.items():
+            apart = few and any(group != other for other in of_arm.values())
+            series.setdefault(f"{arm}, {condition}" if apart else arm, []).append(group)
+    for index, (label, groups) in enumerate(series.items()):
+        colour = COLOURS[index % len(COLOURS)] if few else _colour(content, label)
+        marker = MARKERS[_index(content, label.partition(", ")[0]) % len(MARKERS)]
+        seeds = sorted(set().union(*groups))
+        means = sorted({(fmean(a for a, _ in group), fmean(b for _, b in group)) for group in groups})
         axes.scatter([a for a, _ in seeds], [b for _, b in seeds], s=14, alpha=0.45, color=colour, marker=marker)
-        means = {condition: (fmean(a for a, _ in group), fmean(b for _, b in group))
-                 for condition, group in of_arm.items()}
-        axes.scatter([a for a, _ in means.values()], [b for _, b in means.values()], s=60, color=colour, marker=marker,
-                     label=arm)
-        labels += [(condition, mean, colour) for condition, mean in means.items() if len(set(means.values())) > 1]
+        axes.scatter([a for a, _ in means], [b for _, b in means], s=60, color=colour, marker=marker, label=label)
     axes.set(xlabel=x, ylabel=y, title=f"{title} (n = {total} trained arms)")
     axes.margins(0.09)
-    if len(labels) <= LABELS:
-        _label(canvas, axes, labels)
-    axes.legend(fontsize=8)
-
-
-def _label(canvas: Canvas, axes: Axes, labels: Sequence[tuple[str, tuple[float, float], str]]) -> None:
-    """Write (text, point, colour) right of the point, or left of it at the edge; move up a text that covers another."""
-    texts = [axes.annotate(text, point, xytext=(6, 4), textcoords="offset points", fontsize=7, color=colour)
-             for text, point, colour in labels]
-    for text in texts:
-        text.set_in_layout(False)
-    canvas.draw_without_rendering()                                # the layout is known only now
-    for text in texts:
-        if text.get_window_extent().x1 > axes.bbox.x1:
-            text.set_horizontalalignment("right")
-            text.xyann = (-6, 4)
-    for text, up in zip(texts, apart([text.get_window_extent().extents for text in texts]), strict=True):
-        if up:
-            text.xyann = (text.xyann[0], 4 + up * 72 / canvas.dpi)
-            axes.annotate("", text.xy, xytext=text.xyann, textcoords="offset points", arrowprops={
-                "arrowstyle": "-", "linewidth": 0.5, "color": text.get_color(), "alpha": 0.6})
-
-
-def apart(boxes: Sequence[Sequence[float]]) -> list[float]:
-    """How far up each box (left, bottom, right, top) must move so that none covers another; the lowest stays."""
-    placed: list[tuple[float, float, float, float]] = []
-    moves = [0.0] * len(boxes)
-    for index in sorted(range(len(boxes)), key=lambda index: (boxes[index][1], index)):
-        left, bottom, right, top = boxes[index]
-        while above := [other[3] for other in placed if left < other[2] and other[0] < right
-                        and bottom + moves[index] < other[3] and other[1] < top + moves[index]]:
-            moves[index] = max(above) - bottom
-        placed.append((left, bottom + moves[index], right, top + moves[index]))
-    return moves
+    canvas.legend(loc="outside right upper", fontsize=8)
 
 
 def explained(correlation: Correlation) -> str:
