@@ -28,11 +28,8 @@ def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Compute `rms_norm_plain`, saving x and one number per row.
-
-    On a GPU this is PyTorch's own operation, which rounds once where the plain form rounds twice.
-    """
-    if x.is_cuda:
+    """Compute `rms_norm_plain`, saving x and one number per row."""
+    if x.is_cuda:                                                   # rounds once where the plain form rounds twice
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _scaled(x, _mean_square(x), weight, eps)
 

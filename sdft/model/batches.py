@@ -164,10 +164,7 @@ def pack_within(examples: Sequence[Example], limit: int, share: bool = False) ->
 
 
 def trainable(examples: Sequence[Example], longest: int) -> tuple[list[Example], dict[str, int]]:
-    """Return the examples that can be trained on, and the number of skipped ones by reason.
-
-    An example is never truncated. Raises SdftError if none remains.
-    """
+    """Return the examples that can be trained on, never truncated, and the number of skipped ones by reason."""
     too_long, nothing = f"longer than {longest} tokens", "no target token"
     kept, left_out = [], {too_long: 0, nothing: 0}
     for example in examples:

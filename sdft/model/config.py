@@ -52,10 +52,7 @@ class LlamaConfig:
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any], where: str = "config.json") -> LlamaConfig:
-        """Read the values of a config.json of transformers 4 or 5; errors name `where`.
-
-        Raises SdftError for an unsupported architecture or variant, and for missing or impossible sizes.
-        """
+        """Read a config.json of transformers 4 or 5 (SdftError, naming `where`, if it is wrong or not supported)."""
         family = values.get("model_type")
         if not isinstance(family, str) or family not in FAMILIES:
             name = " ".join(str(family or "a model without model_type").split())

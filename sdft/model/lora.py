@@ -96,10 +96,7 @@ def add_lora(model: Llama, rank: int = 8, alpha: float = 16, targets: Sequence[s
 
 
 def match_targets(model: Llama, targets: Sequence[str], rank: int = 1) -> list[str]:
-    """Return the names of the decoder's linear layers that match `targets`, in the model's order.
-
-    Raises SdftError for a target that matches none, and for a rank above the full rank of a matched layer.
-    """
+    """Return the decoder's linear layers that match `targets` (SdftError for no match, or a rank above full rank)."""
     linear = {name: module for name, module in model.named_modules()
               if isinstance(module, nn.Linear) and name != "lm_head"}
     chosen = matching(targets, linear,
@@ -114,8 +111,7 @@ def match_targets(model: Llama, targets: Sequence[str], rank: int = 1) -> list[s
 def matching(patterns: Sequence[str], names: Collection[str], refusal: str) -> set[str]:
     """Return the names that match `patterns`: by last part ("q_proj"), whole name or pattern ("model.layers.0.*").
 
-    Raises SdftError for a pattern without a match. Its message is `refusal`, formatted with the pattern, the nearest
-    last part, and all last parts.
+    SdftError for a pattern without a match: `refusal`, formatted with it, the nearest last part, and all last parts.
     """
     chosen = set()
     for pattern in patterns:

@@ -78,10 +78,7 @@ def merge(ids: Sequence[int], ranks: Mapping[tuple[int, int], int], merged: Sequ
 
 
 class ByteLevelBPE(Tokenizer):
-    """The tokenizer of a parsed tokenizer.json (`spec`) with a byte-level BPE.
-
-    Raises SdftError if the spec is damaged or has unsupported parts.
-    """
+    """The tokenizer of a parsed tokenizer.json with a byte-level BPE (SdftError if it is damaged or not supported)."""
 
     def __init__(self, spec: Mapping[str, Any], settings: Settings, where: str):
         parts = read_spec(spec, where)

@@ -121,10 +121,7 @@ class Tokenizer(ABC):
 
 
 def detect_chat_format(chat_template: str | None) -> str:
-    """Return the chat format (see sdft/data/chat.py) of a Jinja template; "alpaca" if there is none.
-
-    Raises SdftError for an unknown format.
-    """
+    """Return the chat format (sdft/data/chat.py) of a Jinja template; "alpaca" if None (SdftError if it is unknown)."""
     if not chat_template:
         return "alpaca"
     for name, signs in _SIGNS:

@@ -37,8 +37,7 @@ def save_adapter(model: Llama, folder: Path, base_name: str = "") -> None:
 def load_adapter(model: Llama, folder: Path) -> None:
     """Add the adapter in `folder` to the model; it replaces the adapter that the model has.
 
-    Raises SdftError, and leaves the model unchanged, if a file is missing or damaged, if the adapter uses an
-    unsupported variant (named), or if it was made for another model.
+    An adapter that is incomplete, damaged, not supported or for another model raises SdftError; the model is unchanged.
     """
     config, factors = read_adapter(folder)
     _check_shapes(model, factors, Path(folder))
@@ -52,10 +51,7 @@ def load_adapter(model: Llama, folder: Path) -> None:
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], Factors]:
-    """Read the configuration and the factors of the adapter in `folder`; its model is not needed.
-
-    Raises SdftError if a file is missing or damaged, or if the adapter uses an unsupported variant (named).
-    """
+    """Read the configuration and factors of an adapter (SdftError if it is incomplete, damaged or not supported)."""
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise SdftError(f"{folder}: expected an adapter with {CONFIG} and {WEIGHTS}, found no {CONFIG}")

@@ -76,10 +76,7 @@ def cache_folder() -> Path:
 
 
 def fetch(name: str, cache: Path | None = None) -> Path:
-    """Return the folder of an embedded model or a hub repository; download it first if it is missing.
-
-    Raises SdftError for an unknown name, a failed download, an unexpected SHA-256, and a cache that cannot be written.
-    """
+    """Return the folder of an embedded model or a hub repository, downloaded if missing (SdftError if that fails)."""
     folder = (cache or cache_folder()) / name
     if (folder / "config.json").is_file():
         return folder

@@ -154,10 +154,7 @@ DECODERS: dict[int, tuple[int, int, Callable[[np.ndarray], np.ndarray]]] = {
 
 
 def load_gguf(path: Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu") -> Llama:
-    """Load a GGUF model in eval mode.
-
-    Raises SdftError for a damaged file, an unsupported architecture or tensor type, and missing or unknown tensors.
-    """
+    """Load a GGUF model in eval mode (SdftError if it is incomplete, damaged or not supported)."""
     file = GGUF(path)
     config = gguf_config(file)
     names = {_hf_name(name, file.path): name for name in file.entries if name != ROPE_FACTORS}

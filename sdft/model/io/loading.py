@@ -33,11 +33,7 @@ def load_config(folder: Path) -> LlamaConfig:
 
 
 def load_model(folder: Path, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu") -> Llama:
-    """Load the model in `folder` in eval mode, its weights in `dtype`.
-
-    Raises SdftError for a missing or damaged file, an unsupported architecture, and missing, unknown or misshapen
-    tensors.
-    """
+    """Load the model in `folder` in eval mode (SdftError if it is incomplete, damaged or not supported)."""
     config = load_config(folder)
     with open_checkpoint(folder) as (names, read):
         return build(config, names, read, dtype, device, where=str(folder), config_name="config.json")
@@ -47,8 +43,7 @@ def build(config: LlamaConfig, names: Collection[str], read: Callable[[str], Ten
           device: str | torch.device, where: str, config_name: str) -> Llama:
     """Build the model of `config` in eval mode and read each weight with `read(name)`; `names` are the stored tensors.
 
-    Raises SdftError for missing, unknown and misshapen tensors. It names `where` the weights come from, and
-    `config_name`, the source of the configuration.
+    SdftError, naming `where` the weights and `config_name` the sizes come from, for missing or unsuitable tensors.
     """
     device = as_device(device)
     dtype = as_dtype(dtype, device)
@@ -107,13 +102,10 @@ def as_device(device: str | torch.device) -> torch.device:
 
 @contextmanager
 def open_checkpoint(folder: Path) -> Iterator[tuple[Collection[str], Callable[[str], Tensor]]]:
-    """Open a folder's safetensors files; yield the names of their tensors and a function that reads one by name.
-
-    Raises SdftError for a missing or damaged file, and for a tensor that its file lacks.
-    """
-    files = weight_files(Path(folder))
+    """Open a folder's safetensors files; yield the names of their tensors and a function that reads one by name."""
+    files = _weight_files(Path(folder))
     with ExitStack() as stack:
-        shards = {path: stack.enter_context(open_tensors(path)) for path in dict.fromkeys(files.values())}
+        shards = {path: stack.enter_context(_open_tensors(path)) for path in dict.fromkeys(files.values())}
         names = {path: set(shard.keys()) for path, shard in shards.items()}
         for name, path in files.items():
             if name not in names[path]:
@@ -121,8 +113,8 @@ def open_checkpoint(folder: Path) -> Iterator[tuple[Collection[str], Callable[[s
         yield files, lambda name: shards[files[name]].get_tensor(name)
 
 
-def weight_files(folder: Path) -> dict[str, Path]:
-    """Return the safetensors file of each tensor name."""
+def _weight_files(folder: Path) -> dict[str, Path]:
+    """Return the safetensors file of each tensor name (SdftError if a file is missing)."""
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX)
         shards = index.get("weight_map") if isinstance(index, dict) else None
@@ -135,12 +127,12 @@ def weight_files(folder: Path) -> dict[str, Path]:
     path = folder / SINGLE
     if not path.is_file():
         raise SdftError(f"{folder}: expected {SINGLE} or {INDEX}, found neither (pickled weights are never read)")
-    with open_tensors(path) as file:
+    with _open_tensors(path) as file:
         return dict.fromkeys(file.keys(), path)
 
 
 @contextmanager
-def open_tensors(path: Path) -> Iterator:
+def _open_tensors(path: Path) -> Iterator:
     """Open a safetensors file to read it tensor by tensor (SdftError if it is truncated or corrupt)."""
     from safetensors import SafetensorError, safe_open
 
