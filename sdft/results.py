@@ -17,7 +17,6 @@ FORMAT = 2          # version of a run folder's content; a folder of another ver
 
 class AnswerLine(TypedDict):
     """One answer to a test item."""
-
     id: str
     kind: str                       # of the item; "" where the suite has no kinds
     prompt: str                     # the last user turn
@@ -29,7 +28,6 @@ class AnswerLine(TypedDict):
 
 class RewriteLine(TypedDict):
     """One rewrite by the base model."""
-
     id: str
     text: str
     tokens: list[int]               # without the stop token
@@ -40,7 +38,6 @@ class RewriteLine(TypedDict):
 
 class DistilledLine(TypedDict):
     """The training answer chosen for one record."""
-
     id: str
     instruction: str
     reference: str                  # the data's answer
@@ -53,7 +50,6 @@ class DistilledLine(TypedDict):
 
 class LogLine(TypedDict):
     """One optimiser step."""
-
     step: int                       # from 1
     epoch: float
     loss: float                     # nats per target token
@@ -67,33 +63,30 @@ class LogLine(TypedDict):
     validation_loss: NotRequired[float]             # at the end of an epoch, with held-out records
 
 
-class Comparison(TypedDict):
-    """Paired difference of the scores of two arms on the same n items, score of this arm − score of the other."""
-
+class Difference(TypedDict):
+    """A paired difference over n items, answers or records."""
     difference: float
     low: float
     high: float
     n: int
+
+
+class Comparison(Difference):
+    """Score of this arm − score of another, on the same items."""
     p: float                        # two-sided
     test: str                       # "McNemar" or "sign-flip"
     p_holm: NotRequired[float]      # Holm's adjustment over all comparisons of the run
 
 
-class Score(TypedDict):
-    """Mean score of one arm on one suite of n items."""
-
+class SuiteResult(TypedDict):
+    """Mean score of one arm on one suite of n items, and its comparisons with other arms."""
+    metric: NotRequired[str]        # name of the score, such as "accuracy"
     mean: float
     low: float
     high: float
     n: int
     tokens_mean: float              # mean length of the outputs
     by_kind: dict[str, float]       # kind of item → mean score
-
-
-class SuiteResult(Score):
-    """The result of one arm on one suite, and its comparisons with other arms."""
-
-    metric: str                     # name of the score, such as "accuracy"
     against_base: NotRequired[Comparison]           # absent in arm base
     against_sft: NotRequired[Comparison]            # absent in arms base and sft, and in a run without sft
 
@@ -106,7 +99,6 @@ def comparisons(suite: SuiteResult) -> dict[str, Comparison]:
 
 class Band(TypedDict):
     """The tokens at a range of positions in their answers; positions count from 1."""
-
     first: int
     last: int
     tokens: int
@@ -116,7 +108,6 @@ class Band(TypedDict):
 
 class RecordGap(TypedDict):
     """One record's target tokens under the base model."""
-
     id: str
     nll: float                      # mean over the tokens
     low: float                      # share of tokens with p < 0.4
@@ -125,10 +116,8 @@ class RecordGap(TypedDict):
     tokens: int
 
 
-class GapDifference(TypedDict):
-    """Two targets of the same n records, every record weighed alike; `…_with` is the second one's value."""
-
-    n: int
+class GapDifference(Difference):
+    """Two targets of the same records, every record weighed alike; `…_with` is of the second, difference is of nll."""
     nll: float
     nll_with: float
     perplexity: float               # exp(nll)
@@ -141,9 +130,6 @@ class GapDifference(TypedDict):
     low_share_with: float
     tokens: int
     tokens_with: int
-    difference: float               # nll − nll_with
-    low: float
-    high: float
 
 
 _With = TypedDict("_With", {"with": str})           # the name of the second set of targets; a keyword of Python
@@ -151,13 +137,11 @@ _With = TypedDict("_With", {"with": str})           # the name of the second set
 
 class PairedGap(GapDifference, _With):
     """The records whose targets differ: over whole targets, and over the first tokens, equally many of each pair."""
-
     length_matched: GapDifference
 
 
 class Gap(TypedDict):
     """One set of targets under the base model, over all its target tokens."""
-
     nll: float
     perplexity: float               # exp(nll)
     rank_mean: float
@@ -172,7 +156,6 @@ class Gap(TypedDict):
 
 class TokenMapText(TypedDict):
     """One target token by token: three lists of equal length."""
-
     pieces: list[str]
     nll: list[float]                # nats
     rank: list[int]
@@ -180,14 +163,12 @@ class TokenMapText(TypedDict):
 
 class TokenMap(TypedDict):
     """One record token by token."""
-
     id: str
     texts: dict[str, TokenMapText]  # name of the set of targets → its text
 
 
 class AnswerDrift(TypedDict):
     """Mean KL over the tokens of one answer."""
-
     id: str
     kl: float
     tokens: int
@@ -195,7 +176,6 @@ class AnswerDrift(TypedDict):
 
 class Drift(TypedDict):
     """How far the next-token distribution moved, over the tokens of n answers; with n = 0, nothing else."""
-
     tokens: int
     n: int
     kl: NotRequired[float]
@@ -207,52 +187,34 @@ class Drift(TypedDict):
     top1: NotRequired[float]        # share of tokens where both models have the same most probable token
     by_position: NotRequired[list[Band]]
     answers: NotRequired[list[AnswerDrift]]
+    reverse: NotRequired[Drift]     # of an arm: reverse KL on its own answers
+    against_sft: NotRequired[Difference]            # KL − KL of sft, per token
 
 
-class DriftDifference(TypedDict):
-    """KL of one arm − KL of another, over the tokens of the same n answers."""
+class Likeness(TypedDict, total=False):
+    """How alike pairs of texts are; bleu and cosine need the extra [eval]."""
+    rouge_l: float
+    bleu: float
+    cosine: float                   # of sentence embeddings, −1 to 1
 
-    difference: float
-    low: float
-    high: float
+
+class TargetTexts(Likeness, total=False):
+    """The n accepted rewrites compared with the originals; empty where none was accepted."""
     n: int
-
-
-class ArmDrift(Drift):
-    """Forward KL on the base model's answers; `reverse` is the reverse KL on the arm's own answers."""
-
-    reverse: NotRequired[Drift]
-    against_sft: NotRequired[DriftDifference]
-
-
-class Likeness(TypedDict):
-    """How alike pairs of texts are; bleu and cosine are absent where the extra [eval] is not installed."""
-
-    rouge_l: NotRequired[float]
-    bleu: NotRequired[float]
-    cosine: NotRequired[float]      # of sentence embeddings, −1 to 1
-
-
-class TargetTexts(Likeness):
-    """The n accepted rewrites compared with the originals; empty where no rewrite was accepted."""
-
-    n: NotRequired[int]
 
 
 class Texts(Likeness):
     """An arm's answers compared with the base model's to the same prompts."""
-
     length_mean: float
     lengths: list[int]
 
 
-class General(Texts, ArmDrift):
+class General(Texts, Drift):
     """An arm on the general prompts: its texts and its drift."""
 
 
 class LayerActivations(TypedDict):
     """Hidden states after one layer compared with the base model's."""
-
     layer: int                      # from 0
     relative: float                 # mean of ‖h − h₀‖ / ‖h₀‖
     cosine: float
@@ -261,7 +223,6 @@ class LayerActivations(TypedDict):
 
 class Activations(TypedDict):
     """Drift of the hidden states, at `tokens` tokens of n answers; relative, cosine and cka are means over layers."""
-
     layers: list[LayerActivations]
     relative: float
     cosine: float
@@ -270,24 +231,15 @@ class Activations(TypedDict):
     n: int
 
 
-class Module(TypedDict):
-    """A weight's name without ".weight", its layer and its kind."""
-
-    name: str
+class Part(TypedDict, total=False):
+    """What a result is of: a module (all three keys), the modules of one layer, or those of one kind together."""
+    name: str                       # without ".weight"
     layer: int | None               # None outside the layers
     kind: str                       # such as "q_proj"
 
 
-class Group(TypedDict, total=False):
-    """The modules of one layer, or of one kind, taken together: which of the two it is."""
-
-    layer: int | None
-    kind: str
-
-
 class Spectra(TypedDict, total=False):
-    """What was measured of a change ΔW beside its norm: of one matrix, or means over the matrices that have it."""
-
+    """What else was measured of a change ΔW: of one matrix, or means over the matrices that have it."""
     changed_bf16: float             # share of weights whose bf16 value changes
     stable_rank: float
     effective_rank: float
@@ -297,107 +249,69 @@ class Spectra(TypedDict, total=False):
     intruders: float                # leading singular vectors that are like none of the base model's
 
 
-class GroupShift(Group, Spectra):
-    """The weights of several modules taken as one vector."""
-
+class PartShift(Part, Spectra):
+    """The shift of a module, or of several as one vector."""
     norm: float                     # ‖ΔW‖_F
     relative: float                 # ‖ΔW‖_F / ‖W₀‖_F
-
-
-class ModuleShift(Module, Spectra):
-    """The shift of one module."""
-
-    norm: float                     # ‖ΔW‖_F
-    relative: float                 # ‖ΔW‖_F / ‖W₀‖_F
-    base: float                     # ‖W₀‖_F
-    weights: NotRequired[int]       # how many
-    spectrum: NotRequired[list[float]]              # singular values of an adapter's ΔW, largest first
+    base: NotRequired[float]        # of a module: ‖W₀‖_F
+    weights: NotRequired[int]       # of a module: how many
+    spectrum: NotRequired[list[float]]              # of an adapter's module: singular values of ΔW, largest first
 
 
 class Shift(Spectra):
     """How far the weights moved: all trained modules, then by module, layer and kind."""
-
     total: float                    # ‖ΔW‖_F
     relative: float                 # ‖ΔW‖_F / ‖W₀‖_F
-    modules: list[ModuleShift]
-    layers: list[GroupShift]
-    kinds: list[GroupShift]
+    modules: list[PartShift]
+    layers: list[PartShift]
+    kinds: list[PartShift]
     unmatched: NotRequired[list[str]]               # of two checkpoints: tensors that only one of them has
 
 
-class ModuleFisher(Module):
-    """Σ F·ΔW² of one module, in nats² per answer."""
-
-    shift: float
-
-
-class GroupFisher(Group):
-    """Σ F·ΔW² of the modules of one layer or kind."""
-
-    shift: float
+class PartFisher(Part):
+    """Σ F·ΔW² of a module, or of several."""
+    shift: float                    # nats² per answer
 
 
 class FisherShift(TypedDict):
-    """Fisher-weighted weight shift Σ F·ΔW², in nats² per answer."""
-
+    """Fisher-weighted weight shift Σ F·ΔW², in nats² per answer; measures.json has n, and no modules."""
     total: float
-    layers: list[GroupFisher]
-    kinds: list[GroupFisher]
-    modules: NotRequired[list[ModuleFisher]]        # not in measures.json
-    n: NotRequired[int]             # in measures.json: answers that F was estimated on
+    layers: list[PartFisher]
+    kinds: list[PartFisher]
+    modules: NotRequired[list[PartFisher]]
+    n: NotRequired[int]             # answers that F was estimated on
 
 
-class ChangeCosines(TypedDict):
-    """Two changes ΔW₁ and ΔW₂ of the same weights."""
-
+class PartComparison(Part):
+    """Two changes ΔW₁ and ΔW₂ of a module, or of several as one vector."""
     cosine: float                   # ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖·‖ΔW₂‖)
     left_cosine: float | None       # mean principal cosine of the column spaces; None where it was not computed
     right_cosine: float | None      # of the row spaces
     norms: list[float]              # ‖ΔW₁‖_F, ‖ΔW₂‖_F
+    left: NotRequired[list[float]]  # of a module: all principal cosines, largest first
+    right: NotRequired[list[float]]
 
 
-class ModuleComparison(Module, ChangeCosines):
-    """Two changes of one module, with all principal cosines, largest first."""
-
-    left: list[float]
-    right: list[float]
-
-
-class GroupComparison(Group, ChangeCosines):
-    """Two changes of the modules of one layer or kind."""
-
-
-class AdapterComparison(ChangeCosines):
+class AdapterComparison(PartComparison):
     """Two trainings of one base model: all common modules as one vector, then by layer and kind."""
-
-    layers: list[GroupComparison]
-    kinds: list[GroupComparison]
+    layers: list[PartComparison]
+    kinds: list[PartComparison]
     unmatched: list[str]            # modules that only one of the two changes
-    modules: NotRequired[list[ModuleComparison]]    # not in measures.json
-
-
-class LossPoint(TypedDict):
-    """The loss of the weights θ₀ + t·ΔW, over the target tokens of n examples."""
-
-    t: float
-    nll: float
-    tokens: int
-    n: int
+    modules: NotRequired[list[PartComparison]]      # not in measures.json
 
 
 class InterpolationPoint(TypedDict):
-    """The loss of the weights θ₀ + t·ΔW on the arm's targets, and on the base model's general answers."""
-
+    """The loss of the weights θ₀ + t·ΔW on n examples; in measures.json also on the base model's general answers."""
     t: float
     nll: float
     n: int
-    nll_general: float
-    n_general: int
+    tokens: NotRequired[int]        # not in measures.json
+    nll_general: NotRequired[float]
+    n_general: NotRequired[int]
 
 
 class AuditExample(TypedDict):
     """One record and its rewrite."""
-
     id: str
     instruction: str
     reference: str
@@ -407,7 +321,6 @@ class AuditExample(TypedDict):
 
 class Audit(TypedDict):
     """What happened to the rewrites."""
-
     records: int
     accepted: int
     rejected: int
@@ -424,7 +337,6 @@ class Audit(TypedDict):
 
 class TrainingSummary(TypedDict):
     """One finished training."""
-
     records: int
     steps: int
     epochs: float
@@ -439,23 +351,20 @@ class TrainingSummary(TypedDict):
 
 class ArmChange(TypedDict, total=False):
     """What training changed; absent in arm base."""
-
     shift: Shift
     activations: Activations
     interpolation: list[InterpolationPoint]
     fisher: FisherShift
-    on_task: ArmDrift               # on the task's test items; absent where the base model answers none
+    on_task: Drift               # on the task's test items; absent where the base model answers none
 
 
 class MeasuredArm(ArmChange):
     """measured/<arm>.json: what was measured of an arm beside its abilities and its training."""
-
-    general: ArmDrift               # on the general prompts
+    general: Drift               # on the general prompts
 
 
 class ArmMeasures(ArmChange):
     """All results of one arm."""
-
     suites: dict[str, SuiteResult]
     general: General
     targets: NotRequired[str]       # "original", "distilled", or "" where the arm has targets of its own
@@ -464,7 +373,6 @@ class ArmMeasures(ArmChange):
 
 class TargetMeasures(TypedDict):
     """What was measured of the training targets, before training (kept as gap.json)."""
-
     gap: dict[str, Gap]             # "original", "distilled"
     token_map: list[TokenMap]
     texts: TargetTexts
@@ -473,14 +381,12 @@ class TargetMeasures(TypedDict):
 
 class Measures(TargetMeasures):
     """measures.json."""
-
     arms: dict[str, ArmMeasures]    # in the order of the run, "base" first
     between: dict[str, AdapterComparison]           # "sft, sdft" → their changes compared
 
 
 class Summary(TypedDict):
     """summary.json: arms × measures as plain numbers."""
-
     format: int                     # FORMAT of the folder
     columns: list[str]
     table: dict[str, dict[str, float | None]]       # arm → column → value
@@ -489,14 +395,13 @@ class Summary(TypedDict):
     report: str                     # path of report.html
 
 
-# -------------------------------------------------------------------------------------------------- studies: cells.json
+# cells.json of a study
 
 Settings = dict[str, Any]           # setting → value
 
 
 class EndPoint(TypedDict):
     """The comparison that answers a study's question, named before its first run."""
-
     column: str
     arm: str
     against: str | Settings         # another arm of the same run; or settings: this arm in the run that has them
@@ -504,7 +409,6 @@ class EndPoint(TypedDict):
 
 class StudyInfo(TypedDict):
     """The study that the runs belong to, from its file."""
-
     name: str
     question: str
     primary: EndPoint
@@ -516,7 +420,6 @@ class StudyInfo(TypedDict):
 
 class RunResult(TypedDict):
     """One finished run of a study. A column is a number's path in measures.json, or its name in summary.json."""
-
     name: str
     values: Settings                # what distinguishes the run from the others
     key: NotRequired[str]           # hash of settings, data and FORMAT; absent in results of an earlier format
@@ -531,7 +434,6 @@ class RunResult(TypedDict):
 
 class SeedDifferences(TypedDict):
     """Differences of n training seeds, and Student's t test of their mean; low, high and p are None for n < 2."""
-
     n: int
     differences: list[float]
     mean: float | None              # None for n = 0
@@ -545,7 +447,6 @@ class SeedDifferences(TypedDict):
 
 class StudyComparison(SeedDifferences, EndPoint):
     """arm − against, paired by seed, under one condition."""
-
     condition: Settings             # the values of its runs without the seed
     items: int | None               # of the suite whose score the column is
     values: list[float]             # of the arm, seed by seed
@@ -555,7 +456,6 @@ class StudyComparison(SeedDifferences, EndPoint):
 
 class MatchedComparison(SeedDifferences, EndPoint):
     """The end point of the arm minus that of another, where both have the same value in another column."""
-
     equal: str                      # that column
     condition: Settings             # of the other arm, without learning rate and seed; {} where it makes no difference
     items: int | None
@@ -566,7 +466,6 @@ class MatchedComparison(SeedDifferences, EndPoint):
 
 class CorrelationPoint(TypedDict):
     """One trained arm."""
-
     arm: str
     values: Settings                # of its run
     x: float
@@ -575,7 +474,6 @@ class CorrelationPoint(TypedDict):
 
 class Correlation(TypedDict):
     """Two columns over all trained arms."""
-
     x: str
     y: str
     n: int                          # different points
@@ -589,7 +487,6 @@ class Correlation(TypedDict):
 
 class StudyStatistics(TypedDict):
     """The comparisons and correlations of a study."""
-
     comparisons: list[StudyComparison]
     matched: list[MatchedComparison]
     correlations: list[Correlation]
@@ -598,7 +495,6 @@ class StudyStatistics(TypedDict):
 @final
 class StudyResults(TypedDict):
     """cells.json of a study with runs of its own."""
-
     study: StudyInfo
     runs: list[RunResult]
     failed: dict[str, str]          # run → reason
@@ -608,7 +504,6 @@ class StudyResults(TypedDict):
 
 class RankingInfo(TypedDict):
     """The study that reads others, from its file."""
-
     name: str
     question: str
     reads: list[str]                # the studies that were read
@@ -618,7 +513,6 @@ class RankingInfo(TypedDict):
 
 class BaseScore(TypedDict):
     """The base model on one outcome, in the runs of one study and task."""
-
     study: str
     task: str
     outcome: str
@@ -630,7 +524,6 @@ class BaseScore(TypedDict):
 
 class ArmPoint(TypedDict):
     """One trained arm of a study."""
-
     study: str
     task: str
     arm: str
@@ -640,7 +533,6 @@ class ArmPoint(TypedDict):
 
 class ExplainedDifference(TypedDict):
     """R² within studies of the first measure − that of another, on the n points that have both."""
-
     difference: float | None
     low: float | None
     high: float | None
@@ -649,7 +541,6 @@ class ExplainedDifference(TypedDict):
 
 class RankedMeasure(TypedDict):
     """How one measure goes with the drop of one outcome, over n arms."""
-
     outcome: str
     measure: str
     n: int
@@ -670,7 +561,6 @@ class RankedMeasure(TypedDict):
 @final
 class RankingResults(TypedDict):
     """cells.json of a study that reads others."""
-
     study: RankingInfo
     base_scores: list[BaseScore]
     points: list[ArmPoint]

@@ -73,7 +73,7 @@ def test_two_tensors_are_the_most_that_is_held(tmp_path, monkeypatch):
         held.extend(weakref.ref(tensor) for tensor in (before, after))
         return distance(before, after)
 
-    monkeypatch.setattr("sdft.measure.weights.modules.distance", watched)
+    monkeypatch.setattr("sdft.measure.weights.shift.distance", watched)
     compare_checkpoints(*folders)
     assert len(held) == 2 * len(list(seed.parameters()))
 

@@ -20,7 +20,7 @@ from sdft.measure.outputs.texts import compare_texts
 from sdft.measure.weights.compare import compare_checkpoints
 from sdft.measure.weights.fisher import fisher_shift
 from sdft.measure.weights.interpolation import loss_along
-from sdft.measure.weights.modules import module_measures
+from sdft.measure.weights.shift import module_measures
 from sdft.model import load
 from sdft.model.io.adapters import load_adapter
 from sdft.model.io.saving import save_checkpoint

@@ -9,8 +9,7 @@ import torch
 from adapted import adapted
 
 from sdft.errors import SdftError
-from sdft.measure.weights.modules import module_measures, spread_out
-from sdft.measure.weights.shift import measure_shift
+from sdft.measure.weights.shift import measure_shift, module_measures, spread_out
 from sdft.measure.weights.spectrum import compare_spectra, effective_rank, stable_rank
 from sdft.model.lora import lora_layers, merge, remove_lora
 

@@ -205,7 +205,7 @@ def _same_vocabulary(tokenizer: Tokenizer, other: Tokenizer, expected: str) -> N
 
 
 def _shift(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
-    from sdft.measure.weights.modules import module_measures
+    from sdft.measure.weights.shift import module_measures
 
     pair = Pair(config, options, exact=True)
     return module_measures(pair.model, pair.base, _spectra(options))

@@ -24,7 +24,7 @@ from sdft.measure.outputs.drift import drift, drift_difference, reverse_drift
 from sdft.measure.weights.compare import adapter_in, compare_adapters, compare_changes, weights_of
 from sdft.measure.weights.fisher import fisher_shift
 from sdft.measure.weights.interpolation import loss_along
-from sdft.measure.weights.modules import module_measures, spread_out
+from sdft.measure.weights.shift import module_measures, spread_out
 from sdft.model.io.loading import open_checkpoint
 from sdft.model.llama import Llama
 from sdft.results import AdapterComparison, ArmMeasures, MeasuredArm

@@ -22,7 +22,7 @@ from sdft.measure.statistics import bootstrap_mean, holm, mcnemar, paired_differ
 from sdft.model.io.fingerprint import fingerprint
 from sdft.model.llama import Llama
 from sdft.progress import progress
-from sdft.results import AnswerLine, ArmMeasures, Comparison, Score, comparisons
+from sdft.results import AnswerLine, ArmMeasures, Comparison, SuiteResult, comparisons
 from sdft.tasks.base import Item, Suite
 from sdft.tokenizers.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ class AnswerSheet:
         return [item for item in self.suite.items if item.id not in self.lines]
 
     def keep(self, item: Item, output: str = "", tokens: int = 0, finish: str = "length") -> None:
-        """Score an answer, and append its line to the journal."""
+        """SuiteResult an answer, and append its line to the journal."""
         score = None if self.suite.score is None else float(self.suite.score(item, output))
         self.lines[item.id] = {"id": item.id, "kind": item.kind, "prompt": item.messages[-1]["content"],
                                "output": output, "tokens": tokens, "finish": finish, "score": score}
@@ -92,7 +92,7 @@ def _scores(lines: Sequence[AnswerLine]) -> list[float]:
     return [line["score"] for line in lines if line["score"] is not None]
 
 
-def summarise(lines: Sequence[AnswerLine], seed: int = 0) -> Score:
+def summarise(lines: Sequence[AnswerLine], seed: int = 0) -> SuiteResult:
     """The mean score of a scored suite with its 95 % interval, and the mean of every kind of item."""
     mean, low, high = bootstrap_mean(_scores(lines), seed)
     kinds = sorted({line["kind"] for line in lines} - {""})

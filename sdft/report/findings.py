@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from sdft.report.run import Run
 from sdft.report.tables import nats, p_value, verdict
-from sdft.results import ArmMeasures, DriftDifference, Gap, GapDifference, comparisons
+from sdft.results import ArmMeasures, Difference, Gap, GapDifference, comparisons
 
 
 def findings(run: Run) -> list[str]:
@@ -38,7 +38,7 @@ def _gap(original: Gap, distilled: Gap) -> list[str]:
     return sentences
 
 
-def _difference(result: GapDifference | DriftDifference) -> str:
+def _difference(result: GapDifference | Difference) -> str:
     difference, low, high = (nats(value, "+") for value in (result["difference"], result["low"], result["high"]))
     value = f"{difference} nats per token ({low} to {high})"
     return f"no difference detected, {value}" if result["low"] <= 0 <= result["high"] else value

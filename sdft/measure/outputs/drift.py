@@ -33,7 +33,7 @@ from sdft.measure.statistics import bootstrap_ratio, by_position
 from sdft.model.batches import Batch
 from sdft.model.llama import Llama
 from sdft.model.lora import adapter_off, lora_layers
-from sdft.results import AnswerDrift, AnswerLine, Drift, DriftDifference
+from sdft.results import AnswerDrift, AnswerLine, Difference, Drift
 from sdft.tasks import Item, Suite, general_suite
 from sdft.tokenizers.tokenizer import Tokenizer
 
@@ -124,7 +124,7 @@ def drift(model: Llama, base: BaseView, desc: str = "drift") -> Drift:
     return _summary(token_drift(model, base, desc))
 
 
-def drift_difference(answers: Sequence[AnswerDrift], references: Sequence[AnswerDrift]) -> DriftDifference:
+def drift_difference(answers: Sequence[AnswerDrift], references: Sequence[AnswerDrift]) -> Difference:
     """The KL of one model − that of another on the same base answers (`answers` of two drifts), per token.
 
     The bootstrap draws whole answers, each with both its KLs, since two models tend to drift on the same answers.

@@ -29,15 +29,14 @@ import torch
 from torch import Tensor
 
 from sdft.errors import SdftError
-from sdft.measure.weights.modules import weight_measures
-from sdft.measure.weights.shift import AT_ONCE, factor_norm, grouped, module_of, root_of_squares, whole
+from sdft.measure.weights.shift import AT_ONCE, factor_norm, grouped, module_of, root_of_squares, weight_measures, whole
 from sdft.measure.weights.spectrum import Factors, factor_cosine, factor_spaces, named_by, principal_cosines
 from sdft.model.io.adapters import read_adapter
 from sdft.model.io.loading import open_checkpoint
 from sdft.model.llama import Llama
 from sdft.model.lora import lora_scale
 from sdft.progress import progress
-from sdft.results import AdapterComparison, GroupComparison, ModuleComparison, ModuleShift, Shift
+from sdft.results import AdapterComparison, PartComparison, PartShift, Shift
 
 Adapter = Mapping[str, Factors]                                 # layer name → its factors
 Weights = tuple[Collection[str], Callable[[str], Tensor]]       # names, and a function that reads one
@@ -62,7 +61,7 @@ def compare_adapters(first: Adapter, second: Adapter) -> AdapterComparison:
                        unmatched=first.keys() ^ second.keys())
 
 
-def _compare_factors(name: str, first: Factors, second: Factors) -> ModuleComparison:
+def _compare_factors(name: str, first: Factors, second: Factors) -> PartComparison:
     shapes = [(len(factors.B), factors.A.shape[1]) for factors in (first, second)]
     norms = [factor_norm(*factors) for factors in (first, second)]
     if shapes[0] != shapes[1]:
@@ -98,7 +97,7 @@ def compare_changes(base: Weights, first: Weights, second: Weights, spectra: Seq
     return _comparison(modules, unmatched={*base[0], *first[0], *second[0]} - set(common))
 
 
-def _compare_weights(name: str, before: Tensor, first: Tensor, second: Tensor, k: int) -> ModuleComparison:
+def _compare_weights(name: str, before: Tensor, first: Tensor, second: Tensor, k: int) -> PartComparison:
     shapes = [tuple(weight.shape) for weight in (before, first, second)]
     if len(set(shapes)) > 1:
         raise SdftError(f"{name} is {', '.join(map(str, shapes))}; expected checkpoints of one architecture")
@@ -129,12 +128,12 @@ def _cosine(inner: float, norms: Sequence[float]) -> float:
     return max(-1.0, min(1.0, inner / math.prod(norms))) if all(norms) else 0.0         # clamped: rounding
 
 
-def _module(name: str, cosine: float, norms: list[float], left: list[float], right: list[float]) -> ModuleComparison:
+def _module(name: str, cosine: float, norms: list[float], left: list[float], right: list[float]) -> PartComparison:
     return {**module_of(name), "cosine": cosine, "left_cosine": _mean(left), "right_cosine": _mean(right),
             "norms": norms, "left": left, "right": right}
 
 
-def _comparison(modules: list[ModuleComparison], unmatched: Collection[str]) -> AdapterComparison:
+def _comparison(modules: list[PartComparison], unmatched: Collection[str]) -> AdapterComparison:
     layers, kinds = grouped(modules, _together)
     group = _together(modules)
     return {"cosine": group["cosine"], "left_cosine": group["left_cosine"], "right_cosine": group["right_cosine"],
@@ -142,7 +141,7 @@ def _comparison(modules: list[ModuleComparison], unmatched: Collection[str]) -> 
             "unmatched": sorted(unmatched)}
 
 
-def _together(modules: Sequence[ModuleComparison]) -> GroupComparison:
+def _together(modules: Sequence[PartComparison]) -> PartComparison:
     """Several modules: the cosine of their changes as two vectors, and the means of their principal cosines."""
     norms = [root_of_squares(module["norms"][side] for module in modules) for side in (0, 1)]
     inner = math.fsum(module["cosine"] * math.prod(module["norms"]) for module in modules)
@@ -177,7 +176,7 @@ def compare_checkpoints(first: Path, second: Path, spectra: Sequence[str] = ()) 
         return {**whole(modules), "unmatched": sorted(set(names) ^ set(names_2))}
 
 
-def _checked_measures(name: str, first: tuple[Path, Tensor], second: tuple[Path, Tensor], spectra: bool) -> ModuleShift:
+def _checked_measures(name: str, first: tuple[Path, Tensor], second: tuple[Path, Tensor], spectra: bool) -> PartShift:
     (_, before), (_, after) = first, second
     if before.shape != after.shape:
         raise SdftError(f"{name} is {tuple(before.shape)} in {first[0]} and {tuple(after.shape)} in {second[0]}; "

@@ -23,7 +23,7 @@ from sdft.errors import SdftError
 from sdft.measure.weights.shift import AT_ONCE, adapted_layers, grouped, module_of
 from sdft.model.llama import Llama
 from sdft.model.lora import LoRALinear
-from sdft.results import FisherShift, GroupFisher, ModuleFisher
+from sdft.results import FisherShift, PartFisher
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def fisher_shift(model: Llama, fisher: Mapping[str, Tensor], base: Llama | None 
 
     Raises SdftError where `fisher` lacks an adapted layer, or has another shape for one.
     """
-    modules: list[ModuleFisher] = []
+    modules: list[PartFisher] = []
     for name in adapted_layers(model) if base is None else fisher:
         layer, F = cast(nn.Linear, model.get_submodule(name)), fisher.get(name)
         if F is None or F.shape != layer.weight.shape:
@@ -66,5 +66,5 @@ def _from_weights(layer: nn.Linear, base: nn.Linear) -> Iterator[Tensor]:
         yield after.double() - before.double()
 
 
-def _together(modules: Sequence[ModuleFisher]) -> GroupFisher:
+def _together(modules: Sequence[PartFisher]) -> PartFisher:
     return {"shift": math.fsum(module["shift"] for module in modules)}

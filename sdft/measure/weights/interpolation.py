@@ -22,19 +22,19 @@ from sdft.measure.outputs.gap import gap
 from sdft.measure.passes import fitting
 from sdft.measure.weights.shift import adapted_layers, weights_of_both
 from sdft.model.llama import Llama
-from sdft.results import LossPoint
+from sdft.results import InterpolationPoint
 
 AT = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 def loss_along(model: Llama, examples: Sequence[Example], at: Sequence[float] = AT, base: Llama | None = None,
-               desc: str = "along") -> list[LossPoint]:
+               desc: str = "along") -> list[InterpolationPoint]:
     """The NLL of the examples at each t, between `base`, or `model` with its adapter off, and `model`.
 
     The model is unchanged afterwards, bit for bit. Raises SdftError where it has no adapter and no base is given.
     """
     kept = fitting(model, examples, desc)
-    points: list[LossPoint] = []
+    points: list[InterpolationPoint] = []
     for t in at:
         with moved(model, t, base):
             measured = gap(model, kept, f"{desc}, t = {t:g}")

@@ -6,8 +6,10 @@ B·A (O, D) is never formed: both Gram matrices are (R, R). All sums are in fp64
 difference of two bf16 weights, whose rounding can be larger than it. arXiv 2402.13669 reports a parameter shift whose
 formula and code were not published, so these numbers do not reproduce its own.
 
-    from sdft.measure.weights.shift import measure_shift
-    print(measure_shift(model)["total"])        # `sdft measure shift --adapter DIR` adds spectra: modules.py
+    measure_shift      norms: of every module, layer and kind, and of the whole
+    module_measures    also the share of weights that change in bf16, spectra and ranks (spectrum.py)
+
+    sdft measure shift --adapter runs/mine/sdft --spectra q_proj,v_proj
 """
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ import torch
 from torch import Tensor
 
 from sdft.errors import SdftError
+from sdft.measure.weights.spectrum import Factors, compare_spectra, factor_spectrum, named_by, ranks
 from sdft.model.llama import Llama
 from sdft.model.lora import LoRALinear, inner_product, lora_layers
-from sdft.results import Group, GroupShift, Module, ModuleShift, Shift
+from sdft.progress import progress
+from sdft.results import Part, PartShift, Shift
 
 AT_ONCE = 1 << 22           # values converted to fp64 at a time: 32 MB
 Averaged = Literal["stable_rank", "effective_rank", "spectral_shift", "left_cosine", "right_cosine", "intruders"]
@@ -31,8 +35,8 @@ MEANS: tuple[Averaged, ...] = ("stable_rank", "effective_rank", "spectral_shift"
                                "intruders")
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
-M = TypeVar("M", bound=Module)
-G = TypeVar("G", bound=Group)
+M = TypeVar("M", bound=Part)
+G = TypeVar("G", bound=Part)
 
 
 def measure_shift(model: Llama, base: Llama | None = None) -> Shift:
@@ -45,6 +49,57 @@ def measure_shift(model: Llama, base: Llama | None = None) -> Shift:
                       for name, before, after in weights_of_both(model, base)])
     return whole([module_shift(name, factor_norm(layer.lora_A, layer.lora_B, layer.scale), _norm(base_weight(layer)))
                   for name, layer in adapted_layers(model).items()])
+
+
+def module_measures(model: Llama, base: Llama | None = None, spectra: Sequence[str] = ()) -> Shift:
+    """`measure_shift` with changed_bf16, and of an adapter also spectrum and ranks.
+
+    `spectra` names modules (see `named_by`) to decompose fully, twice each, in fp64: they get the measures of
+    `compare_spectra`, and with `base` their ranks. Layers, kinds and the whole hold the means over these modules.
+    """
+    if base is not None:
+        pairs = list(weights_of_both(model, base))
+        chosen = named_by(spectra, [name.removesuffix(".weight") for name, *_ in pairs])
+        return whole([weight_measures(name, before, after, name.removesuffix(".weight") in chosen)
+                      for name, before, after in progress(pairs, desc="weights", unit="tensor")])
+    layers = adapted_layers(model)
+    chosen = named_by(spectra, layers)
+    return whole([adapter_measures(name, layer, name in chosen)
+                  for name, layer in progress(layers.items(), desc="weights", unit="module")])
+
+
+def adapter_measures(name: str, layer: LoRALinear, spectra: bool = False) -> PartShift:
+    """The measures of an adapted layer; all but changed_bf16 come from the factors in fp64."""
+    before = base_weight(layer)
+    _, base, changed = distance(before, before.float() + layer.delta())         # the sum that `merge` rounds
+    factors = Factors(layer.lora_A.detach(), layer.lora_B.detach(), layer.scale)
+    shift = module_shift(name, factor_norm(*factors), base)                     # refuses what is not finite
+    spectrum = factor_spectrum(factors)
+    module: PartShift = {**shift, "weights": before.numel(), "changed_bf16": changed, "spectrum": spectrum.tolist(),
+                           **ranks(spectrum)}
+    if spectra:
+        before = before.double()
+        after = before + factors.scale * (factors.B.double() @ factors.A.double())
+        return {**module, **compare_spectra(before, after)}
+    return module
+
+
+def weight_measures(name: str, before: Tensor, after: Tensor, spectra: bool = False) -> PartShift:
+    """The measures of a weight in two models, of any dtypes; `spectra` decomposes a matrix, in fp32 at least."""
+    norm, base, changed = distance(before, after)
+    module: PartShift = {**module_shift(name, norm, base), "weights": before.numel(), "changed_bf16": changed}
+    if spectra and before.dim() == 2:
+        change = (after.double() - before.double()).to(torch.promote_types(after.dtype, torch.float32))
+        return {**module, **ranks(torch.linalg.svdvals(change)), **compare_spectra(before, after)}
+    return module
+
+
+def spread_out(names: Sequence[str], count: int) -> list[str]:
+    """The names in `count` layers, evenly spread from the first to the last layer that has any."""
+    layers = sorted({layer for name in names if (layer := module_of(name)["layer"]) is not None})
+    steps = max(1, min(count, len(layers)) - 1)
+    chosen = {layers[round(i * (len(layers) - 1) / steps)] for i in range(min(count, len(layers)))}
+    return [name for name in names if module_of(name)["layer"] in chosen]
 
 
 def factor_norm(A: Tensor, B: Tensor, scale: float) -> float:
@@ -96,13 +151,13 @@ def _norm(weight: Tensor) -> float:
     return distance(weight, weight)[1]
 
 
-def module_of(name: str) -> Module:
+def module_of(name: str) -> Part:
     """A weight's module: name without .weight, layer (None outside the layers), kind."""
     name, layer = name.removesuffix(".weight"), _LAYER.search(name)
     return {"name": name, "layer": int(layer[1]) if layer else None, "kind": name.rpartition(".")[2]}
 
 
-def module_shift(name: str, norm: float, base: float) -> ModuleShift:
+def module_shift(name: str, norm: float, base: float) -> PartShift:
     """The shift of one module whose weights of norm `base` moved by `norm` (SdftError where these are not finite)."""
     if not math.isfinite(norm + base):
         raise SdftError(f"{name}: expected finite weights, but its norm is {base} and that of its change {norm}: it "
@@ -115,11 +170,11 @@ def root_of_squares(norms: Iterable[float]) -> float:
     return math.sqrt(math.fsum(norm**2 for norm in norms))
 
 
-def together(modules: Sequence[ModuleShift]) -> GroupShift:
+def together(modules: Sequence[PartShift]) -> PartShift:
     """Several modules as one vector: its norm, the share of all weights changed in bf16, and the means of the rest."""
     norm, base = (root_of_squares(module["norm"] for module in modules),
                   root_of_squares(module["base"] for module in modules))
-    group: GroupShift = {"norm": norm, "relative": norm / base if base else 0.0}
+    group: PartShift = {"norm": norm, "relative": norm / base if base else 0.0}
     if all("weights" in module for module in modules):
         weights = sum(module["weights"] for module in modules)
         changed = math.fsum(module["changed_bf16"] * module["weights"] for module in modules)
@@ -130,7 +185,7 @@ def together(modules: Sequence[ModuleShift]) -> GroupShift:
     return group
 
 
-def whole(modules: list[ModuleShift]) -> Shift:
+def whole(modules: list[PartShift]) -> Shift:
     """The shift of all modules: together, one by one, by layer and by kind."""
     group = together(modules)
     layers, kinds = grouped(modules, together)
