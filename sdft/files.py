@@ -11,6 +11,7 @@ import json
 import os
 import struct
 import tempfile
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -142,6 +143,14 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise SdftError(f"{path}, line {error.lineno}: malformed JSON ({error.msg})") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file (SdftError when it is malformed)."""
+    try:
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise SdftError(f"{path}: malformed TOML: {error}") from error
 
 
 class Journal:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft.errors import SdftError
-from sdft.experiment.settings import SECTIONS, Config, default_of, kind_of, load_chosen, make_config
+from sdft.experiment.settings import SECTIONS, Config, kind_of, load_chosen, make_config
 
 if TYPE_CHECKING:
     from sdft.data.records import Record
@@ -32,7 +32,7 @@ def add_settings(parser: argparse.ArgumentParser, sections: Mapping[str, tuple[s
         for setting in fields(SECTIONS[section]):
             if names and setting.name not in names:
                 continue
-            kind, default = kind_of(section, setting.name), default_of(setting)
+            kind, default = kind_of(section, setting.name), setting.default
             shown = ",".join(default) if kind is tuple else str(default).lower() if kind is bool else default
             text = setting.metadata["help"] + ("" if default is None else f" (default: {shown})")
             optional: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}

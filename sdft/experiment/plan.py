@@ -2,8 +2,8 @@
 
 Everything follows from the model's configuration and the settings; no weight is read. Memory is counted tensor by
 tensor as the code allocates them; operations are those of the matrix products, which are nearly all. Python, torch and
-the tokenizer are not included. On a CPU the allocator cannot reuse all the memory of freed tensors, since aligned blocks
-of glibc seldom fit the gaps of others; `KEPT` is that share of the activations, held by tests/test_plan.py.
+the tokenizer are not included. On a CPU the allocator cannot reuse all the memory of freed tensors, since aligned
+blocks of glibc seldom fit the gaps of others; `KEPT` is that share of the activations, held by tests/test_plan.py.
 
     sdft plan --task gsm8k --data FOLDER
 """

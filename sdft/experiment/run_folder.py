@@ -20,7 +20,7 @@ from typing import Any
 from sdft.distill.resume import differences
 from sdft.errors import SdftError
 from sdft.experiment.settings import Config, to_toml, to_values
-from sdft.files import is_temporary, read_json, read_text, write_json, write_text
+from sdft.files import is_temporary, read_json, read_toml, write_json, write_text
 from sdft.model.io.fetch import model_hash
 from sdft.results import FORMAT
 from sdft.tasks import Task
@@ -86,11 +86,7 @@ def check_folder(folder: Path, config: Config, made_of: Mapping[str, str]) -> No
     if was.get("format") != FORMAT:
         raise SdftError(f"{folder}: expected a run folder of format {FORMAT}, got one of format {was.get('format', 1)} "
                         "by another version of sdft; name another folder with --out")
-    path = folder / "config.toml"
-    try:
-        old = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise SdftError(f"{path}: malformed TOML: {error}") from error
+    old = read_toml(folder / "config.toml")
     defaults = tomllib.loads(to_toml(Config()))             # of a setting that is newer than the folder
     old |= {section: values | old.get(section, {}) for section, values in defaults.items()}
     ignored = tuple(f"{name} " for name in free(config))

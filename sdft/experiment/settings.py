@@ -9,16 +9,15 @@ settings are written to the run folder as config.toml, which is a valid input ag
 from __future__ import annotations
 
 import json
-import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from sdft.errors import SdftError, nearest
-from sdft.files import read_text
+from sdft.files import read_toml
 from sdft.tasks import Task, load_task
 from sdft.train.settings import TrainSettings, option
 
@@ -124,7 +123,7 @@ def make_config(path: Path | None = None, options: Mapping[str, Any] | None = No
     """
     explicit: Values = {section: {} for section in SECTIONS}
     if path is not None:
-        for key, value in _flatten(_read_toml(path), path):
+        for key, value in _flatten(read_toml(path), path):
             _set(explicit, key, value, f"{path}: ")
     for key, value in (options or {}).items():
         _set(explicit, key, value, "")
@@ -244,13 +243,6 @@ def _set(explicit: Values, key: str, value: Any, where: str) -> None:
     explicit[section][name] = parse(section, name, value, where)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise SdftError(f"{path}: malformed TOML: {error}") from error
-
-
 def _flatten(values: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:
     """("section.key", value) of a parsed file; a key outside of any section has only its own name."""
     leaves: list[tuple[str, Any]] = []
@@ -289,17 +281,7 @@ def _check(config: Config) -> None:
 
 
 def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+    """A value as TOML, which writes texts, truth values, whole numbers and lists as JSON does."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
-    return "[" + ", ".join(_toml(each) for each in value) + "]"
-
-
-def default_of(setting: Any) -> Any:
-    """The default of a dataclass field."""
-    return setting.default if setting.default is not MISSING else setting.default_factory()
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)       # repr: inf, nan
