@@ -1,5 +1,6 @@
-"""The experiment room: settings, the run folder, and the method as one page.
+"""The experiment: one run folder from settings to measures.json, with all arms.
 
-Reading order: method.py, which is the method; lab.py (what it works with); arms.py (the rivals), with base_text.py and
-onpolicy.py; config.py, folder.py, run.py.
+May import every room above: data, tasks, model, generation, distill, objectives, train, measure, method. It draws nothing.
+Start at run.py (compare is the method with measures; run makes or resumes the folder), then arms.py and context.py;
+settings.py holds all settings, run_folder.py what a folder was made with, plan.py what a run will need.
 """
