@@ -15,6 +15,7 @@ from typing import Any, NotRequired, TypedDict, final
 
 FORMAT = 2          # version of a run folder's content; a folder of another version is refused
 
+
 class AnswerLine(TypedDict):
     """One answer to a test item."""
     id: str
@@ -359,7 +360,7 @@ class ArmChange(TypedDict, total=False):
 
 
 class MeasuredArm(ArmChange):
-    """measured/<arm>.json: what was measured of an arm beside its abilities and its training."""
+    """measured/<arm>.json: what was measured of an arm besides its abilities and its training."""
     general: Drift               # on the general prompts
 
 

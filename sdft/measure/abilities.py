@@ -34,7 +34,11 @@ class AnswerSheet:
         self.suite, self.path = suite, path
         self.journal, lines = resume(path, made_with)
         self.lines = cast(dict[str, AnswerLine], lines)
-        self._refuse_foreign()
+        items = {item.id: item for item in suite.items}
+        for id, line in self.lines.items():
+            if id not in items or line["prompt"] != items[id].messages[-1]["content"]:
+                raise SdftError(f"{path}: item {id} {'has another prompt' if id in items else 'is not'} in this suite; "
+                                "the file belongs to other test items: use those, or another folder")
 
     def missing(self) -> list[Item]:
         """The items without an answer."""
@@ -46,13 +50,6 @@ class AnswerSheet:
         self.lines[item.id] = {"id": item.id, "kind": item.kind, "prompt": item.messages[-1]["content"],
                                "output": output, "tokens": tokens, "finish": finish, "score": score}
         self.journal.append(self.lines[item.id])
-
-    def _refuse_foreign(self) -> None:
-        items = {item.id: item for item in self.suite.items}
-        for id, line in self.lines.items():
-            if id not in items or line["prompt"] != items[id].messages[-1]["content"]:
-                raise SdftError(f"{self.path}: item {id} {'has another prompt' if id in items else 'is not'} in this "
-                                "suite; the file belongs to other test items: use those, or another folder")
 
 
 def evaluate(model: Llama, tokenizer: Tokenizer, suites: Sequence[Suite], folder: Path,

@@ -135,13 +135,19 @@ def drift_difference(answers: Sequence[AnswerDrift], references: Sequence[Answer
     return {"difference": difference, "low": low, "high": high, "n": len(sums)}
 
 
+@torch.inference_mode()
 def reverse_drift(model: Llama, answers: Sequence[Example], base: Llama | None = None,
                   desc: str = "reverse drift") -> Drift:
     """The drift on answers that `model` itself wrote: as `drift`, with `kl` the reverse KL; n = 0 without answers.
 
     The base model is `base`, or `model` with its adapter off.
     """
-    return _summary(token_reverse_drift(model, answers, base, desc)) if answers else {"tokens": 0, "n": 0}
+    drifts: list[TokenDrift] = []
+    for batch in micro_batches(model, fitting(model, answers, desc) if answers else [], desc):
+        x = target_hidden(model, batch)                                             # (n, D)
+        with adapter_off(base or model) as before:
+            drifts += _compared(batch, x, model.head_weight, target_hidden(before, batch), before.head_weight)
+    return _summary(drifts) if drifts else {"tokens": 0, "n": 0}
 
 
 def _summary(answers: Sequence[TokenDrift]) -> Drift:
@@ -163,18 +169,6 @@ def token_drift(model: Llama, base: BaseView, desc: str = "drift") -> list[Token
     for x_base, batch in zip(base.hidden, micro_batches(model, base.answers, desc), strict=True):
         answers += _compared(batch, x_base, base.head, target_hidden(model, batch), model.head_weight)
     return answers
-
-
-@torch.inference_mode()
-def token_reverse_drift(model: Llama, answers: Sequence[Example], base: Llama | None = None,
-                        desc: str = "reverse drift") -> list[TokenDrift]:
-    """The reverse drift at every token: as `token_drift`, from the tuned model to the base model."""
-    drifts = []
-    for batch in micro_batches(model, fitting(model, answers, desc), desc):
-        x = target_hidden(model, batch)                                             # (n, D)
-        with adapter_off(base or model) as before:
-            drifts += _compared(batch, x, model.head_weight, target_hidden(before, batch), before.head_weight)
-    return drifts
 
 
 def _compared(batch: Batch, x_p: Tensor, head_p: Tensor, x_q: Tensor, head_q: Tensor) -> list[TokenDrift]:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from functools import cache
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 
@@ -51,14 +52,11 @@ def likeness(references: Sequence[str], candidates: Sequence[str]) -> Likeness:
     """ROUGE-L, BLEU and cosine of pairs of texts; two equal texts, even empty ones, have a ROUGE-L of 1."""
     pairs = list(zip(references, candidates, strict=True))
     measured: Likeness = {"rouge_l": fmean(1.0 if a == b else rouge_l(a, b) for a, b in pairs)}
-    try:
-        measured["bleu"] = bleu(references, candidates)
-    except MissingExtra as error:
-        _report_once(str(error))
-    try:
-        measured["cosine"] = embedding_cosine(references, candidates)
-    except MissingExtra as error:
-        _report_once(str(error))
+    for name, measure in OPTIONAL:
+        try:
+            measured[name] = measure(references, candidates)
+        except MissingExtra as error:
+            _report_once(str(error))
     return measured
 
 
@@ -87,6 +85,10 @@ def embedding_cosine(references: Sequence[str], candidates: Sequence[str]) -> fl
     texts = sorted({text for a, b in pairs if a != b for text in (a, b)})
     vectors = dict(zip(texts, _embedder()(texts), strict=True)) if texts else {}       # loading takes seconds
     return fmean(1.0 if a == b else float(vectors[a] @ vectors[b]) for a, b in pairs)
+
+
+OPTIONAL: tuple[tuple[Literal["bleu", "cosine"], Callable[[Sequence[str], Sequence[str]], float]], ...]
+OPTIONAL = (("bleu", bleu), ("cosine", embedding_cosine))
 
 
 @cache
