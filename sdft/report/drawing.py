@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sdft.errors import SdftError
 from sdft.report.run import Run
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#5f6368", "#d1590b", "#1f6fc4", "#2e8540", "#8e44ad", "#b8860b", "#c2185b", "#00838f")
 MARKERS = "osD^vPX*"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ def require_matplotlib() -> None:
                         "install it with: pip install -c constraints.txt -e '.[report]'") from error
 
 
-def svg_of(draw: Callable[[Canvas], None], width: float = 5.4, height: float = 3.9) -> str:
-    """Call `draw` with an empty canvas of this size in inches, and return the drawing as SVG text."""
+def svg_of(draw: Callable[[Canvas], T], width: float = 5.4, height: float = 3.9) -> tuple[str, T]:
+    """Call `draw` with an empty canvas of this size in inches; return the drawing as SVG text and what `draw` returned.
+    """
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
@@ -48,10 +50,10 @@ def svg_of(draw: Callable[[Canvas], None], width: float = 5.4, height: float = 3
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "svg.hashsalt": "sdft",
     }):
         canvas = Canvas(figsize=(width, height), layout="constrained")
-        draw(canvas)
+        returned = draw(canvas)
         target = io.StringIO()
         canvas.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
-    return target.getvalue()
+    return target.getvalue(), returned
 
 
 def colour_of(run: Run, arm: str) -> str:

@@ -73,7 +73,7 @@ def text_svg(draw: Callable[[Canvas], None], width: float = 5.4, height: float =
     import matplotlib
 
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        return svg_of(draw, width, height)
+        return svg_of(draw, width, height)[0]
 
 
 def end_point(content: StudyResults) -> Figure | None:
