@@ -29,7 +29,7 @@ from sdft.model.io.fetch import model_hash, resolve
 from sdft.results import RunResult
 from sdft.studies.collect import collect, identity, results_in, run_key, run_result, study_of
 from sdft.studies.specification import PlannedRun, Study, read_study
-from sdft.studies.stages import Stage, stages
+from sdft.studies.stages import stages
 from sdft.studies.statistics import value
 
 
@@ -106,33 +106,29 @@ def _check_column(study: Study, result: RunResult) -> None:
 
 def to_make(runs: Sequence[PlannedRun], folder: Path) -> list[tuple[PlannedRun, list[str]]]:
     """Every unfinished run, with the stages that no run before it has made or will have made."""
-    known = {stage.key for run in runs if is_finished(folder / run.name) for stage in _stages(run).values()}
+    known = {stage.key for run in runs if is_finished(folder / run.name) for stage in stages(run.config).values()}
     unfinished, elsewhere = [], carried(runs, folder)
     for run in runs:
         if run.name not in elsewhere and not is_finished(folder / run.name):
-            own = _stages(run)
-            unfinished.append((run, sorted(name for name, stage in own.items() if stage.key not in known)))
-            known |= {stage.key for stage in own.values()}
+            keys = {name: stage.key for name, stage in stages(run.config).items()}
+            unfinished.append((run, sorted(name for name, key in keys.items() if key not in known)))
+            known |= set(keys.values())
     return unfinished
-
-
-def _stages(run: PlannedRun) -> dict[str, Stage]:
-    return stages(run.config, tuple(dict.fromkeys(run.config.arms.arms)))
 
 
 def _make(run: PlannedRun, done: Sequence[PlannedRun], folder: Path, shared: SharedMeasures) -> None:
     """Make one run with the files of those before it. Where it fails before any work, leave no folder."""
-    own = folder / run.name
-    new = is_new(own)
+    target = folder / run.name
+    new = is_new(target)
     if new:
-        make_folder(own, run.config, sources(resolve(run.config.model.model), run.data_sha256))
-    if not is_finished(own):
+        make_folder(target, run.config, sources(resolve(run.config.model.model), run.data_sha256))
+    if not is_finished(target):
         take_over(run, done, folder)
     try:
-        run_experiment(run.config, run.explicit, own, shared)
+        run_experiment(run.config, run.explicit, target, shared)
     except SdftError:
-        if new and not (own / "seconds.jsonl").exists():        # impossible settings: better ones may follow
-            shutil.rmtree(own)
+        if new and not (target / "seconds.jsonl").exists():        # impossible settings: better ones may follow
+            shutil.rmtree(target)
         raise
 
 
@@ -141,9 +137,9 @@ def take_over(run: PlannedRun, done: Sequence[PlannedRun], folder: Path) -> list
 
     A stage of which the run has any file is left as it is: the run was at work on it, or was stopped just here.
     """
-    made = {stage.key: folder / other.name for other in reversed(done) for stage in _stages(other).values()}
+    made = {stage.key: folder / other.name for other in reversed(done) for stage in stages(other.config).values()}
     target, taken = folder / run.name, []
-    for name, stage in _stages(run).items():
+    for name, stage in stages(run.config).items():
         source = made.get(stage.key)
         if source is None or any((target / path).exists() for path in stage.paths):
             continue

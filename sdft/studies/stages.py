@@ -39,11 +39,13 @@ class Stage:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def stages(config: Config, arms: Sequence[str]) -> dict[str, Stage]:
-    """The stages whose files another run may take over, under the names that they have in seconds.jsonl.
+def stages(config: Config, arms: Sequence[str] | None = None) -> dict[str, Stage]:
+    """The stages whose files another run may take over, by their name in seconds.jsonl; arms: None for the settings'.
 
     `generation_batch_size` is read by all that generates: in bf16 it can decide a near-tie.
     """
+    arms = config.arms.arms if arms is None else arms
+
     def read(*names: str) -> dict[str, Any]:
         return {name: getattr(getattr(config, SECTION_OF[name]), name) for name in names}
 

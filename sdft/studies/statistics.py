@@ -41,9 +41,9 @@ LIKENESS = ("top1", "rouge_l", "bleu", "cosine", "cka")     # columns whose larg
 def statistics(info: StudyInfo, results: Sequence[RunResult]) -> StudyStatistics:
     """The part "statistics" of cells.json: comparisons of the end point, correlations of the pairs in `plots`."""
     primary = info["primary"]
-    first, *others = compared_columns(primary, info["plots"], results)
+    first, *columns = compared_columns(primary, info["plots"], results)
     named = compare(results, {**primary, "column": first})
-    secondary = [comparison for column in others for comparison in compare(results, {**primary, "column": column})]
+    secondary = [comparison for column in columns for comparison in compare(results, {**primary, "column": column})]
     matched = [comparison for column in info["matched"] for comparison in match(results, primary, column)]
     judge(named)
     judge([*secondary, *matched])
@@ -64,11 +64,11 @@ def compared_columns(primary: EndPoint, plots: Sequence[Sequence[str]], results:
     """The end point; the task's score, without which drift says little; every other suite; the plots' columns of the
     arm, where they differ over the seeds at all (the gap of one set of targets does not)."""
     tasks = list(dict.fromkeys(run["suite"] for run in results))
-    others = [suite for suite in (results[0]["items"] if results else ()) if suite not in tasks]
+    suites = [suite for suite in (results[0]["items"] if results else ()) if suite not in tasks]
     plotted = [column for pair in plots for column in pair if any(len(
         {value(run, primary["arm"], column, False) for run in group} - {None}) > 1
         for _, group in conditions(results))]
-    return list(dict.fromkeys([primary["column"], *(tasks if len(tasks) < 2 else [SCORE]), *others, *plotted]))
+    return list(dict.fromkeys([primary["column"], *(tasks if len(tasks) < 2 else [SCORE]), *suites, *plotted]))
 
 
 def compare(results: Sequence[RunResult], primary: EndPoint) -> list[StudyComparison]:
@@ -189,21 +189,21 @@ def match(results: Sequence[RunResult], primary: EndPoint, equal: str) -> list[M
     continued beyond the last. Where a path passes the value more than once, its best end point counts. differences:
     for each seed the mean over the points of the primary arm that the other's path of this seed reaches.
     """
-    known = paths(results, equal, primary["column"])
+    arm_paths = paths(results, equal, primary["column"])
     best = max if more_is_better(primary["column"], results) else min
-    own = sorted({(seed, *point) for arm, _, seeds in known if arm == primary["arm"]
-                  for seed, points in seeds.items() for point in points}, key=repr)
-    size = max((abs(y) for _, _, _, y, _ in own), default=0.0)
+    points = sorted({(seed, *point) for arm, _, seeds in arm_paths if arm == primary["arm"]
+                     for seed, path in seeds.items() for point in path}, key=repr)
+    size = max((abs(y) for _, _, _, y, _ in points), default=0.0)
     comparisons: list[MatchedComparison] = []
-    for arm, condition, seeds in (path for path in known if path[0] != primary["arm"]):
+    for arm, condition, seeds in (path for path in arm_paths if path[0] != primary["arm"]):
         apart: dict[Any, list[tuple[float, float]]] = {}        # by seed: differences of end point and score
-        for seed, _, x, y, score in own:
+        for seed, _, x, y, score in points:
             if other := crossing([point[1:] for point in seeds.get(seed, [])], x, best):
                 apart.setdefault(seed, []).append((y - other[0], score - other[1]))
         by_seed = [tuple(map(fmean, zip(*pairs, strict=True))) for pairs in apart.values()]
         comparisons.append({
             "equal": equal, **primary, "against": arm, "condition": condition,
-            "items": _items(results[0], primary["column"]), "points": sum(map(len, apart.values())), "of": len(own),
+            "items": _items(results[0], primary["column"]), "points": sum(map(len, apart.values())), "of": len(points),
             "score": fmean(score for _, score in by_seed) if by_seed else None,
             **paired([difference for difference, _ in by_seed], ROUNDED * size)})
     return comparisons
