@@ -32,20 +32,22 @@ have equal sizes and few sizes occur (oneDNN compiles a product for every new si
 
 One gather lays out the rows of all blocks. Another gather returns the output of each query; `embedding_bag` sums the
 gradients of each key over the blocks that saw it, in fp32.
-On a GPU, in half precision and without parents, PyTorch's `varlen_attn` computes the same.
+
+On a GPU, in half precision and without parents, PyTorch's FlashAttention-2 computes the same (`varlen_attention`).
 """
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from inspect import signature
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from sdft.kernels.varlen import bounds_of, fits, varlen_attention
 
 BLOCK = 128             # queries per block
 STEP = 32               # queries and keys of a block are padded to multiples of this
@@ -92,18 +94,15 @@ class DocumentAttention:
         self._layouts: dict[tuple, _Layout] = {}                                # by heads, dtype and device
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if fits(q.dtype, q.device, q.shape[-1]) and max(self.parents) < 0:
-            return self._varlen(q, k, v)
+        if varlen_fits(q.dtype, q.device, q.shape[-1]) and max(self.parents) < 0:
+            if self._bounds is None:
+                self._bounds = bounds_of(self.lengths, q.device)
+            longest = max(self.lengths)
+            return varlen_attention(q, k, v, self._bounds, self._bounds, longest, longest)
         key = k.shape[1], q.shape[1] // k.shape[1], q.dtype, q.device
         if key not in self._layouts:
             self._layouts[key] = _layout(list(_blocks(self.lengths, self.parents)), sum(self.lengths), *key)
         return _CausalAttention.apply(q, k, v, self._layouts[key])
-
-    def _varlen(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if self._bounds is None:
-            self._bounds = bounds_of(self.lengths, q.device)
-        longest = max(self.lengths)
-        return varlen_attention(q, k, v, self._bounds, self._bounds, longest, longest)
 
 
 class _Block(NamedTuple):
@@ -147,7 +146,10 @@ def _layout(blocks: list[_Block], N: int, K: int, G: int, dtype: torch.dtype, de
         by_size[len(block.queries), len(block.keys), block.left].append(block)
     parts, blocks = [], []
     for (b, m, left), group in sorted(by_size.items()):
-        mask = _mask(b, G, m, left, dtype, device)
+        # (b·G, m): 0 where row i·G + g, which is query i of head g, sees a key, else −∞
+        mask = torch.full((b, m), float("-inf"), dtype=dtype, device=device).triu_(m - b + 1)
+        mask[:, :left] = float("-inf")
+        mask = mask.repeat_interleave(G, 0)
         most = max(1, CELLS // (K * G * b * m))                                 # blocks per product
         parts += [(K * len(group[start : start + most]), b, m, mask) for start in range(0, len(group), most)]
         blocks += group
@@ -171,13 +173,6 @@ def _rows(blocks: list[tuple[np.ndarray, int, int]], K: int) -> tuple[np.ndarray
     real = [np.tile((begin <= np.arange(len(tokens))) & (np.arange(len(tokens)) < end), K)
             for tokens, begin, end in blocks]
     return np.concatenate(rows), np.concatenate(real)
-
-
-def _mask(b: int, G: int, m: int, left: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return (b·G, m): 0 where row i·G + g, which is query i of head g, sees a key, else −∞."""
-    mask = torch.full((b, m), float("-inf"), dtype=dtype, device=device).triu_(m - b + 1)
-    mask[:, :left] = float("-inf")
-    return mask.repeat_interleave(G, 0)
 
 
 class _CausalAttention(torch.autograd.Function):
@@ -245,3 +240,44 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor, space: Tensor) -> Tensor:
     scores = space[: mask.numel()].view(mask.shape)
     torch.baddbmm(mask, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5, out=scores)
     return torch.softmax(scores, -1, out=scores)
+
+
+@cache
+def _varlen_attn() -> tuple[Callable, bool] | None:
+    """Return PyTorch's function and whether it takes grouped queries; None if this version lacks what is needed.
+
+    PyTorch 2.10 added it, 2.11 its `window_size`, and a later version grouped queries.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    parameters = signature(varlen_attn).parameters
+    return (varlen_attn, "enable_gqa" in parameters) if "window_size" in parameters else None
+
+
+def varlen_fits(dtype: torch.dtype, device: torch.device, width: int) -> bool:
+    """Whether `varlen_attention` can be used: on a GPU, in half precision, with heads of 8, 16, … 256 numbers."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    return device.type == "cuda" and half and width % 8 == 0 and width <= 256 and _varlen_attn() is not None
+
+
+def bounds_of(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """Return the begin of each document and the end of the last one, int32 (documents + 1,)."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
+
+
+def varlen_attention(q: Tensor, k: Tensor, v: Tensor, q_bounds: Tensor, k_bounds: Tensor, longest_q: int,
+                     longest_k: int) -> Tensor:
+    """Attend with q (N, H, C) over k, v (M, K, C); returns (N, H, C), with a gradient. Only if `varlen_fits`.
+
+    Document i has queries q_bounds[i] … q_bounds[i+1] and keys k_bounds[i] … k_bounds[i+1]. Its queries are the last of
+    its tokens, and each sees the keys up to its own.
+    """
+    assert (function := _varlen_attn()) is not None
+    attend, takes_groups = function
+    group = q.shape[1] // k.shape[1]
+    options = {"enable_gqa": group > 1} if takes_groups else {}
+    if group > 1 and not takes_groups:
+        k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+    return attend(q, k, v, q_bounds, k_bounds, longest_q, longest_k, window_size=(-1, 0), **options)

@@ -24,9 +24,8 @@ ROWS = 128          # rows at a time: 128 × 49152 in fp32 are 25 MB, and KL nee
 @torch.no_grad()
 def token_nll(x: Tensor, head: Tensor, labels: Tensor) -> Tensor:
     """Return −log softmax(x·headᵀ)[label] in nats, (n,), given hidden states x (n, D), head (V, D) and labels (n,)."""
-    parts = [few_at_a_time(lambda z, y: (label_nll(z, y),), F.linear(x_rows, head), y_rows)[0]     # (rows, V) → (rows,)
-             for x_rows, y_rows in zip(x.split(ROWS), labels.split(ROWS), strict=True)]
-    return torch.cat(parts)
+    return torch.cat([few_at_a_time(lambda z, y: (label_nll(z, y),), F.linear(x_rows, head), y_rows)[0]
+                      for x_rows, y_rows in zip(x.split(ROWS), labels.split(ROWS), strict=True)])      # (rows,) each
 
 
 def few_at_a_time(measure: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -45,7 +44,7 @@ def label_nll(logits: Tensor, labels: Tensor) -> Tensor:
 
 def kl_plain(x: Tensor, other: Tensor, head: Tensor, reverse: bool = False) -> Tensor:
     """Return Σ_rows KL(q ‖ p) in nats, or KL(p ‖ q) if `reverse`; p comes from x (n, D), q from `other` (n, D)."""
-    log_p, log_q = _logits(x, head).log_softmax(1), _logits(other, head).log_softmax(1).detach()         # (n, V)
+    log_p, log_q = _log_softmax(x, head), _log_softmax(other, head).detach()               # (n, V)
     return ((log_p.exp() * (log_p - log_q)) if reverse else (log_q.exp() * (log_q - log_p))).sum()
 
 
@@ -54,10 +53,9 @@ def kl(x: Tensor, other: Tensor, head: Tensor, reverse: bool = False) -> Tensor:
     return _KL.apply(x, other, head, reverse)
 
 
-def _logits(x: Tensor, head: Tensor) -> Tensor:
-    """Return x·headᵀ, rounded to x's dtype as the head alone returns it, then widened to fp32."""
-    logits = F.linear(x, head)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def _log_softmax(x: Tensor, head: Tensor) -> Tensor:
+    logits = F.linear(x, head)                          # rounded to x's dtype, as the head alone returns them
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
 
 
 class _KL(torch.autograd.Function):
@@ -66,7 +64,7 @@ class _KL(torch.autograd.Function):
         dx = torch.empty_like(x)
         total = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
         for x_rows, other_rows, dx_rows in zip(x.split(ROWS), other.split(ROWS), dx.split(ROWS), strict=True):
-            log_p, log_q = (_logits(y, head).log_softmax(1) for y in (x_rows, other_rows))     # (rows, V)
+            log_p, log_q = _log_softmax(x_rows, head), _log_softmax(other_rows, head)     # (rows, V)
             p = log_p.exp()
             if reverse:
                 difference = log_p.sub_(log_q)

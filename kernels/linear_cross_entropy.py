@@ -5,12 +5,10 @@ For a hidden state h with label y and weight w, z = h·Wᵀ and p = softmax(z):
     loss = w · (log Σ_j e^{z_j} − z_y),     dz = w · (p − onehot_y),     dh = dz·W,     dW = Σ_rows dzᵀ·h.
 
 The loss is a sum that ends the graph, so its gradient is known up to one scalar. The forward pass therefore computes
-the gradient at once, a few rows at a time, in one (rows, V) buffer: z becomes p, then dz/w, then dh/w (Wijmans et al.
-2024, arXiv 2411.09009, and Liger, arXiv 2410.10989, do so on GPUs). The weight w multiplies dh, which is V/D times
-narrower than dz. The backward pass multiplies dh by the incoming scalar. dW, in fp32, is computed only if W is trained;
-under LoRA it is frozen.
-
-The logits are rounded to x's dtype, as the head alone would return them; softmax and loss are computed in fp32.
+the gradient at once, a few rows at a time, in one (rows, V) buffer (Wijmans et al. 2024, arXiv 2411.09009, and Liger,
+arXiv 2410.10989, do so on GPUs). The weight w multiplies dh, which is V/D times narrower than dz. dW, in fp32, is
+computed only if W is trained. The logits are rounded to x's dtype, as the head alone returns them; softmax and loss
+are computed in fp32.
 """
 from __future__ import annotations
 

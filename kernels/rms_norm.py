@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise the last dimension of x (…, D) and scale it by weight (D,); returns (…, D) in x's dtype."""
-    wide = _widen(x)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)      # (…, D)
     return weight * normed.to(x.dtype)
 
@@ -32,11 +32,6 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.is_cuda:                                                   # rounds once where the plain form rounds twice
         return F.rms_norm(x, (x.shape[-1],), weight, eps)
     return _RMSNorm.apply(x, weight, eps) if torch.is_grad_enabled() else _scaled(x, _mean_square(x), weight, eps)
-
-
-def _widen(x: Tensor) -> Tensor:
-    """Cast half precisions to fp32; leave fp32 and fp64 unchanged."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _mean_square(x: Tensor) -> Tensor:
@@ -71,10 +66,10 @@ class _RMSNorm(torch.autograd.Function):
         r, gamma = (mean_square + ctx.eps).rsqrt_(), weight.to(mean_square.dtype)           # (…, 1), (D,)
         dx = dw = None
         if need_weight:
-            dw = (_widen(dy) * _widen(x) * r).reshape(-1, len(weight)).sum(0).to(weight.dtype)       # (…, D) → (D,)
+            dw = (dy.to(r.dtype) * x.to(r.dtype) * r).reshape(-1, len(weight)).sum(0).to(weight.dtype)   # (…, D) → (D,)
         if need_x:                                                                          # dx = r·(m − x̂·mean(m·x̂))
             dx = torch.ops.aten.native_layer_norm_backward(
                 dy, x, x.shape[-1:], torch.zeros_like(r), r, gamma, None, (True, False, False))[0]
-            mean = (_widen(dy) @ gamma).unsqueeze(-1) / x.shape[-1]                         # mean(m) (…, 1)
+            mean = (dy.to(r.dtype) @ gamma).unsqueeze(-1) / x.shape[-1]                     # mean(m) (…, 1)
             dx.add_((r * mean).to(dx.dtype))
         return dx, dw, None

@@ -107,7 +107,7 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
     layer saves for its backward (kernels/): both norms their input, attention q, k and v, the gate its two factors, an
     adapter the input of its product.
     """
-    c, full, varlen = shape.config, settings.method == "full", not on_cpu and size < FP32     # kernels/varlen.py
+    c, full, varlen = shape.config, settings.method == "full", not on_cpu and size < FP32     # kernels/attention.py
     batched = tokens > longest
     tokens, targets = (n + -n % STEP if on_cpu else n for n in (tokens, targets))
     D, F, V = c.hidden_size, c.intermediate_size, c.vocab_size

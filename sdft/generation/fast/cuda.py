@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdft.generation.cache import KVCache, PrefillAttention, prompt_lines
-from sdft.kernels.varlen import bounds_of, fits, varlen_attention
+from sdft.kernels.attention import bounds_of, varlen_attention, varlen_fits
 from sdft.model.llama import Llama
 
 PROMPT_TOKENS = 8192            # prompts are prefilled together up to about this many tokens
@@ -45,4 +45,4 @@ class VarlenPrefill:
 
 def prefill_attention(model: Llama) -> type[PrefillAttention] | type[VarlenPrefill]:
     """The attention of prompts on the model's device."""
-    return VarlenPrefill if fits(model.dtype, model.device, model.config.head_dim) else PrefillAttention
+    return VarlenPrefill if varlen_fits(model.dtype, model.device, model.config.head_dim) else PrefillAttention
