@@ -19,7 +19,8 @@ from sdft.errors import SdftError
 from sdft.experiment.run_folder import free
 from sdft.experiment.settings import Config, to_values
 from sdft.files import read_json
-from sdft.results import FORMAT, Measures, RunResult, StudyInfo, StudyResults, Summary
+from sdft.results import FORMAT, Measures, Summary
+from sdft.studies.results import RunResult, StudyInfo, StudyResults
 from sdft.studies.specification import PlannedRun, Study
 from sdft.studies.statistics import statistics
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sdft.report.drawing import COLOURS, MARKERS, Figure, svg_of
-from sdft.results import Correlation, RunResult, Settings, StudyResults
+from sdft.studies.results import Correlation, RunResult, Settings, StudyResults
 from sdft.studies.specification import SEED, shown
 from sdft.studies.statistics import conditions
 

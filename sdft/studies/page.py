@@ -13,7 +13,9 @@ from sdft.errors import SdftError
 from sdft.files import read_json, write_text
 from sdft.report.drawing import Figure, require_matplotlib
 from sdft.report.tables import Table, as_markdown, nats, number
-from sdft.results import (
+from sdft.studies.figures import axis, by_condition, condition_of, is_pilot, measured_on, study_figures, suites_of
+from sdft.studies.ranking import ranking_figures, ranking_page
+from sdft.studies.results import (
     EndPoint,
     MatchedComparison,
     RankingResults,
@@ -22,8 +24,6 @@ from sdft.results import (
     StudyComparison,
     StudyResults,
 )
-from sdft.studies.figures import axis, by_condition, condition_of, is_pilot, measured_on, study_figures, suites_of
-from sdft.studies.ranking import ranking_figures, ranking_page
 from sdft.studies.specification import shown
 
 NAME = "cells.json"

@@ -23,7 +23,7 @@ import numpy as np
 
 from sdft.errors import SdftError
 from sdft.files import read_json
-from sdft.results import ArmPoint, BaseScore, ExplainedDifference, RankedMeasure, RankingResults, RunResult
+from sdft.studies.results import ArmPoint, BaseScore, ExplainedDifference, RankedMeasure, RankingResults, RunResult
 from sdft.studies.specification import Study
 from sdft.studies.statistics import SCORE, correlation, interval, ranks, value
 

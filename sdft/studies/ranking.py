@@ -8,8 +8,8 @@ import numpy as np
 
 from sdft.report.drawing import COLOURS, MARKERS, Figure
 from sdft.report.tables import Table, as_markdown
-from sdft.results import BaseScore, RankedMeasure, RankingResults
 from sdft.studies.figures import AXES, GENERAL, axis, text_svg
+from sdft.studies.results import BaseScore, RankedMeasure, RankingResults
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas

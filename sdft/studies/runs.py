@@ -26,8 +26,8 @@ from sdft.experiment.run import run as run_experiment
 from sdft.experiment.run_folder import is_finished, is_new, make_folder, sources
 from sdft.files import is_temporary, read_text, write_bytes, write_json, write_text
 from sdft.model.io.fetch import model_hash, resolve
-from sdft.results import RunResult
 from sdft.studies.collect import collect, identity, results_in, run_key, run_result, study_of
+from sdft.studies.results import RunResult
 from sdft.studies.specification import PlannedRun, Study, read_study
 from sdft.studies.stages import stages
 from sdft.studies.statistics import value

@@ -48,7 +48,7 @@ from sdft.experiment.settings import (
     with_task,
 )
 from sdft.files import read_text
-from sdft.results import EndPoint, Settings
+from sdft.studies.results import EndPoint, Settings
 
 SEED = "seed"                               # the setting that repeats a comparison and is no condition of it
 KEYS = {"": ("name", "question", "plots", "matched", "primary", "settings", "grid", "runs", "reads", "predict"),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sdft.measure.statistics import LEVEL, RESAMPLES, holm
-from sdft.results import (
+from sdft.studies.results import (
     Correlation,
     CorrelationPoint,
     EndPoint,
