@@ -8,7 +8,7 @@ EXTRAS = {
     "eval": EVAL,
     "test": [
         "pytest>=8", "transformers>=4.57", "peft>=0.17", "tokenizers>=0.22", "gguf>=0.17", "rouge-score>=0.1.2",
-        "jinja2>=3.1", "mistral-common>=1.8", "llama-models>=0.3", "matplotlib>=3.8", *EVAL,
+        "jinja2>=3.1", "mistral-common>=1.8", "llama-models>=0.3", "matplotlib>=3.8", "mypy>=2.4", "ruff>=0.17", *EVAL,
     ],
     "hub": ["huggingface-hub>=0.30"],
 }

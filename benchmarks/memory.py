@@ -1,10 +1,10 @@
-"""Peak memory of a training process against transformers + peft, by sequence length, with and without the fused head.
+"""Peak memory of a training process, compared with transformers + peft: by record length, and without the fused head.
 
-    python benchmarks/memory.py                                    # 8 records of 128, 256 and 512 tokens each
-    python benchmarks/memory.py --task gsm8k --data FOLDER         # and the largest step of 128 such records
+    python benchmarks/memory.py                                # 8 passages; 8 records of 128, 256 and 512 tokens
+    python benchmarks/memory.py --task gsm8k --data FOLDER     # the largest step of 128 gsm8k records; the same
 
-Each figure is the largest resident set (VmHWM) of a process of its own that loads the model and makes two optimiser steps;
-the imports and the weights are part of it. Half of the tokens of the synthetic records are learned.
+Each value is the largest resident set (VmHWM) of a separate process, which loads the model and takes two optimiser
+steps; it includes the imports and the weights. Half of the tokens of the synthetic records are targets.
 """
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from training import BATCH, MODEL, Ours, Peer, workload
 import sdft
 from sdft.data.chat import Example
 from sdft.kernels.linear_cross_entropy import linear_cross_entropy_plain
+from sdft.model.io.checkpoints import as_dtype
 from sdft.model.io.fetch import resolve, tokenizer_at
-from sdft.model.io.loading import as_dtype
 from sdft.train import TrainSettings
 
-KINDS = {"sdft": "packs of at most 2048 tokens", "whole step": "all tokens of a step in one pack",
-         "plain head": "the same, without the fused head", "checkpoint": "the same as whole step, with checkpointing",
+KINDS = {"sdft": "micro-batches of at most 2048 tokens", "whole step": "all tokens of a step in one micro-batch",
+         "plain head": "whole step, without the fused head", "checkpointing": "whole step, with checkpointing",
          "transformers + peft": "padded batch"}
-WHOLE = 1_000_000
+WHOLE_STEP = 1_000_000              # micro_tokens: all tokens of a step in one micro-batch
 
 
 def plain_head(batch, hidden):
-    """Cross-entropy over all rows' logits at once."""
+    """Cross-entropy from the logits of all targets at once."""
     return linear_cross_entropy_plain(hidden.trained, hidden.head, hidden.labels)
 
 
 def synthetic(length: int, records: int = BATCH) -> list[Example]:
-    """A step of so many records of `length` tokens, half of them learned; none begins like another."""
+    """A step of records of `length` tokens, half of them targets; no two begin alike."""
     generator = random.Random(length)
     half = length // 2
-    return [Example(str(row), [generator.randrange(1000, 40000) for _ in range(length)],
-                    [False] * half + [True] * (length - half)) for row in range(records)]
+    return [Example(str(number), [generator.randrange(1000, 40000) for _ in range(length)],
+                    [False] * half + [True] * (length - half)) for number in range(records)]
 
 
 def child(kind: str, step: str, task: str, data: Path | None) -> None:
-    """Make two steps and print the peak in bytes."""
+    """Take two steps and print the peak in bytes."""
     examples = synthetic(int(step)) if step.isdigit() else max(
         workload(tokenizer_at(resolve(MODEL)), task, data, 128), key=lambda e: sum(len(x.tokens) for x in e))
     if kind == "transformers + peft":
         side = Peer(TrainSettings())
     else:
-        settings = TrainSettings(micro_tokens=TrainSettings.micro_tokens if kind == "sdft" else WHOLE,
-                                 gradient_checkpointing=kind == "checkpoint")
+        settings = TrainSettings(micro_tokens=TrainSettings.micro_tokens if kind == "sdft" else WHOLE_STEP,
+                                 gradient_checkpointing=kind == "checkpointing")
         side = Ours(sdft.load(MODEL)[0], settings, *([plain_head] if kind == "plain head" else []))
     for _ in range(2):
         side.step(examples)
@@ -61,7 +61,7 @@ def child(kind: str, step: str, task: str, data: Path | None) -> None:
 
 
 def peak_of(kind: str, step: str, task: str = "passages", data: Path | None = None) -> int:
-    """The peak in bytes of a process of its own; step: a task's name, or the tokens of a synthetic record."""
+    """The peak in bytes of a separate process. step: a task's name, or the length of synthetic records."""
     command = [sys.executable, __file__, "--child", kind, step, "--task", task]
     command += ["--data", str(data)] if data else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -70,9 +70,10 @@ def peak_of(kind: str, step: str, task: str = "passages", data: Path | None = No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="passages")
-    parser.add_argument("--data", type=Path, help="folder with the task's files")
-    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 256, 512])
+    parser.add_argument("--task", default="passages", help="Task of the first column (default: passages).")
+    parser.add_argument("--data", type=Path, help="Folder with the task's files.")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 256, 512],
+                        help="Lengths of the synthetic records (default: 128 256 512).")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

