@@ -1,7 +1,8 @@
-"""`sdft measure` of a tuned model against its seed: what it prints is what the measures' functions find."""
+"""`sdft measure` of a tuned model and its base model: it prints what the functions of the measures return."""
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from small_run import options, save_tiny_model
 from tiny import tiny_llama
 from tiny_chat import VOCABULARY, byte_tokenizer
 
+import sdft.experiment.context
+import sdft.tasks
 from sdft.cli import main
 from sdft.data.chat import encode_example
 from sdft.measure.abilities import evaluate
@@ -23,7 +26,7 @@ from sdft.measure.weights.interpolation import loss_along
 from sdft.measure.weights.shift import module_measures
 from sdft.model import load
 from sdft.model.io.adapters import load_adapter
-from sdft.model.io.saving import save_checkpoint
+from sdft.model.io.checkpoints import save_checkpoint
 from sdft.model.lora import adapter_off
 from sdft.objectives.fisher import fisher
 from sdft.tasks import general_suite, instruction_suite, load_task
@@ -63,7 +66,8 @@ def tuned(model, data, tmp_path_factory):
 def measured(model, capsys, tmp_path, monkeypatch):
     """Run `sdft measure` on short suites, in a folder of its own; return what it printed."""
     for name, suite in (("general_suite", general_suite()), ("instruction_suite", instruction_suite())):
-        monkeypatch.setattr(f"sdft.tasks.{name}", lambda suite=short(suite): suite)
+        for module in (sdft.tasks, sdft.experiment.context):
+            monkeypatch.setattr(module, name, partial(short, suite))
 
     def run(what, *more):
         capsys.readouterr()
@@ -144,7 +148,7 @@ def test_measures_of_weights_and_targets_are_those_of_the_functions(model, tuned
 def test_another_suite_s_prompts(model, tuned, measured, tmp_path, monkeypatch, method):
     task = load_task("passages", test_records=ITEMS)
     task = replace(task, suites=[short(task.suites[0])])
-    monkeypatch.setattr("sdft.tasks.load_task", lambda *_: task)
+    monkeypatch.setattr("sdft.experiment.settings.load_task", lambda *_: task)
     pair = direct(model, tuned, method, tmp_path, task.suites[0])
     found = measured("drift", OPTION[method], tuned[method], "--suite=passages")
     assert found["reverse"] == close(reverse_drift(pair.model, pair.own, pair.base))
@@ -201,14 +205,14 @@ def test_what_cannot_be_set_against_each_other_is_refused(model, tuned, tmp_path
     (renamed / "tokenizer.json").write_text(spec.replace('"A": 65', '"A": 66').replace('"B": 66', '"B": 65'))
     full, lora = tuned["full"], tuned["lora"]
     for arguments, message in (
-        (["drift"], "measure drift needs an adapter or a whole tuned model to compare with the base model; name one with "),
+        (["drift"], "measure drift needs an adapter or a whole tuned model to compare with the base model; name one "),
         (["texts", "--adapter", lora, "--tuned", full], "takes one tuned model; got both --adapter and --tuned"),
         (["gap", "--adapter", lora, "--tuned", full], "takes one tuned model; got both"),
         (["weights", model, full, "--tuned", full], "measure weights takes its folders alone; leave --tuned out"),
         (["shift", "--tuned", lora], "expected a whole model, found an adapter; name it with --adapter"),
         (["shift", "--adapter", full], "expected an adapter with adapter_config.json"),
         (["drift", "--tuned", bent], "but model.layers.0.mlp.down_proj.weight is (32, 40) here and (32, 48) there"),
-        (["texts", "--tuned", renamed], "but token 65 is 'B' here and 'A' there; name its own seed with --model"),
+        (["texts", "--tuned", renamed], "but token 65 is 'B' here and 'A' there; name its own base model with --model"),
         (["drift", "--tuned", full, "--suite=passage"], "--suite: expected one of general, instructions, passages, got "
                                                         "'passage' (did you mean passages?)"),
         (["drift", "--tuned", full, "--suite=instructions", "--instruction_items=0"], "expected prompts, got none"),
@@ -229,7 +233,8 @@ def test_a_seed_that_says_nothing_is_told(model, tuned, tmp_path, capsys, monkey
     monkeypatch.setattr("sdft.measure.abilities.evaluate", nothing)
     assert main(["measure", "activations", "--model", str(model), "--tuned", str(tuned["full"]), "--general_items=2",
                  "--out", str(tmp_path)]) == 1
-    assert "suite general: expected answers of the seed to measure on, but all 2 are empty" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "suite general: expected answers of the base model to measure on, but all 2 are empty" in error
 
 
 def test_two_tunings_of_a_seed_are_set_against_each_other(model, tuned, tmp_path, capsys):
@@ -239,7 +244,8 @@ def test_two_tunings_of_a_seed_are_set_against_each_other(model, tuned, tmp_path
     assert main(["measure", "between", *map(str, (model, tuned["full"], merged)), "--spectra=q_proj"]) == 0
     found = json.loads(capsys.readouterr().out)
     seed, *others = (load_file(folder / "model.safetensors") for folder in (model, tuned["full"], merged))
-    one, two = (torch.cat([(other[name].double() - seed[name].double()).flatten() for name in seed]) for other in others)
+    one, two = (torch.cat([(other[name].double() - seed[name].double()).flatten() for name in seed])
+                for other in others)
     assert found["cosine"] == pytest.approx((one @ two / (one.norm() * two.norm())).item(), rel=1e-9)
     assert 0 < found["cosine"] < 1 and found["left_cosine"] > 0
     assert main(["measure", "between", str(model), str(merged)]) == 1
