@@ -8,10 +8,10 @@ Start reading at run.py; sdft/cli.py dispatches.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sdft.errors import SdftError
 from sdft.experiment.settings import SECTIONS, Config, kind_of, load_chosen, make_config
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sdft.tasks import Task
     from sdft.tokenizers.tokenizer import Tokenizer
 
+Execute = Callable[[argparse.Namespace], None]
 METAVARS = {int: "N", float: "X", bool: "true|false", str: "TEXT", tuple: "A,B,…", dict: "OURS=THEIRS,…"}
 
 
@@ -32,7 +33,7 @@ def add_settings(parser: argparse.ArgumentParser, sections: Mapping[str, tuple[s
         for setting in fields(SECTIONS[section]):
             if names and setting.name not in names:
                 continue
-            kind, default = kind_of(section, setting.name), setting.default
+            kind, default = kind_of(section, setting.name), cast(Any, setting.default)
             shown = ",".join(default) if kind is tuple else str(default).lower() if kind is bool else default
             text = setting.metadata["help"] + ("" if default is None else f" (default: {shown})")
             optional: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}

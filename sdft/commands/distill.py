@@ -4,14 +4,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from sdft.commands import add_settings, load_with_adapter, settings, task_of
+from sdft.commands import Execute, add_settings, load_with_adapter, settings, task_of
 from sdft.experiment.settings import of_task, with_task
 
 
-def distill(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+def distill(parser: argparse.ArgumentParser) -> Execute:
     """Write rewrites.jsonl and distilled.jsonl, which `sdft train` reads, to a folder; print the audit as JSON."""
     parser.add_argument("--out", required=True, metavar="DIR", help="Folder for rewrites.jsonl and distilled.jsonl.")
     add_settings(parser, {"model": (), "task": (), "distill": (), "generate": (), "train": ("seed",)})

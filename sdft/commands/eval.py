@@ -3,14 +3,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 
-from sdft.commands import add_settings, load_with_adapter, settings, task_of
+from sdft.commands import Execute, add_settings, load_with_adapter, settings, task_of
 from sdft.errors import SdftError, nearest
 
 
-def eval(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+def eval(parser: argparse.ArgumentParser) -> Execute:
     """Write every answer with its score to <out>/<suite>.jsonl; print one JSON line per suite."""
     parser.add_argument("--adapter", metavar="DIR", help="Adapter to load onto the model.")
     parser.add_argument("--suite", action="append", metavar="NAME",

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdft.commands import add_settings, existing, load_with_adapter, settings, task_of
+from sdft.commands import Execute, add_settings, existing, load_with_adapter, settings, task_of
 from sdft.commands.train import training_data
 from sdft.errors import SdftError, nearest
 from sdft.experiment.settings import Config
@@ -44,7 +44,7 @@ weights: the change from checkpoint folder A to B, module by module;
 between: two checkpoints B and C, both tuned from A, compared."""
 
 
-def measure(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+def measure(parser: argparse.ArgumentParser) -> Execute:
     """Print one measure as JSON."""
     parser.add_argument("what", choices=MEASURES, help=HELP)
     parser.add_argument("folders", nargs="*", metavar="A B", help="Folders of adapters, weights and between.")
@@ -287,7 +287,7 @@ def _weights(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
 
 def _between(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
     from sdft.measure.weights.compare import compare_changes
-    from sdft.model.io.loading import open_checkpoint
+    from sdft.model.io.checkpoints import open_checkpoint
 
     with ExitStack() as stack:
         base, first, second = (stack.enter_context(open_checkpoint(folder)) for folder in _checkpoints(options))

@@ -4,12 +4,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from sdft.commands import add_settings, load_with_adapter, settings
-
-Execute = Callable[[argparse.Namespace], None]
+from sdft.commands import Execute, add_settings, load_with_adapter, settings
 
 
 def fetch(parser: argparse.ArgumentParser) -> Execute:
@@ -32,7 +29,7 @@ def merge(parser: argparse.ArgumentParser) -> Execute:
 
     def execute(options: argparse.Namespace) -> None:
         config, _ = settings(options)
-        from sdft.model.io.saving import save_checkpoint
+        from sdft.model.io.checkpoints import save_checkpoint
         from sdft.model.lora import merge as merge_adapter
 
         model, tokenizer = load_with_adapter(config, options.adapter)

@@ -3,11 +3,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sdft.commands import add_settings, settings, task_of
+from sdft.commands import Execute, add_settings, settings, task_of
 from sdft.errors import SdftError
 from sdft.experiment.settings import SECTIONS, Config, with_task
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 GFLOPS = "Rate of the machine's matrix products in GFLOP/s, for {}; the default is measured here."
 
 
-def plan(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+def plan(parser: argparse.ArgumentParser) -> Execute:
     """Print memory by group of tensors, tokens, operations and time."""
     parser.add_argument("--gflops", type=float, metavar="X", help=GFLOPS.format("the time"))
     parser.add_argument("--memory", type=float, metavar="GB", help="Memory of the machine or its GPU: print what fits.")
@@ -56,7 +55,7 @@ def _measured(dtype: str, device: str) -> float | None:
     import torch
 
     from sdft.experiment.plan import matmul_peak
-    from sdft.model.io.loading import as_dtype
+    from sdft.model.io.checkpoints import as_dtype
 
     try:
         return matmul_peak(as_dtype(dtype, device), device) / 1e9

@@ -3,10 +3,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sdft.commands import add_settings, records_of, settings
+from sdft.commands import Execute, add_settings, records_of, settings
 from sdft.errors import SdftError
 from sdft.experiment.settings import Config
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from sdft.data.records import Record
 
 
-def prompt(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+def prompt(parser: argparse.ArgumentParser) -> Execute:
     """Print the tokens of a prompt or of a record, with the target tokens marked."""
     parser.add_argument("instruction", nargs="?", metavar="TEXT",
                         help="User turn (default: the first record of the task).")

@@ -2,13 +2,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from sdft.commands import add_settings, existing, settings
+from sdft.commands import Execute, add_settings, existing, settings
 from sdft.experiment.settings import SECTIONS
-
-Execute = Callable[[argparse.Namespace], None]
 
 
 def run(parser: argparse.ArgumentParser) -> Execute:

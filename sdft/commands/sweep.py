@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdft.commands import Execute
 from sdft.commands.plan import GFLOPS, check_rate, rate
 from sdft.errors import SdftError
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from sdft.studies.specification import PlannedRun, Study
 
 
-def sweep(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+def sweep(parser: argparse.ArgumentParser) -> Execute:
     """Print the runs and their estimated time, make those that are not finished, and write the page."""
     parser.add_argument("study", metavar="STUDY.toml", help="Study file; benchmarks/studies has examples.")
     parser.add_argument("--out", metavar="DIR", help="Folder of the study; the default is runs/STUDY.")

@@ -4,20 +4,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from sdft.commands import add_settings, load_with_adapter, settings
+from sdft.commands import Execute, add_settings, load_with_adapter, settings
 from sdft.errors import SdftError
 
 if TYPE_CHECKING:
     from sdft.generation import Output, Sampling
     from sdft.model.llama import Llama
     from sdft.tokenizers.tokenizer import Tokenizer
-
-Execute = Callable[[argparse.Namespace], None]
 
 
 def generate(parser: argparse.ArgumentParser) -> Execute:

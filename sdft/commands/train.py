@@ -4,11 +4,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdft.commands import add_settings, load_with_adapter, records_of, settings, task_of
+from sdft.commands import Execute, add_settings, load_with_adapter, records_of, settings, task_of
 from sdft.errors import SdftError
 from sdft.experiment.settings import Config, of_task, with_task
 
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from sdft.data.records import Record
 
 
-def train(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], None]:
+def train(parser: argparse.ArgumentParser) -> Execute:
     """Write the adapter (or, with --method full, the model), log.jsonl and state.safetensors to a folder."""
     parser.add_argument("--out", required=True, metavar="DIR", help="Folder for the adapter, its log and its state.")
     add_settings(parser, {"model": (), "task": (), "train": (), "eval": ("train_template",)})

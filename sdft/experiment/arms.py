@@ -30,7 +30,7 @@ from sdft.experiment.context import Context
 from sdft.experiment.onpolicy import demonstrations, student_samples
 from sdft.model.batches import trainable
 from sdft.model.io.adapters import save_adapter
-from sdft.model.io.saving import save_checkpoint
+from sdft.model.io.checkpoints import save_checkpoint
 from sdft.model.llama import Llama
 from sdft.model.lora import lora_layers
 from sdft.objectives import ObjectiveInputs, check_objective

@@ -26,7 +26,7 @@ from sdft.measure.abilities import against, evaluate, summarise
 from sdft.measure.outputs.drift import BaseView, base_answers, base_view
 from sdft.measure.outputs.texts import compare_texts
 from sdft.model.batches import fingerprint as examples_fingerprint
-from sdft.model.io.fingerprint import fingerprint
+from sdft.model.io.checkpoints import fingerprint
 from sdft.model.llama import Llama
 from sdft.model.lora import adapter_off, match_targets, remove_lora
 from sdft.objectives.fisher import fisher, linear_layers

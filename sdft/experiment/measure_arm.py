@@ -25,7 +25,7 @@ from sdft.measure.weights.compare import adapter_in, compare_adapters, compare_c
 from sdft.measure.weights.fisher import fisher_shift
 from sdft.measure.weights.interpolation import loss_along
 from sdft.measure.weights.shift import module_measures, spread_out
-from sdft.model.io.loading import open_checkpoint
+from sdft.model.io.checkpoints import open_checkpoint
 from sdft.model.llama import Llama
 from sdft.results import AdapterComparison, ArmMeasures, MeasuredArm
 

@@ -30,9 +30,9 @@ from sdft.kernels.linear_cross_entropy import CACHED, ROWS
 from sdft.model import tokenizer_at
 from sdft.model.batches import STEP, may_share, trainable
 from sdft.model.config import LlamaConfig
+from sdft.model.io.checkpoints import as_device, as_dtype, load_config
 from sdft.model.io.fetch import resolve
 from sdft.model.io.gguf import GGUF, gguf_config
-from sdft.model.io.loading import as_device, as_dtype, load_config
 from sdft.model.llama import Llama
 from sdft.model.lora import match_targets
 from sdft.tasks import Task

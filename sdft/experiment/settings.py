@@ -156,7 +156,7 @@ def of_task(config: Config) -> dict[str, Any]:
 
 def with_machine(config: Config) -> Config:
     """The settings with those that the machine decides: the dtype, and absolute paths, valid from any folder."""
-    from sdft.model.io.loading import as_dtype
+    from sdft.model.io.checkpoints import as_dtype
 
     name, data = config.model.model, config.task.data
     model, dtype = Path(name).expanduser(), as_dtype(config.model.dtype, config.model.device)
@@ -184,7 +184,7 @@ def parse(section: str, name: str, value: Any, where: str = "") -> Any:
     """The value of one setting, from a TOML value or from the command line's text (SdftError for a wrong type)."""
     kind = kind_of(section, name)
     try:
-        return _PARSERS[kind](value)
+        return _convert(kind, value)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SdftError(f"{where}{section}.{name}: expected {_EXPECTED[kind]}, got {value!r}") from error
 
@@ -197,39 +197,21 @@ def kind_of(section: str, name: str) -> type:
     return typing.get_origin(kind) or kind
 
 
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+def _convert(kind: type, value: Any) -> Any:
+    if kind is bool:
+        words = {"true": True, "1": True, "false": False, "0": False}
+        return value if isinstance(value, bool) else words[value.lower()]
+    if kind is tuple:
+        return tuple(_convert(str, part.strip()) for part in (value.split(",") if isinstance(value, str) else value))
+    if kind is dict:
+        pairs = dict(part.split("=", 1) for part in value.split(",")) if isinstance(value, str) else dict(value)
+        return {_convert(str, ours.strip()): _convert(str, theirs.strip()) for ours, theirs in pairs.items()}
+    fits = {int: isinstance(value, (int, str)), float: True, str: isinstance(value, str) and value}
+    if isinstance(value, bool) or not fits[kind]:
         raise ValueError
-    return int(value)
+    return kind(value)
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError
-    return float(value)
-
-
-def _truth(value: Any) -> bool:
-    return value if isinstance(value, bool) else {"true": True, "1": True, "false": False, "0": False}[value.lower()]
-
-
-def _string(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError
-    return value
-
-
-def _list(value: Any) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    return tuple(_string(part.strip()) for part in parts)
-
-
-def _pairs(value: Any) -> dict[str, str]:
-    pairs = dict(part.split("=", 1) for part in value.split(",")) if isinstance(value, str) else dict(value)
-    return {_string(ours.strip()): _string(theirs.strip()) for ours, theirs in pairs.items()}
-
-
-_PARSERS = {int: _whole, float: _number, bool: _truth, str: _string, tuple: _list, dict: _pairs}
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
              tuple: "names, separated by commas", dict: "OURS=THEIRS,… pairs"}
 
