@@ -6,7 +6,7 @@ from pathlib import Path
 from tiny import tiny_llama
 from tiny_chat import VOCABULARY, byte_tokenizer
 
-from sdft.model.io.saving import save_checkpoint
+from sdft.model.io.checkpoints import save_checkpoint
 
 ARMS = ("base", "sft", "sdft")
 

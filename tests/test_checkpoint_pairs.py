@@ -11,8 +11,7 @@ from tiny import tiny_llama
 from sdft.errors import SdftError
 from sdft.measure.weights.compare import compare_adapters, compare_changes, weights_of
 from sdft.measure.weights.spectrum import Factors
-from sdft.model.io.loading import open_checkpoint
-from sdft.model.io.saving import save_checkpoint
+from sdft.model.io.checkpoints import open_checkpoint, save_checkpoint
 from sdft.model.lora import lora_layers, merge, remove_lora
 
 

@@ -25,7 +25,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(model, tmp_path_factory):
-    from sdft.model.io.loading import load_model
+    from sdft.model.io.checkpoints import load_model
 
     folder, tuned = tmp_path_factory.mktemp("adapter"), load_model(model, "float32")
     add_lora(tuned, rank=2)

@@ -66,7 +66,7 @@ def test_paths_hold_from_any_working_directory(tmp_path, monkeypatch):
 
 
 def test_a_run_is_written_down_with_the_dtype_that_it_computes_in(monkeypatch):
-    monkeypatch.setattr("sdft.model.io.loading.multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr("sdft.model.io.checkpoints.multiplies_bfloat16", lambda: False)
     assert with_machine(make_config()[0]).model.dtype == "float32"
     assert with_machine(make_config(None, {"dtype": "bfloat16"})[0]).model.dtype == "bfloat16"
 

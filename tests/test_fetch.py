@@ -39,7 +39,7 @@ def test_a_download_with_another_hash_is_refused_and_leaves_nothing(tmp_path, mo
 
 
 def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "EMBEDDED", {"none": room.Wheel("no-such-project-of-that-name==9", "", "")})
+    monkeypatch.setattr(room, "EMBEDDED", {"none": ("no-such-project-of-that-name==9", "")})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(SdftError, match="cannot download no-such-project-of-that-name==9: ERROR"):
         fetch("none", tmp_path)

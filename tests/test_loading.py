@@ -7,8 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, copy_of, hf_model, tiny_llama
 
 from sdft.errors import SdftError
-from sdft.model.io.loading import as_dtype, load_model
-from sdft.model.io.saving import save_checkpoint
+from sdft.model.io.checkpoints import as_dtype, load_model, save_checkpoint
 from sdft.model.lora import add_lora, lora_layers, merge
 
 TOKENS = torch.arange(3, 23)[None]
@@ -124,7 +123,7 @@ def test_damaged_folders_are_one_line(folder):
 @pytest.mark.parametrize(("knows", "device", "dtype"), [(True, "cpu", torch.bfloat16), (False, "cpu", torch.float32),
                                                        (False, "cuda", torch.bfloat16)])
 def test_auto_is_bfloat16_where_the_processor_multiplies_in_it(monkeypatch, knows, device, dtype):
-    monkeypatch.setattr("sdft.model.io.loading.multiplies_bfloat16", lambda: knows)
+    monkeypatch.setattr("sdft.model.io.checkpoints.multiplies_bfloat16", lambda: knows)
     assert as_dtype("auto", device) == dtype and as_dtype("float16", device) == torch.float16
 
 

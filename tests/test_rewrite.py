@@ -20,7 +20,7 @@ from sdft.distill import rewrite
 from sdft.distill.rewriting import distill_prompt, shuffle_references
 from sdft.errors import SdftError
 from sdft.generation import Sampling
-from sdft.model.io.fingerprint import fingerprint
+from sdft.model.io.checkpoints import fingerprint
 from sdft.model.lora import adapter_off, add_lora
 
 SAMPLED = Sampling(max_new_tokens=12, temperature=1.0, seed=5)

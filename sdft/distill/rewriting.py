@@ -23,7 +23,7 @@ from sdft.data.templates import Template, get_template
 from sdft.distill.resume import fitting, resume
 from sdft.errors import SdftError
 from sdft.generation import Request, Sampling, stream
-from sdft.model.io.fingerprint import fingerprint
+from sdft.model.io.checkpoints import fingerprint
 from sdft.model.llama import Llama
 from sdft.progress import progress
 from sdft.tokenizers.tokenizer import Tokenizer

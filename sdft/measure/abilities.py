@@ -19,7 +19,7 @@ from sdft.distill.resume import fitting, resume
 from sdft.errors import SdftError
 from sdft.generation import Request, Sampling, stream
 from sdft.measure.statistics import bootstrap_mean, holm, mcnemar, paired_difference, sign_flip
-from sdft.model.io.fingerprint import fingerprint
+from sdft.model.io.checkpoints import fingerprint
 from sdft.model.llama import Llama
 from sdft.progress import progress
 from sdft.results import AnswerLine, ArmMeasures, Comparison, SuiteResult, comparisons

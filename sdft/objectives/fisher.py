@@ -30,7 +30,7 @@ from sdft.files import read_tensors, save_tensors
 from sdft.kernels.divergence import ROWS
 from sdft.kernels.linear_cross_entropy import linear_cross_entropy
 from sdft.model.batches import fingerprint, pack, trainable
-from sdft.model.io.fingerprint import fingerprint as model_fingerprint
+from sdft.model.io.checkpoints import fingerprint as model_fingerprint
 from sdft.model.llama import Llama
 from sdft.model.lora import adapter_off, lora_layers
 from sdft.progress import progress

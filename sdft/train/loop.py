@@ -27,7 +27,7 @@ from sdft.data.chat import Example
 from sdft.errors import Interrupted, SdftError
 from sdft.files import Journal
 from sdft.model.batches import Batch, fingerprint, may_share, pack_within, trainable
-from sdft.model.io.fingerprint import fingerprint as model_fingerprint
+from sdft.model.io.checkpoints import fingerprint as model_fingerprint
 from sdft.model.llama import Llama
 from sdft.objectives import (
     HiddenStates,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdft.model.io.adapters import save_adapter
-from sdft.model.io.saving import save_checkpoint
+from sdft.model.io.checkpoints import save_checkpoint
 from sdft.model.llama import Llama
 from sdft.model.lora import add_lora, lora_layers, squared_shift
 from sdft.tokenizers.tokenizer import Tokenizer

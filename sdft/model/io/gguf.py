@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sdft.errors import SdftError
 from sdft.model.config import LlamaConfig
-from sdft.model.io.loading import build
+from sdft.model.io.checkpoints import build
 from sdft.model.llama import Llama, rope_frequencies
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}

@@ -1,9 +1,12 @@
-"""Load a Hugging Face folder: config.json, and safetensors in one file or sharded.
+"""Models as Hugging Face folders: config.json, and safetensors in one file or sharded; and a hash of a model in memory.
 
-Each tensor is read and cast straight into the model, so that the peak memory is the model and one tensor.
+When a model is loaded, each tensor is read and cast straight into it: the peak memory is the model and one tensor.
+transformers reads the folders that we save.
 """
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,12 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from sdft.errors import SdftError
-from sdft.files import read_json
+from sdft.files import read_json, save_tensors, write_json
 from sdft.model.config import LlamaConfig
 from sdft.model.llama import Llama
+from sdft.model.lora import lora_layers
+from sdft.tokenizers.tokenizer import Tokenizer
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SAMPLES = 64          # numbers of every weight that `fingerprint` reads
 
 
 def load_config(folder: Path) -> LlamaConfig:
@@ -54,7 +60,13 @@ def build(config: LlamaConfig, names: Collection[str], read: Callable[[str], Ten
     with torch.device("meta"):
         model = Llama(config)
     shapes = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-    _check_names(shapes, names, config, where, config_name)
+    missing = [name for name in shapes if name not in names]
+    if missing:
+        raise SdftError(f"{where}: {len(missing)} tensors that {config_name} asks for are missing, first {missing[0]}")
+    extra = [name for name in names if name not in shapes and not name.endswith("rotary_emb.inv_freq")
+             and not (name == "lm_head.weight" and config.tie_word_embeddings)]
+    if extra:
+        raise SdftError(f"{where}: {len(extra)} tensors have no place in the model of {config_name}, first {extra[0]}")
     for name, shape in shapes.items():
         stored = read(name)
         if tuple(stored.shape) != shape:
@@ -144,12 +156,39 @@ def _open_tensors(path: Path) -> Iterator:
                         "truncated: copy or download it again") from error
 
 
-def _check_names(parameters: Collection[str], names: Collection[str], config: LlamaConfig, where: str,
-                 config_name: str) -> None:
-    missing = [name for name in parameters if name not in names]
-    if missing:
-        raise SdftError(f"{where}: {len(missing)} tensors that {config_name} asks for are missing, first {missing[0]}")
-    extra = [name for name in names if name not in parameters and not name.endswith("rotary_emb.inv_freq")
-             and not (name == "lm_head.weight" and config.tie_word_embeddings)]
-    if extra:
-        raise SdftError(f"{where}: {len(extra)} tensors have no place in the model of {config_name}, first {extra[0]}")
+def save_checkpoint(model: Llama, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Write model.safetensors, config.json and the tokenizer's files to `folder`, each atomically.
+
+    A merged adapter is saved as part of the weights. Raises SdftError for an adapter that is not merged.
+    """
+    layers = lora_layers(model)
+    if any(layer.unmerged is None for layer in layers.values()):
+        raise SdftError("the adapter is not part of the weights yet: merge(model) first, or save it with save_adapter")
+    factors = {f"{name}.{factor}" for name in layers for factor in ("lora_A", "lora_B")}
+    weights = {name: weight for name, weight in model.named_parameters() if name not in factors}
+    folder = Path(folder)
+    save_tensors(folder / SINGLE, weights, {"format": "pt"})
+    if tokenizer is not None:
+        tokenizer.save(folder)
+    dtype = str(model.dtype).removeprefix("torch.")
+    write_json(folder / "config.json", model.config.to_hf() | {"dtype": dtype, "torch_dtype": dtype})
+
+
+@torch.no_grad()
+def fingerprint(model: Llama) -> str:
+    """Return 16 hex digits for configuration, dtypes and weights, including an adapter that is on.
+
+    It reads about 64 numbers of every weight, so that it is fast enough for every stage. It tells different models
+    apart, but not copies of a model that differ in a few single weights.
+    """
+    adapters = lora_layers(model)
+    off = tuple(f"{name}.lora_" for name, layer in adapters.items() if not layer.enabled)
+    scales = {name: layer.scale for name, layer in adapters.items() if layer.enabled}
+    digest = hashlib.sha256(json.dumps([model.config.to_hf(), scales], sort_keys=True, default=str).encode())
+    for name, weight in model.named_parameters():
+        if name.startswith(off):
+            continue
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, len(flat) // SAMPLES)].double().cpu()
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
