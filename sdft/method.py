@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sdft.data.examples import training_example
+from sdft.data.chat import training_example
 from sdft.data.records import Record
 from sdft.data.templates import get_template
 from sdft.distill.filters import Check, Limits, accept, choose

@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 from tiny_chat import byte_tokenizer
 
-from sdft.data.examples import training_example
+from sdft.data.chat import training_example
 from sdft.data.records import Record, read_records
 from sdft.data.templates import get_template
 from sdft.distill import Distilled, Limits, Rewrite, choose, read_distilled, write_distilled

@@ -263,7 +263,7 @@ def _interpolation(config: Config, options: argparse.Namespace) -> list[Any]:
 
 def _targets(options: argparse.Namespace) -> tuple[Pair, list[Example]]:
     """The models, and the records of --data as training examples."""
-    from sdft.data.examples import training_example
+    from sdft.data.chat import training_example
     from sdft.data.templates import get_template
 
     config, records = training_data(*settings(options))

@@ -22,7 +22,7 @@ def train(parser: argparse.ArgumentParser) -> Execute:
 
     def execute(options: argparse.Namespace) -> None:
         config, given = settings(options)
-        from sdft.data.examples import training_example
+        from sdft.data.chat import training_example
         from sdft.data.templates import get_template
         from sdft.files import locked
         from sdft.train import train as train_model

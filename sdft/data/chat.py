@@ -14,7 +14,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sdft.data.templates import Message
+from sdft.data.records import Record
+from sdft.data.templates import Message, Template
 from sdft.errors import SdftError, nearest
 from sdft.tokenizers.tokenizer import Tokenizer
 
@@ -213,6 +214,12 @@ def encode_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str = 
     return Example(id, tokens[:end], mask[:end])
 
 
+def training_example(tokenizer: Tokenizer, record: Record, template: Template, chat: str | None = None) -> Example:
+    """Encode a record as an example whose targets are its response; earlier assistant turns are targets too."""
+    answer = {"role": "assistant", "content": record.response}
+    return encode_example(tokenizer, [*template.messages(record), answer], record.id, chat)
+
+
 def _encode(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> Iterator[tuple[list[int], bool]]:
     """Yield (ids, whether they are targets) piece by piece; one BOS comes first if the model expects one.
 
@@ -229,13 +236,10 @@ def _encode(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> Iterator[tuple[lis
             before, ids_before = "", []
             continue
         ids = tokenizer.encode(before + piece)
-        if ids[: len(ids_before)] == ids_before:
-            yield ids[len(ids_before) :], target
-            before, ids_before = before + piece, ids
-        else:
-            ids = tokenizer.encode(piece)
-            yield ids, target
-            before, ids_before = piece, ids
+        if ids[: len(ids_before)] != ids_before:
+            before, ids_before, ids = "", [], tokenizer.encode(piece)
+        yield ids[len(ids_before) :], target
+        before, ids_before = before + piece, ids
 
 
 def _runs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> Iterator[tuple[str | int, bool]]:
@@ -259,11 +263,7 @@ def _runs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> Iterator[tuple[str |
 
 def _control(tokenizer: Tokenizer, piece: Piece) -> int | None:
     """The id of a control token; None if this tokenizer writes the mark as plain text."""
-    if piece.text == BOS:
-        return tokenizer.bos_id
-    if piece.text == EOS:
-        return tokenizer.eos_id
-    return tokenizer.special.get(piece.text)
+    return {**tokenizer.special, BOS: tokenizer.bos_id, EOS: tokenizer.eos_id}.get(piece.text)
 
 
 def common_prefix(documents: Sequence[list[int]]) -> int:

@@ -83,11 +83,6 @@ def read_records(path: Path | str, columns: Mapping[str, str] | None = None,
     return list(records.values())
 
 
-def content_id(*parts: Any) -> str:
-    """A hash of the content, 16 hex digits."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, row): the place for messages, "file, line 3" or "file, record 3", and the row's columns."""
     kind = (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
@@ -97,7 +92,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if kind == ".csv":
         yield from _csv_rows(path, text)
         return
-    if kind == ".json" and not _is_json_lines(text):
+    first = text.lstrip().partition("\n")[0].rstrip()       # of a .json file with one object per line: an object
+    if kind == ".json" and first and not (first[0] == "{" and first[-1] == "}"):
         value = _parse(path, text, 0)
         rows: Iterator = ((f"{path}, record {number}", row)
                           for number, row in enumerate(value if isinstance(value, list) else [value], 1))
@@ -108,12 +104,6 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise SdftError(f"{where}: expected an object with named columns, found {type(row).__name__}")
         yield where, row
-
-
-def _is_json_lines(text: str) -> bool:
-    """Whether a .json file holds one object per line, as some do: its first line is a complete object."""
-    first = text.lstrip().partition("\n")[0].rstrip()
-    return not first or first[0] == "{" and first[-1] == "}"
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -182,13 +172,14 @@ def _record(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> t
     if not instruction.strip():
         raise SdftError(f"{where}: the instruction is empty; fill it or remove the record")
     try:
-        hashed = content_id(system, history, instruction, response)
+        content = json.dumps((system, history, instruction, response), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise SdftError(f"{where}: {error.object[error.start]!a} is half a character (a surrogate without its other "
                         "half); correct or remove the record") from error
     id = _value(row, names["id"])
     own_id = isinstance(id, (str, int)) and str(id) != ""
     extra = {name: row[name] for name in row if name not in used}
+    hashed = hashlib.sha256(content).hexdigest()[:16]
     return Record(str(id) if own_id else hashed, instruction, response, system, history, extra), own_id
 
 

@@ -25,22 +25,15 @@ def show(tokenizer: Tokenizer, example: Example, colour: bool = False, lines: bo
     codes = [TARGET[index % 2] if mask else CONTROL if token in tokenizer.special_ids else OTHER[index % 2]
              for index, (token, mask) in enumerate(zip(example.tokens, example.mask, strict=True))]
     if lines:
-        text = "\n".join(_lines(example, pieces, codes if colour else None))
-    elif colour:
-        text = "".join(f"{code}{piece}{OFF}" for code, piece in zip(codes, pieces, strict=True))
-    else:
-        text = _plain(example, pieces)
+        pieces = [f"{index:>5}  {token:>6}  {'target' if mask else '  ·   '}  {piece}" for index, (token, mask, piece)
+                  in enumerate(zip(example.tokens, example.mask, pieces, strict=True))]
+    if colour:
+        pieces = [f"{code}{piece}{OFF}" for code, piece in zip(codes, pieces, strict=True)]
+    text = ("\n".join(["index      id  loss    token", *pieces]) if lines else
+            "".join(pieces) if colour else _plain(example, pieces))
     legend = f"{TARGET[0]}target{OFF}  {CONTROL}control token{OFF}" if colour else "⟦target⟧  │ border of tokens"
     count = f"{len(example.tokens)} tokens, {sum(example.mask)} of them targets"
     return f"{text}\n\n{count}" + (f"    {legend}" if colour or not lines else "")
-
-
-def _lines(example: Example, pieces: list[str], codes: list[str] | None) -> list[str]:
-    lines = ["index      id  loss    token"]
-    for index, (token, mask, piece) in enumerate(zip(example.tokens, example.mask, pieces, strict=True)):
-        line = f"{index:>5}  {token:>6}  {'target' if mask else '  ·   '}  {piece}"
-        lines.append(f"{codes[index]}{line}{OFF}" if codes else line)
-    return lines
 
 
 def _printable(text: str, keep: str) -> str:

@@ -62,9 +62,9 @@ class Template:
 _INSTRUCTION = "\n\n### Instruction:\n{instruction}"
 _REFERENCE = "\n\n### Reference Answer:\n{reference}"
 _RESPONSE = "\n\n### Response:\n"
+_PARTS = _INSTRUCTION + _REFERENCE + _RESPONSE
 _BOTH = "Below are an instruction that describes a task along with a reference answer. "
-_USING = (_BOTH + "Using the reference answer as a guide, write your own response." + _INSTRUCTION + _REFERENCE
-          + _RESPONSE)
+_USING = _BOTH + "Using the reference answer as a guide, write your own response." + _PARTS
 _STEPS = "Great! Let's think step by step. "
 _MATH = "You are an expert in math. Below is a math question. Write a response that appropriately answers the question."
 
@@ -73,20 +73,15 @@ TEMPLATES = {template.name: template for template in (
     Template("alpaca", "Below is an instruction that describes a task. Write a response that appropriately completes "
              "the request." + _INSTRUCTION + _RESPONSE),
     Template("using", _USING),
-    Template("refer", _BOTH + "Refer to the reference answer and write your own response."
-             + _INSTRUCTION + _REFERENCE + _RESPONSE),
+    Template("refer", _BOTH + "Refer to the reference answer and write your own response." + _PARTS),
     Template("gsm8k", "{instruction}", system=_MATH),
     Template("gsm8k_distill", "{instruction}\n\n{reference}",
              system="You are an expert in math. Below are a math question and its reference answer. Refer to the "
-             "reference answer and write a response that appropriately answers the question.",
-             prefix=_STEPS),
-    Template("gsm8k_infer", "{instruction}",
-             system=_MATH + " Your final answer should be an integer at the end of your response, formatted as: "
-             "The answer is {answer}."),
-    Template("copy", _BOTH + "Write the reference answer as your response, word for word."
-             + _INSTRUCTION + _REFERENCE + _RESPONSE),
-    Template("paraphrase", _BOTH + "Say what the reference answer says in your own words."
-             + _INSTRUCTION + _REFERENCE + _RESPONSE),
+             "reference answer and write a response that appropriately answers the question.", prefix=_STEPS),
+    Template("gsm8k_infer", "{instruction}", system=_MATH + " Your final answer should be an integer at the end of "
+             "your response, formatted as: The answer is {answer}."),
+    Template("copy", _BOTH + "Write the reference answer as your response, word for word." + _PARTS),
+    Template("paraphrase", _BOTH + "Say what the reference answer says in your own words." + _PARTS),
     Template("solve_then_check", "Below is an instruction that describes a task." + _INSTRUCTION + "\n\nFirst solve "
              "the task by yourself. Then check your solution against the reference answer below, and write a response "
              "that appropriately completes the request." + _REFERENCE + _RESPONSE),

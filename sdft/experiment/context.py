@@ -12,8 +12,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
-from sdft.data.chat import Example
-from sdft.data.examples import training_example
+from sdft.data.chat import Example, training_example
 from sdft.data.records import Record
 from sdft.data.templates import get_template
 from sdft.distill import Distilled, Limits

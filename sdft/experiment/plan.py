@@ -16,7 +16,7 @@ from typing import NotRequired, TypedDict
 
 import torch
 
-from sdft.data.examples import training_example
+from sdft.data.chat import training_example
 from sdft.data.templates import get_template
 from sdft.distill.rewriting import distill_prompt
 from sdft.experiment.settings import Config

@@ -24,8 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdft.data.chat import Example
-from sdft.data.examples import training_example
+from sdft.data.chat import Example, training_example
 from sdft.data.records import Record
 from sdft.data.templates import get_template
 from sdft.kernels.divergence import few_at_a_time, label_nll
