@@ -53,40 +53,10 @@ def _plain(text: str) -> str:
     return " ".join(text.replace("’", "'").replace("“", '"').replace("”", '"').split()).casefold()
 
 
-def lower_case(response: str) -> bool:
-    """The response has letters, none of them a capital."""
-    return response == response.lower() and any(c.isalpha() for c in response)
-
-
-def upper_case(response: str) -> bool:
-    """The response has letters, all of them capitals."""
-    return response == response.upper() and any(c.isalpha() for c in response)
-
-
-def bullets(response: str, count: int) -> bool:
-    """Exactly `count` lines begin with a bullet: "-", "*" or "•"."""
-    return len(re.findall(r"^[ \t]*[-*•][ \t]+\S", response, re.MULTILINE)) == count
-
-
 def numbered(response: str, count: int) -> bool:
     """The lines that begin with a number ("1." or "1)") are numbered 1 … count."""
     numbers = re.findall(r"^[ \t]*(\d+)[.)][ \t]+\S", response, re.MULTILINE)
     return [int(number) for number in numbers] == list(range(1, count + 1))
-
-
-def contains(response: str, words: list[str]) -> bool:
-    """Every word occurs."""
-    return all(_occurrences(word, response) for word in words)
-
-
-def avoids(response: str, words: list[str]) -> bool:
-    """No word occurs."""
-    return not any(_occurrences(word, response) for word in words)
-
-
-def repeats(response: str, word: str, count: int) -> bool:
-    """The word occurs at least `count` times."""
-    return _occurrences(word, response) >= count
 
 
 def json_keys(response: str, keys: list[str]) -> bool:
@@ -111,16 +81,6 @@ def ends_with(response: str, phrase: str) -> bool:
     return text.endswith(wanted) and not text[: -len(wanted)][-1:].isalnum()
 
 
-def words_at_most(response: str, count: int) -> bool:
-    """The response has at most `count` words, separated by white space."""
-    return len(response.split()) <= count
-
-
-def words_at_least(response: str, count: int) -> bool:
-    """The response has at least `count` words, separated by white space."""
-    return len(response.split()) >= count
-
-
 def sentences(response: str, count: int) -> bool:
     """There are exactly `count` sentences, the last one finished. "Dr." and the "1." of a list end no sentence."""
     text = _LIST_NUMBER.sub("", _ABBREVIATION.sub("", response)).strip()
@@ -128,36 +88,31 @@ def sentences(response: str, count: int) -> bool:
     return len(ends) == count and ends[-1] == len(text)
 
 
-def paragraphs(response: str, count: int) -> bool:
-    """There are exactly `count` paragraphs, separated by blank lines."""
-    return len([part for part in re.split(r"\n[ \t]*\n", response) if part.strip()]) == count
-
-
-def no_commas(response: str) -> bool:
-    """The response has no comma."""
-    return "," not in response
-
-
-def quoted(response: str) -> bool:
-    """The whole response is in double quotation marks."""
-    text = response.strip()
-    return len(text) > 2 and text[0] in '"“' and text[-1] in '"”'
-
-
-def one_of(response: str, options: list[str]) -> bool:
-    """The response is one of the options and nothing else; case and a full stop do not matter."""
-    return _plain(response.strip(_WRAPPING + ".!")) in {_plain(option) for option in options}
-
-
-def title(response: str) -> bool:
-    """A title in double angular brackets, such as <<The Long Way Home>>, occurs."""
-    return re.search(r"<<[^<>\n]*\w[^<>\n]*>>", response) is not None
-
-
 DEMANDS: dict[str, Callable[..., bool]] = {
-    demand.__name__: demand for demand in (
-        lower_case, upper_case, bullets, numbered, contains, avoids, repeats, json_keys, starts_with, ends_with,
-        words_at_most, words_at_least, sentences, paragraphs, no_commas, quoted, one_of, title)
+    # the response has letters, none of them a capital (all of them capitals)
+    "lower_case": lambda response: response == response.lower() and any(c.isalpha() for c in response),
+    "upper_case": lambda response: response == response.upper() and any(c.isalpha() for c in response),
+    # exactly `count` lines begin with a bullet: "-", "*" or "•"
+    "bullets": lambda response, count: len(re.findall(r"^[ \t]*[-*•][ \t]+\S", response, re.MULTILINE)) == count,
+    "numbered": numbered,
+    "contains": lambda response, words: all(_occurrences(word, response) for word in words),
+    "avoids": lambda response, words: not any(_occurrences(word, response) for word in words),
+    "repeats": lambda response, word, count: _occurrences(word, response) >= count,       # at least `count` times
+    "json_keys": json_keys,
+    "starts_with": starts_with,
+    "ends_with": ends_with,
+    "words_at_most": lambda response, count: len(response.split()) <= count,
+    "words_at_least": lambda response, count: len(response.split()) >= count,
+    "sentences": sentences,
+    # exactly `count` paragraphs, separated by blank lines
+    "paragraphs": lambda response, count: len(re.split(r"\n[ \t]*\n\s*", response.strip())) == count,
+    "no_commas": lambda response: "," not in response,
+    # the whole response is in double quotation marks
+    "quoted": lambda response: re.fullmatch(r'["“].+["”]', response.strip(), re.DOTALL) is not None,
+    # one of the options and nothing else; case and a full stop do not matter
+    "one_of": lambda response, options: _plain(response.strip(_WRAPPING + ".!")) in map(_plain, options),
+    # a title in double angular brackets, such as <<The Long Way Home>>, occurs
+    "title": lambda response: re.search(r"<<[^<>\n]*\w[^<>\n]*>>", response) is not None,
 }
 
 
