@@ -83,12 +83,8 @@ class Batch:
 
 def pack(examples: Sequence[Example], share: bool = False) -> Batch:
     """Concatenate examples; with share=True, store a common prefix once."""
-    tokens: list[int] = []
-    positions: list[int] = []
-    labels: list[int] = []
-    segments: list[int] = []
-    parents: list[int] = []
-    rows: dict[int, list[int]] = {index: [] for index in range(len(examples))}
+    tokens, positions, labels, segments, parents = (list[int]() for _ in range(5))
+    rows: list[list[int]] = [[] for _ in examples]
     separate = [(index, 0, len(example.tokens), -1) for index, example in enumerate(examples)]
     for index, start, stop, parent in (_tree(examples) if share else separate):
         example = examples[index]
@@ -102,17 +98,17 @@ def pack(examples: Sequence[Example], share: bool = False) -> Batch:
         positions += range(start, stop)
         segments.append(stop - start)
         parents.append(parent)
-    t, p, y, r = (torch.tensor(x, dtype=torch.long) for x in (tokens, positions, labels, list(chain(*rows.values()))))
+    t, p, y, r = (torch.tensor(x, dtype=torch.long) for x in (tokens, positions, labels, list(chain(*rows))))
     return Batch(t, p, y, r, segments, parents, [example.id for example in examples],
-                 [len(example.tokens) for example in examples], [len(x) for x in rows.values()])
+                 [len(example.tokens) for example in examples], [len(x) for x in rows])
 
 
-Segment = tuple[int, int, int, int]         # index of an example, start and stop of its tokens, parent segment or -1
+def _tree(examples: Sequence[Example]) -> list[tuple[int, int, int, int]]:
+    """Return the segments of the examples' prefix tree, each after the one that it continues.
 
-
-def _tree(examples: Sequence[Example]) -> list[Segment]:
-    """Return the segments of the examples' prefix tree, each after the one that it continues."""
-    segments: list[Segment] = []
+    A segment is the index of an example, the start and stop of its tokens, and the parent segment or -1.
+    """
+    segments: list[tuple[int, int, int, int]] = []
     contexts = [_context(example) for example in examples]
 
     def grow(group: list[int], start: int, parent: int) -> None:
@@ -165,15 +161,10 @@ def pack_within(examples: Sequence[Example], limit: int, share: bool = False) ->
 
 def trainable(examples: Sequence[Example], longest: int) -> tuple[list[Example], dict[str, int]]:
     """Return the examples that can be trained on, never truncated, and the number of skipped ones by reason."""
-    too_long, nothing = f"longer than {longest} tokens", "no target token"
-    kept, left_out = [], {too_long: 0, nothing: 0}
-    for example in examples:
-        if len(example.tokens) > longest:
-            left_out[too_long] += 1
-        elif not any(example.mask[1:]):
-            left_out[nothing] += 1
-        else:
-            kept.append(example)
+    fitting = [example for example in examples if len(example.tokens) <= longest]
+    kept = [example for example in fitting if any(example.mask[1:])]
+    left_out = {f"longer than {longest} tokens": len(examples) - len(fitting),
+                "no target token": len(fitting) - len(kept)}
     left_out = {reason: count for reason, count in left_out.items() if count}
     if not kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "there were none"

@@ -57,7 +57,14 @@ class LlamaConfig:
         if not isinstance(family, str) or family not in FAMILIES:
             name = " ".join(str(family or "a model without model_type").split())
             raise SdftError(f"{where}: {name} is not supported; expected one of {', '.join(FAMILIES)}")
-        _refuse_variants(values, family, where)
+        act = values.get("hidden_act", "silu")
+        if act not in ("silu", "swish"):
+            raise SdftError(f"{where}: hidden_act {act!r} is not supported; expected 'silu'")
+        if family in ("qwen2", "qwen3") and values.get("use_sliding_window"):
+            raise SdftError(f"{where}: use_sliding_window is not supported; expected full attention")
+        if values.get("quantization_config") is not None:
+            raise SdftError(f"{where}: quantised weights are not supported; expected the model in bf16, fp16 or fp32, "
+                            "or a GGUF")
         sizes = {name: _whole(values, name, where) for name in SIZES}
         heads = sizes["num_attention_heads"]
         kv_heads = _whole(values, "num_key_value_heads", where, default=heads)
@@ -81,15 +88,11 @@ class LlamaConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """Return the values of a config.json, which transformers 4 and 5 and `from_hf` read as the same model."""
-        values = asdict(self)
-        for ours in ("output_bias", "qk_norm", "sliding_window"):
-            del values[ours]
-        if self.model_type != "llama":
-            del values["mlp_bias"]
-        if self.model_type == "mistral":
-            values["sliding_window"] = self.sliding_window
-        values["rope_scaling"] = dict(self.rope_scaling) or None
-        return values | {"architectures": [FAMILIES[self.model_type]], "hidden_act": "silu"}
+        left_out = {"output_bias": True, "qk_norm": True, "mlp_bias": self.model_type != "llama",
+                    "sliding_window": self.model_type != "mistral"}
+        values = {name: value for name, value in asdict(self).items() if not left_out.get(name)}
+        return values | {"rope_scaling": dict(self.rope_scaling) or None, "hidden_act": "silu",
+                         "architectures": [FAMILIES[self.model_type]]}
 
 
 def _whole(values: Mapping[str, Any], name: str, where: str, default: int | None = None) -> int:
@@ -126,14 +129,3 @@ def _rope(values: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any]]
         raise SdftError(f"{where}: expected low_freq_factor to be less than high_freq_factor, got "
                         f"{numbers['low_freq_factor']} and {numbers['high_freq_factor']}")
     return theta, {"rope_type": kind, **numbers} if numbers else {}
-
-
-def _refuse_variants(values: Mapping[str, Any], family: str, where: str) -> None:
-    act = values.get("hidden_act", "silu")
-    if act not in ("silu", "swish"):
-        raise SdftError(f"{where}: hidden_act {act!r} is not supported; expected 'silu'")
-    if family in ("qwen2", "qwen3") and values.get("use_sliding_window"):
-        raise SdftError(f"{where}: use_sliding_window is not supported; expected full attention")
-    if values.get("quantization_config") is not None:
-        raise SdftError(f"{where}: quantised weights are not supported; expected the model in bf16, fp16 or fp32, "
-                        "or a GGUF")

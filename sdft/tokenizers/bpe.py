@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from sdft.files import write_text
-from sdft.tokenizers.added_tokens import AddedTokens
 from sdft.tokenizers.bpe_spec import read_spec
 from sdft.tokenizers.pretokenize import Memo, PreTokenizer, nfc, replace_surrogates
-from sdft.tokenizers.tokenizer import Settings, Tokenizer
+from sdft.tokenizers.tokenizer import AddedTokens, Settings, Tokenizer
 
 _CACHED_WORDS = 1 << 17
 

@@ -26,10 +26,9 @@ from sentencepiece import SentencePieceProcessor
 
 from sdft.errors import SdftError
 from sdft.files import write_bytes, write_text
-from sdft.tokenizers.added_tokens import AddedToken, AddedTokens
 from sdft.tokenizers.bpe_spec import bos_template
 from sdft.tokenizers.pretokenize import replace_surrogates
-from sdft.tokenizers.tokenizer import Settings, Tokenizer
+from sdft.tokenizers.tokenizer import AddedToken, AddedTokens, Settings, Tokenizer
 
 _SPACE = "▁"
 _FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")

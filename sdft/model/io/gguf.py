@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,8 @@ LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0
           "original_max_position_embeddings": 8192}                  # for 3.1, 3.2 and 3.3; only `factor` differs
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A tensor in the file: its shape (outermost dimension first), type and byte offset."""
-
-    shape: tuple[int, ...]
-    type: int
-    offset: int
-
-
 class GGUF:
-    """An open GGUF file: `metadata`, `entries`, and `tensor(name)`."""
+    """An open GGUF file: `metadata`; `entries`: name → shape (outermost size first), type, offset; `tensor(name)`."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -68,29 +59,33 @@ class GGUF:
             raise SdftError(f"{path}: GGUF version {version} is not supported; expected 2 or 3")
         tensors, pairs = self._scalar("Q"), self._scalar("Q")
         self.metadata = {self._string(): self._value(self._scalar("I")) for _ in range(pairs)}
-        entries = [self._entry() for _ in range(tensors)]
+        self.entries: dict[str, tuple[tuple[int, ...], int, int]] = {}
+        for _ in range(tensors):
+            name, dims = self._string(), self._scalar("I")
+            if dims > 4:
+                raise self._corrupt(f"a tensor of {dims} dimensions")
+            shape = tuple(self._scalar("Q") for _ in range(dims))[::-1]
+            self.entries[name] = shape, self._scalar("I"), self._scalar("Q")
         alignment = self.metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1:
             raise self._corrupt(f"alignment {alignment!r}")
-        start = -(-self.at // alignment) * alignment
-        self.entries = {name: Entry(shape, kind, start + offset) for name, shape, kind, offset in entries}
+        self.start = -(-self.at // alignment) * alignment               # of the tensor data
 
     def tensor(self, name: str) -> np.ndarray:
         """Read a tensor and dequantise it to fp32."""
-        entry = self.entries[name]
-        if entry.type not in DECODERS:
-            kind = TYPE_NAMES.get(entry.type, f"number {entry.type}")
-            raise SdftError(f"{self.path}: tensor {name} has type {kind}, which is not supported; expected one of "
-                            f"{', '.join(TYPE_NAMES[known] for known in sorted(DECODERS))}")
-        block, size, decode = DECODERS[entry.type]
-        count = math.prod(entry.shape)
+        shape, kind, offset = self.entries[name]
+        if kind not in DECODERS:
+            raise SdftError(f"{self.path}: tensor {name} has type {TYPE_NAMES.get(kind, f'number {kind}')}, which is "
+                            f"not supported; expected one of {', '.join(TYPE_NAMES[k] for k in sorted(DECODERS))}")
+        block, size, decode = DECODERS[kind]
+        count, start = math.prod(shape), self.start + offset
         if count % block:
             raise SdftError(f"{self.path}: tensor {name} has {count} weights, no multiple of its block of {block}")
-        end = entry.offset + count // block * size
+        end = start + count // block * size
         if end > len(self.data):
             raise SdftError(f"{self.path}: the file ends within tensor {name} (byte {len(self.data)} of at least "
                             f"{end}); it is truncated: copy or download it again")
-        return decode(self.data[entry.offset : end].reshape(-1, size)).reshape(entry.shape)
+        return decode(self.data[start:end].reshape(-1, size)).reshape(shape)
 
     def _corrupt(self, what: str) -> SdftError:
         return SdftError(f"{self.path}: {what} in the header; the file is corrupt: copy or download it again")
@@ -122,13 +117,6 @@ class GGUF:
                 return [self._string() for _ in range(count)]
         raise self._corrupt(f"unknown kind of value {kind}")
 
-    def _entry(self) -> tuple[str, tuple[int, ...], int, int]:
-        name, dims = self._string(), self._scalar("I")
-        if dims > 4:
-            raise self._corrupt(f"a tensor of {dims} dimensions")
-        shape = tuple(self._scalar("Q") for _ in range(dims))[::-1]
-        return name, shape, self._scalar("I"), self._scalar("Q")
-
 
 def _half(columns: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(columns).view(np.float16).astype(np.float32)      # (blocks, 2 bytes) → (blocks, 1)
@@ -138,10 +126,6 @@ def _nibbles(columns: np.ndarray) -> np.ndarray:
     return np.concatenate((columns & 15, columns >> 4), axis=1)                   # (blocks, 16) → (blocks, 32)
 
 
-def _bf16(blocks: np.ndarray) -> np.ndarray:
-    return (np.ascontiguousarray(blocks).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-
-
 # type → (weights per block, bytes per block, function from the blocks x (blocks, bytes) to fp32)
 DECODERS: dict[int, tuple[int, int, Callable[[np.ndarray], np.ndarray]]] = {
     0: (1, 4, lambda x: np.ascontiguousarray(x).view(np.float32)),
@@ -149,7 +133,7 @@ DECODERS: dict[int, tuple[int, int, Callable[[np.ndarray], np.ndarray]]] = {
     2: (32, 18, lambda x: _half(x[:, :2]) * (_nibbles(x[:, 2:]).astype(np.float32) - np.float32(8))),
     3: (32, 20, lambda x: _half(x[:, :2]) * _nibbles(x[:, 4:]).astype(np.float32) + _half(x[:, 2:4])),
     8: (32, 34, lambda x: _half(x[:, :2]) * np.ascontiguousarray(x[:, 2:]).view(np.int8).astype(np.float32)),
-    30: (1, 2, _bf16),
+    30: (1, 2, lambda x: (np.ascontiguousarray(x).view(np.uint16).astype(np.uint32) << 16).view(np.float32)),
 }
 
 
@@ -197,12 +181,9 @@ def gguf_config(file: GGUF) -> LlamaConfig:
         "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
     }, str(file.path))
-    return _with_llama3(config, file) if ROPE_FACTORS in file.entries else config
-
-
-def _with_llama3(config: LlamaConfig, file: GGUF) -> LlamaConfig:
-    """Return `config` with the RoPE scaling whose divisors (C/2,), one per frequency, the file stores."""
-    divisors = torch.tensor(file.tensor(ROPE_FACTORS))
+    if ROPE_FACTORS not in file.entries:
+        return config
+    divisors = torch.tensor(file.tensor(ROPE_FACTORS))                            # (C/2,), one per frequency
     scaled = replace(config, rope_scaling={**LLAMA3, "factor": round(divisors.max().item(), 4)})
     ours = rope_frequencies(config) / rope_frequencies(scaled)
     if ours.shape != divisors.shape or not torch.allclose(ours, divisors, rtol=1e-4):
