@@ -7,7 +7,7 @@ import pytest
 
 from sdft.errors import SdftError
 from sdft.tasks import load_task
-from sdft.tasks.passages import FORM, KINDS, WOMEN, check, passage_records, score
+from sdft.tasks.passages import FORM, KINDS, WOMEN, check, passage_records
 from sdft.tasks.scorers import normalise
 
 
@@ -89,7 +89,8 @@ def test_a_longer_list_begins_with_the_shorter_and_sizes_do_not_change_the_other
 
 
 def test_the_score_is_the_check():
-    item = load_task("passages").suites[0].items[0]
+    suite = load_task("passages").suites[0]
+    item, score = suite.items[0], suite.score
     assert score(item, f"**{item.reference.upper()}**") == 1.0 and score(item, "") == 0.0
 
 

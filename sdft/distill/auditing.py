@@ -25,16 +25,14 @@ def audit(rewrites: Iterable[Rewrite], distilled: Sequence[Distilled], ratio: fl
     rejected = [record for record in distilled if record.source != "rewrite"]
     texts = {rewrite.id: rewrite.text for rewrite in rewrites}
     written = [rouge_l(record.reference, texts[record.id]) for record in distilled if record.id in texts]
-    seen: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
     shown = []
     for record in rejected:
-        if seen[record.reason] < EXAMPLES:
-            shown.append(record)
-        seen[record.reason] += 1
+        reasons[record.reason] += 1
+        shown += [record] if reasons[record.reason] <= EXAMPLES else []
     return {
         "records": len(distilled), "accepted": len(accepted), "rejected": len(rejected),
-        "reasons": dict(seen.most_common()),
-        "nominal_ratio": ratio, "effective_share": effective_share(distilled),
+        "reasons": dict(reasons.most_common()), "nominal_ratio": ratio, "effective_share": effective_share(distilled),
         "changed_token_share": changed_token_share(distilled, tokenizer.encode),
         "tokens_original": sum(len(tokenizer.encode(record.reference)) for record in distilled),
         "tokens_distilled": sum(len(tokenizer.encode(record.response)) for record in distilled),

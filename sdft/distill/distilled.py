@@ -1,9 +1,7 @@
 """distilled.jsonl: the answer that each record is trained on, and why.
 
-A line holds `id`, `instruction`, `reference` (the data's answer y), `response` (the rewrite, or y again), `source`
-("rewrite" or "original") and `reason` (why the rewrite was rejected; "" where it was accepted); where the record has
-them, also `system` and the earlier turns, `history`. So the file can be read as a data set. Lines are joined with
-records and rewrites by `id`, never by position.
+Its lines are `sdft.results.DistilledLine`s, so the file can be read as a data set. Lines are joined with records and
+rewrites by `id`, never by position.
 """
 from __future__ import annotations
 

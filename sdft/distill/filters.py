@@ -6,10 +6,8 @@ The paper has two checks. *Tell-tale words*: a rewrite that mentions the "refere
 (its published ban-list, any case, anywhere). *The task's check*: the answer extracted from ỹ equals the one in y.
 
 Its published system accepts the following rewrites, which are rejected here:
-- *no rewrite*: the prompt did not fit the model's context;
-- *empty*: there is nothing to learn from;
-- *unfinished*: cut at the token limit. Trained on, it would teach the end-of-sequence token at a place where the answer
-  does not end;
+- *no rewrite*: the prompt did not fit the model's context; *empty*: there is nothing to learn from;
+- *unfinished*: cut at the token limit. It would teach the end-of-sequence token where the answer does not end;
 - *repeats itself*: more than half of its word 4-grams have occurred before, and a larger share than in the reference;
 - *far too long*: many times as long as the reference, and long by itself. Both are needed, since any sentence is many
   times as long as a one-word reference.
@@ -28,6 +26,7 @@ from sdft.distill.rewriting import Rewrite
 from sdft.errors import SdftError
 from sdft.tasks.base import Check, accept
 
+# The ban-list of the paper's published system: words that show that the model saw a reference answer.
 BANNED = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 BANNED_START = "Your turn"
 _WORD = re.compile(r"[぀-ヿ㐀-鿿]|\w+|[^\w\s]")          # an ideograph, a word, a mark
@@ -52,14 +51,13 @@ def choose(records: Iterable[Record], rewrites: Iterable[Rewrite], check: Check 
     """Choose the training answer of every record: the rewrite of its id if all checks accept it, else the original.
 
     check(record, text) is the task's: None if the answer in `text` is right, else the reason in a few words. The
-    default accepts every rewrite, so that only the other checks of this file decide.
+    default accepts every rewrite.
     """
     written = {rewrite.id: rewrite for rewrite in rewrites}
     distilled = []
     for record in records:
-        rewrite = written.get(record.id)
+        rewrite, response, source = written.get(record.id), record.response, "original"
         reason = reason_against(record, rewrite, check, limits)
-        response, source = record.response, "original"
         if rewrite is not None and not reason:
             response, source = rewrite.text.strip(), "rewrite"
         distilled.append(Distilled(record.id, record.instruction, response, record.system, record.history, record.extra,
@@ -76,37 +74,23 @@ def reason_against(record: Record, rewrite: Rewrite | None, check: Check = accep
         return "empty"
     if rewrite.finish != "stop":
         return "unfinished"
-    return (tell_tale(text)
-            or repeats_itself(text, record.response, limits)
-            or far_too_long(text, record.response, limits)
-            or check(record, text) or "")
-
-
-def tell_tale(text: str) -> str:
-    """Apply the ban-list of the paper's published system: words that show that the model saw a reference answer."""
-    lower = text.lower()
-    phrase = next((phrase for phrase in BANNED if phrase in lower), "")
-    if not phrase and text.startswith(BANNED_START):
-        phrase = f"{BANNED_START} …"
-    return f'tell-tale words "{phrase}"' if phrase else ""
-
-
-def repeats_itself(text: str, reference: str, limits: Limits = Limits()) -> str:
-    """Detect endless repetition by repeated 4-grams; a reference that repeats itself (a table, a song) excuses it."""
-    share = repeated_share(words(text))
-    return "repeats itself" if share > limits.max_repeated_ngrams and share > repeated_share(words(reference)) else ""
+    banned = [phrase for phrase in BANNED if phrase in text.lower()]
+    banned += [f"{BANNED_START} …"] if text.startswith(BANNED_START) else []
+    if banned:
+        return f'tell-tale words "{banned[0]}"'
+    rewritten, reference = words(text), words(record.response)
+    # Endless repetition; a reference that repeats itself (a table, a song) excuses it.
+    if repeated_share(rewritten) > max(limits.max_repeated_ngrams, repeated_share(reference)):
+        return "repeats itself"
+    if len(rewritten) > max(limits.max_words, limits.max_length_ratio * len(reference)):
+        return "far too long"
+    return check(record, text) or ""
 
 
 def repeated_share(units: Sequence[str], n: int = 4) -> float:
     """The share of n-grams that have occurred before (seq-rep-n, Welleck et al. 2019, arXiv 1908.04319)."""
     grams = [tuple(units[i : i + n]) for i in range(len(units) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0              # 1 − distinct n-grams / n-grams
-
-
-def far_too_long(text: str, reference: str, limits: Limits = Limits()) -> str:
-    """Detect a text longer than `max_words` and than `max_length_ratio` times the reference."""
-    count = len(words(text))
-    return "far too long" if count > max(limits.max_words, limits.max_length_ratio * len(words(reference))) else ""
 
 
 def words(text: str) -> list[str]:

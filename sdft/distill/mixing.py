@@ -6,7 +6,6 @@ The paper (arXiv 2402.13669) varies this share; its authors released no code for
     effective share  the share whose target differs from the original. It is smaller, since rewrites are rejected and
                      some equal the original (236 of 2211 differ in the authors' own OpenFunctions file), so it is
                      always reported with the nominal ratio.
-    changed tokens   the share of target tokens that the original answers do not have
 
 Records are selected by the rank of a hash of seed and id. So the selection does not depend on their order, and a larger
 ratio selects all records of a smaller one.
@@ -47,8 +46,7 @@ def effective_share(distilled: Sequence[Distilled]) -> float:
 def changed_token_share(distilled: Iterable[Distilled], encode: Callable[[str], Sequence]) -> float:
     """The share of target tokens outside the longest common subsequence of target ỹ' and original y.
 
-    Tokens are those of the answers without their end. 0: every target is its original; 1: no target has a token of its
-    original. Records that keep the original count too.
+    Tokens are those of the answers without their end. Records that keep the original count too.
     """
     tokens = [(encode(record.response), encode(record.reference)) for record in distilled]
     kept = sum(longest_common_subsequence(target, original) for target, original in tokens)

@@ -3,8 +3,7 @@
     rewrites.jsonl             one line per answer, appended as each finishes
     rewrites.settings.json     how all of them were made: model, template, chat format, sampling
 
-The settings have a file of their own, so that the journal is a plain table. They are written before its first line; a
-journal without its settings is refused.
+The settings have a file of their own, written before the first line, so that the journal is a plain table.
 """
 from __future__ import annotations
 
@@ -40,10 +39,8 @@ def resume(path: Path | None, made_with: Mapping[str, Any]) -> tuple[Journal, di
         raise SdftError(f"{path}: expected {settings.name} next to it, which says how its lines were made; bring it "
                         "back, or name another folder to start again")
     old = read_json(settings)
-    differ = differences(old, made_with)
-    if old.get("model") != made_with.get("model"):
-        differ = ["another model or adapter", *differ]
-    if differ:
+    other_model = ["another model or adapter"] if old.get("model") != made_with.get("model") else []
+    if differ := [*other_model, *differences(old, made_with)]:
         raise SdftError(f"{path} was made with other settings: {'; '.join(differ)}. Use the old settings to resume, "
                         "or another folder to start again")
     return journal, lines
@@ -79,8 +76,7 @@ def _short(value: Any) -> str:
 def fitting(requests: Iterable[Request], context: int, what: str) -> list[Request]:
     """Keep the requests that leave room for an answer in a context of `context` tokens; report the others on stderr."""
     requests = list(requests)
-    long = [request.id for request in requests if len(request.tokens) >= context]
-    if long:
+    if long := [request.id for request in requests if len(request.tokens) >= context]:
         named = ", ".join(long[:3]) + (", …" if len(long) > 3 else "")
         print(f"{what}: left out {len(long)} of {len(requests)}, whose prompts fill the model's context of {context} "
               f"tokens ({named})", file=sys.stderr)

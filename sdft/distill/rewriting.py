@@ -4,8 +4,8 @@
 
 f_θ is the base model ("the seed LM" of the paper), x the instruction, y the reference answer, c_distill a template that
 shows both ("Using the reference answer as a guide, write your own response"). The rewrite ỹ has the content of y in
-words that the base model would use, so training on it changes the model's distribution less. In a conversation only the
-last turn is rewritten; the earlier turns are its history and stay unchanged.
+words that the base model would use, so training on it changes the model's distribution less. Of a conversation only the
+last turn is rewritten.
 
     sdft distill --task passages --out runs/mine
 """
@@ -45,13 +45,10 @@ def rewrite(model: Llama, tokenizer: Tokenizer, records: Sequence[Record], templ
             journal: Path | None = None) -> list[Rewrite]:
     """Let `model` rewrite the answers of `records`; return the rewrites in the records' order.
 
-    template: a template of sdft/data/templates.py, or its name. chat: the chat format; None: the model's own.
-    journal: a file of `RewriteLine`s; each rewrite is appended as soon as it is finished, and an interrupted run
-    resumes. Without a journal nothing is written. A record whose prompt fills the model's context has no rewrite; its
-    id is reported on stderr.
-
-    Raises SdftError when the journal was made with another model, template, chat format or sampling, or from another
-    record of the same id.
+    chat: the chat format; None: the model's own. journal: a file of `RewriteLine`s; each rewrite is appended as soon as
+    it is finished, and an interrupted run resumes. A record whose prompt fills the model's context has no rewrite; its
+    id is reported on stderr. Raises SdftError when the journal was made with another model, template, chat format or
+    sampling, or from another record of the same id.
     """
     template = get_template(template) if isinstance(template, str) else template
     requests = distill_requests(tokenizer, records, template, chat)
@@ -66,7 +63,7 @@ def write_answers(model: Llama, tokenizer: Tokenizer, requests: Sequence[Request
     made_with = {"model": fingerprint(model), **made_with, "sampling": asdict(sampling)}
     requests = fitting(requests, model.config.context_length, what)
     journal_file, lines = resume(journal, made_with)
-    prompts = {request.id: digest(request.tokens) for request in requests}
+    prompts = {request.id: hashlib.sha256(repr(list(request.tokens)).encode()).hexdigest()[:16] for request in requests}
     for request in requests:
         if prompts[request.id] != lines.get(request.id, {}).get("prompt", prompts[request.id]):
             raise SdftError(f"{journal}: record {request.id} had another prompt when it was rewritten; use the old "
@@ -105,8 +102,3 @@ def shuffle_references(records: Sequence[Record]) -> list[Record]:
     other = {record.id: next((answer for answer in answers[rank + 1 : rank + len(ranked)]
                               if answer != record.response), record.response) for rank, record in enumerate(ranked)}
     return [replace(record, response=other[record.id]) for record in records]
-
-
-def digest(tokens: Sequence[int]) -> str:
-    """A hash of a list of token ids, 16 hex digits."""
-    return hashlib.sha256(repr(list(tokens)).encode()).hexdigest()[:16]

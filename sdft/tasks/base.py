@@ -63,8 +63,8 @@ class Task:
     @property
     def default_settings(self) -> dict[str, Any]:
         """The settings that the task decides unless the user sets them."""
-        names = ("epochs", "distill_template", "train_template", "rewrite_tokens")
-        return {name: getattr(self, name) for name in names}
+        return {"epochs": self.epochs, "distill_template": self.distill_template,
+                "train_template": self.train_template, "rewrite_tokens": self.rewrite_tokens}
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,8 @@ class Selection:
         Records are ranked by a hash of seed and conversation, and the first ranks are held out. So the split does not
         depend on the order of the file, and two records with the same question are on the same side.
         """
-        def rank(record: Record) -> str:
-            conversation = repr((self.seed, record.system, record.history, record.instruction))
-            return hashlib.sha256(conversation.encode()).hexdigest()
-
-        ranks = {record.id: rank(record) for record in records}
+        asked = {record.id: repr((self.seed, record.system, record.history, record.instruction)) for record in records}
+        ranks = {id: hashlib.sha256(conversation.encode()).hexdigest() for id, conversation in asked.items()}
         distinct = sorted(set(ranks.values()))
         if len(distinct) < 2:
             raise SdftError(f"task {self.task}: expected at least 2 different records to hold one out for the test, "
@@ -149,9 +146,8 @@ class Selection:
         if count >= len(distinct):
             raise SdftError(f"test_records = {count} leaves nothing to train on: {self.data} has {len(distinct)} "
                             "different records; ask for fewer")
-        border = distinct[count]
-        train = [record for record in records if ranks[record.id] >= border]
-        test = [record for record in records if ranks[record.id] < border]
+        train = [record for record in records if ranks[record.id] >= distinct[count]]
+        test = [record for record in records if ranks[record.id] < distinct[count]]
         return train, test
 
 

@@ -15,13 +15,8 @@ from __future__ import annotations
 
 from sdft.data.records import Record, read_records
 from sdft.errors import SdftError
-from sdft.tasks.base import Item, Selection, Suite, Task, accept, items_of
+from sdft.tasks.base import Selection, Suite, Task, accept, items_of
 from sdft.tasks.scorers import rouge_l
-
-
-def score(item: Item, output: str) -> float:
-    """ROUGE-L F1 of the output against the reference."""
-    return rouge_l(item.reference, output)
 
 
 def load(selection: Selection) -> Task:
@@ -33,7 +28,8 @@ def load(selection: Selection) -> Task:
         records, template, where = selection.records(file), "alpaca", f"{file} in {selection.data}"
     train, test = selection.held_out(records)
     items = items_of(test, template)
-    suite = Suite(selection.task, items[: selection.test_size(len(items))], score, "rouge-l", max_new_tokens=512)
+    suite = Suite(selection.task, items[: selection.test_size(len(items))],
+                  lambda item, output: rouge_l(item.reference, output), "rouge-l", max_new_tokens=512)
     return Task(selection.task, train[: selection.train_size(len(train))], [suite], "using", template, 2, accept,
                 f"{where}, {len(test)} of {len(records)} records held out for the test", rewrite_tokens=512)
 

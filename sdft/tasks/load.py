@@ -8,14 +8,8 @@ from sdft.errors import SdftError, nearest
 from sdft.tasks import free_text, gsm8k, openfunctions, passages
 from sdft.tasks.base import Selection, Task
 
-TASKS = {
-    "passages": passages.load,
-    "gsm8k": gsm8k.load,
-    "openfunctions": openfunctions.load,
-    "alpaca": free_text.load,
-    "dolly": free_text.load,
-    "custom": free_text.load,
-}
+TASKS = {"passages": passages.load, "gsm8k": gsm8k.load, "openfunctions": openfunctions.load,
+         **dict.fromkeys(("alpaca", "dolly", "custom"), free_text.load)}
 
 
 def load_task(name: str, data: Path | str | None = None, columns: Mapping[str, str] | None = None,
@@ -23,9 +17,9 @@ def load_task(name: str, data: Path | str | None = None, columns: Mapping[str, s
               seed: int = 0) -> Task:
     """Load a task by its name; a path of a file is loaded as the task `custom`.
 
-    data: the folder with the task's files, or for `custom` the file. columns: our column names → the file's.
-    max_records, train_records, test_records: see `Selection`. seed: decides what `passages` generates and what is held
-    out. Raises SdftError when the task, the folder or a file does not exist, or has too few records.
+    data: the folder with the task's files, or for `custom` the file. The other arguments are those of `Selection`; the
+    seed decides what `passages` generates and what is held out. Raises SdftError when the task, the folder or a file
+    does not exist, or has too few records.
     """
     if name not in TASKS and data is None and Path(name).is_file():
         name, data = "custom", name

@@ -8,7 +8,7 @@ most 512 new tokens. Its files: openfunction_train.json and openfunction_test.js
 from __future__ import annotations
 
 from sdft.data.records import Record
-from sdft.tasks.base import Item, Selection, Suite, Task, items_of
+from sdft.tasks.base import Selection, Suite, Task, items_of
 from sdft.tasks.scorers import call_occurs
 
 
@@ -17,15 +17,11 @@ def check(record: Record, response: str) -> str | None:
     return None if call_occurs(record.response, response) else "the reference call does not occur"
 
 
-def score(item: Item, output: str) -> float:
-    """1 when the reference call occurs in the output, else 0."""
-    return float(call_occurs(item.reference, output))
-
-
 def load(selection: Selection) -> Task:
     """Read the training and the test file from the user's folder."""
     train = selection.records("openfunction_train.json")
     items = items_of(selection.records("openfunction_test.json"), "alpaca")
-    suite = Suite("openfunctions", items[: selection.test_size(len(items))], score, "accuracy", max_new_tokens=512)
+    suite = Suite("openfunctions", items[: selection.test_size(len(items))],
+                  lambda item, output: float(call_occurs(item.reference, output)), "accuracy", max_new_tokens=512)
     return Task("openfunctions", train[: selection.train_size(len(train))], [suite], "refer", "alpaca", 5, check,
                 f"openfunction_train.json and openfunction_test.json in {selection.data}", rewrite_tokens=512)

@@ -21,7 +21,7 @@ from random import Random
 
 from sdft.data.records import Record
 from sdft.errors import SdftError
-from sdft.tasks.base import Item, Selection, Suite, Task, items_of
+from sdft.tasks.base import Selection, Suite, Task, items_of
 from sdft.tasks.scorers import answer_occurs
 
 TRAIN_RECORDS, TEST_RECORDS = 400, 150
@@ -96,23 +96,18 @@ def check(record: Record, response: str) -> str | None:
     return None if answer_occurs(record.response, response) else "the answer does not occur"
 
 
-def score(item: Item, output: str) -> float:
-    """1 when the normalised answer occurs in the output as a whole word, else 0."""
-    return float(answer_occurs(item.reference, output))
-
-
 def load(selection: Selection) -> Task:
     """Generate the records of both splits from `selection.seed`."""
     if selection.data is not None:
         raise SdftError(f"task passages is generated and reads no data, but got {selection.data}; to train on your "
                         "own file, use --task custom")
     for name in ("train_records", "test_records"):
-        if (getattr(selection, name) or 0) > MOST_RECORDS:
-            raise SdftError(f"{name}: expected at most {MOST_RECORDS:,} generated passages, got "
-                            f"{getattr(selection, name):,}")
+        if (count := getattr(selection, name) or 0) > MOST_RECORDS:
+            raise SdftError(f"{name}: expected at most {MOST_RECORDS:,} generated passages, got {count:,}")
     train = passage_records("train", selection.train_size(selection.train_records or TRAIN_RECORDS), selection.seed)
     test = passage_records("test", selection.test_size(selection.test_records or TEST_RECORDS), selection.seed)
-    suite = Suite("passages", items_of(test, "plain"), score, "accuracy", max_new_tokens=256)
+    suite = Suite("passages", items_of(test, "plain"),
+                  lambda item, output: float(answer_occurs(item.reference, output)), "accuracy", max_new_tokens=256)
     return Task("passages", train, [suite], "using", "plain", 2, check, f"generated, seed {selection.seed}")
 
 

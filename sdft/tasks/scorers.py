@@ -42,11 +42,9 @@ def last_integer(text: str) -> int | None:
     "$1,200.00" is 1200; "2.5" is no answer. The published pattern also joins digits across spaces and line ends
     ("10 20" reads 1020); this one does not.
     """
-    numbers = _NUMBER.findall(text)
-    if not numbers:
-        return None
-    whole, _, fraction = numbers[-1].replace(",", "").replace("−", "-").partition(".")
-    return None if fraction.strip("0") else int(whole)
+    number = (_NUMBER.findall(text) or [""])[-1]
+    whole, _, fraction = number.replace(",", "").replace("−", "-").partition(".")
+    return int(whole) if whole and not fraction.strip("0") else None
 
 
 def normalise_call(text: str) -> str:
@@ -61,9 +59,7 @@ def call_occurs(reference: str, response: str) -> bool:
     positional values, and its filter counts half as correct; here there is no half credit.
     """
     call = normalise_call(reference)
-    if not _CALL.fullmatch(call):
-        return False
-    return re.search(r"\b" + re.escape(call), normalise_call(response)) is not None
+    return bool(_CALL.fullmatch(call) and re.search(r"\b" + re.escape(call), normalise_call(response)))
 
 
 def rouge_l(reference: str, candidate: str) -> float:
