@@ -17,8 +17,7 @@ FORMAT = 2          # version of a run folder's content; a folder of another ver
 
 
 class AnswerLine(TypedDict):
-    """One answer to a test item."""
-    id: str
+    id: str                         # of the test item
     kind: str                       # of the item; "" where the suite has no kinds
     prompt: str                     # the last user turn
     output: str
@@ -28,8 +27,7 @@ class AnswerLine(TypedDict):
 
 
 class RewriteLine(TypedDict):
-    """One rewrite by the base model."""
-    id: str
+    id: str                         # of the record
     text: str
     tokens: list[int]               # without the stop token
     finish: str                     # "stop" or "length"
@@ -50,8 +48,7 @@ class DistilledLine(TypedDict):
 
 
 class LogLine(TypedDict):
-    """One optimiser step."""
-    step: int                       # from 1
+    step: int                       # of the optimiser, from 1
     epoch: float
     loss: float                     # nats per target token
     lr: float
@@ -133,12 +130,12 @@ class GapDifference(Difference):
     tokens_with: int
 
 
-_With = TypedDict("_With", {"with": str})           # the name of the second set of targets; a keyword of Python
+# "with" is the name of the second set of targets; length_matched compares the first tokens, equally many of each pair.
+_With = TypedDict("_With", {"with": str, "length_matched": GapDifference})
 
 
 class PairedGap(GapDifference, _With):
-    """The records whose targets differ: over whole targets, and over the first tokens, equally many of each pair."""
-    length_matched: GapDifference
+    """The records whose targets differ."""
 
 
 class Gap(TypedDict):
@@ -163,8 +160,7 @@ class TokenMapText(TypedDict):
 
 
 class TokenMap(TypedDict):
-    """One record token by token."""
-    id: str
+    id: str                         # of the record
     texts: dict[str, TokenMapText]  # name of the set of targets → its text
 
 
@@ -215,19 +211,16 @@ class General(Texts, Drift):
 
 
 class LayerActivations(TypedDict):
-    """Hidden states after one layer compared with the base model's."""
-    layer: int                      # from 0
+    """Hidden states compared with the base model's: after one layer, or means over layers."""
+    layer: NotRequired[int]         # from 0
     relative: float                 # mean of ‖h − h₀‖ / ‖h₀‖
     cosine: float
     cka: float
 
 
-class Activations(TypedDict):
-    """Drift of the hidden states, at `tokens` tokens of n answers; relative, cosine and cka are means over layers."""
+class Activations(LayerActivations):
+    """Drift of the hidden states, at `tokens` tokens of n answers."""
     layers: list[LayerActivations]
-    relative: float
-    cosine: float
-    cka: float
     tokens: int
     n: int
 
@@ -312,8 +305,7 @@ class InterpolationPoint(TypedDict):
 
 
 class AuditExample(TypedDict):
-    """One record and its rewrite."""
-    id: str
+    id: str                         # of the record
     instruction: str
     reference: str
     rewrite: str
@@ -321,9 +313,8 @@ class AuditExample(TypedDict):
 
 
 class Audit(TypedDict):
-    """What happened to the rewrites."""
     records: int
-    accepted: int
+    accepted: int                   # rewrites
     rejected: int
     reasons: dict[str, int]         # reason of rejection → records, most frequent first
     nominal_ratio: float            # share of rewrites asked for
@@ -337,7 +328,6 @@ class Audit(TypedDict):
 
 
 class TrainingSummary(TypedDict):
-    """One finished training."""
     records: int
     steps: int
     epochs: float
@@ -365,7 +355,6 @@ class MeasuredArm(ArmChange):
 
 
 class ArmMeasures(ArmChange):
-    """All results of one arm."""
     suites: dict[str, SuiteResult]
     general: General
     targets: NotRequired[str]       # "original", "distilled", or "" where the arm has targets of its own
@@ -381,15 +370,13 @@ class TargetMeasures(TypedDict):
 
 
 class Measures(TargetMeasures):
-    """measures.json."""
     arms: dict[str, ArmMeasures]    # in the order of the run, "base" first
     between: dict[str, AdapterComparison]           # "sft, sdft" → their changes compared
 
 
 class Summary(TypedDict):
-    """summary.json: arms × measures as plain numbers."""
     format: int                     # FORMAT of the folder
-    columns: list[str]
+    columns: list[str]              # measures
     table: dict[str, dict[str, float | None]]       # arm → column → value
     seconds: dict[str, float]       # stage → seconds
     source: str                     # where the records came from

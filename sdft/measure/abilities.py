@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypedDict, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from sdft.data.chat import encode_prompt
 from sdft.distill.resume import fitting, resume
@@ -22,9 +22,11 @@ from sdft.measure.statistics import bootstrap_mean, holm, mcnemar, paired_differ
 from sdft.model.io.checkpoints import fingerprint
 from sdft.model.llama import Llama
 from sdft.progress import progress
-from sdft.results import AnswerLine, ArmMeasures, Comparison, SuiteResult, comparisons
+from sdft.results import AnswerDrift, AnswerLine, ArmMeasures, Comparison, SuiteResult, comparisons
 from sdft.tasks.base import Item, Suite
 from sdft.tokenizers.tokenizer import Tokenizer
+
+Line = TypeVar("Line", AnswerLine, AnswerDrift)
 
 
 class AnswerSheet:
@@ -40,12 +42,8 @@ class AnswerSheet:
                 raise SdftError(f"{path}: item {id} {'has another prompt' if id in items else 'is not'} in this suite; "
                                 "the file belongs to other test items: use those, or another folder")
 
-    def missing(self) -> list[Item]:
-        """The items without an answer."""
-        return [item for item in self.suite.items if item.id not in self.lines]
-
     def keep(self, item: Item, output: str = "", tokens: int = 0, finish: str = "length") -> None:
-        """SuiteResult an answer, and append its line to the journal."""
+        """Score an answer, and append its line to the journal."""
         score = None if self.suite.score is None else float(self.suite.score(item, output))
         self.lines[item.id] = {"id": item.id, "kind": item.kind, "prompt": item.messages[-1]["content"],
                                "output": output, "tokens": tokens, "finish": finish, "score": score}
@@ -57,16 +55,15 @@ def evaluate(model: Llama, tokenizer: Tokenizer, suites: Sequence[Suite], folder
              ) -> dict[str, list[AnswerLine]]:
     """Answer every item of the suites, with at most its suite's max_new_tokens; return suite → lines in item order.
 
-    All suites share one stream, so the next suite fills the batch as one ends. Answers are lines of the journals
-    <folder>/<suite>.jsonl; an interrupted call resumes after the last line. An item that does not fit the model's
-    context is reported on stderr, and counts as an empty answer.
-
-    Raises SdftError when a journal was made with another model, chat format or sampling, or for other items.
+    All suites share one stream, so the next suite fills the batch as one ends. An interrupted call resumes after the
+    last line of the journals. An item that does not fit the model's context is reported on stderr, and counts as an
+    empty answer. Raises SdftError when a journal was made with another model, chat format or sampling, or other items.
     """
     made_with = {"model": fingerprint(model), "chat": chat or tokenizer.chat}
     sheets = [AnswerSheet(suite, Path(folder) / f"{suite.name}.jsonl", made_with | {
         "sampling": asdict(replace(sampling, max_new_tokens=suite.max_new_tokens))}) for suite in suites]
-    asked = {f"{sheet.suite.name} {item.id}": (sheet, item) for sheet in sheets for item in sheet.missing()}
+    asked = {f"{sheet.suite.name} {item.id}": (sheet, item)
+             for sheet in sheets for item in sheet.suite.items if item.id not in sheet.lines}
     requests = [Request(id, encode_prompt(tokenizer, item.messages, chat=chat), sheet.suite.max_new_tokens)
                 for id, (sheet, item) in asked.items()]
     total, kept = sum(len(suite.items) for suite in suites), fitting(requests, model.config.context_length, "evaluate")
@@ -99,13 +96,10 @@ def summarise(lines: Sequence[AnswerLine], seed: int = 0) -> SuiteResult:
 
 
 def against(lines: Sequence[AnswerLine], references: Sequence[AnswerLine], seed: int = 0) -> Comparison:
-    """The mean of score − reference's score over the same items, with its 95 % interval and a two-sided p-value.
-
-    The test is McNemar's exact test where all scores are 0 or 1, else the sign-flip test.
-    """
+    """The mean of score − reference's score over the same items, with its 95 % interval and a two-sided p-value."""
     a, b = (_scores(side) for side in by_same_id(lines, references))
     difference, low, high = paired_difference(a, b, seed)
-    if {*a, *b} <= {0, 1}:
+    if {*a, *b} <= {0, 1}:                                      # right or wrong
         test, p = "McNemar", mcnemar(a, b)
     else:
         test, p = "sign-flip", sign_flip([x - y for x, y in zip(a, b, strict=True)], seed)
@@ -118,15 +112,6 @@ def adjust_together(arms: Mapping[str, ArmMeasures]) -> None:
               for comparison in comparisons(suite).values()]
     for comparison, adjusted in zip(family, holm([comparison["p"] for comparison in family]), strict=True):
         comparison["p_holm"] = adjusted
-
-
-class WithId(TypedDict):
-    """Any line that has an id."""
-
-    id: str
-
-
-Line = TypeVar("Line", bound=WithId)
 
 
 def by_same_id(lines: Sequence[Line], references: Sequence[Line]) -> tuple[list[Line], list[Line]]:

@@ -1,12 +1,10 @@
 """Intervals and tests: how certain a mean, or a difference between two arms, is.
 
-Comparisons of two arms are paired by item, since both answered the same questions. All functions are deterministic: the
-same values and the same seed give the same interval, bit for bit.
+Comparisons of two arms are paired by item, since both answered the same questions. The same values and the same seed
+give the same interval, bit for bit. sdft/studies/statistics.py compares several training seeds.
 
     scores of two arms     paired_difference (interval over items), mcnemar or sign_flip (p), holm over the family
     means over tokens      bootstrap_ratio (interval over texts), by_position (means by position in the answer)
-
-sdft/studies/statistics.py compares several training seeds.
 
     from sdft.measure.statistics import bootstrap_mean
     mean, low, high = bootstrap_mean([1, 0, 1, 1])
@@ -14,7 +12,7 @@ sdft/studies/statistics.py compares several training seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Literal
@@ -39,29 +37,18 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0) -> tuple[float, float
 def bootstrap_ratio(totals: Sequence[float], counts: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """Σ totals / Σ counts with its 95 % percentile bootstrap interval over items: (ratio, low, high).
 
-    For a mean over the tokens of several texts: the texts are the sample, so whole texts are drawn, each with its sum
-    and its number of tokens.
+    For a mean over the tokens of several texts: whole texts are drawn, each with its sum and its number of tokens.
     """
     pairs = np.stack([np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)])      # (2, n)
     n = pairs.shape[1]
     if n == 0:
         raise SdftError("expected at least one item to take a mean of, got none")
-    sums = np.concatenate([pairs[:, drawn].sum(-1) for drawn in _resamples(n, seed)], axis=1)       # (2, RESAMPLES)
+    generator, step, tail = np.random.default_rng(seed), max(1, _AT_ONCE // n), (1 - LEVEL) / 2
+    drawn = (generator.integers(n, size=(min(step, RESAMPLES - start), n)) for start in range(0, RESAMPLES, step))
+    sums = np.concatenate([pairs[:, block].sum(-1) for block in drawn], axis=1)                    # (2, RESAMPLES)
+    low, high = np.quantile(sums[0] / sums[1], (tail, 1 - tail))
     total, count = pairs.sum(1)
-    return float(total / count), *_interval(sums[0] / sums[1])
-
-
-def _resamples(n: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw RESAMPLES × n indices with replacement, in blocks of some resamples."""
-    generator = np.random.default_rng(seed)
-    for start in range(0, RESAMPLES, step := max(1, _AT_ONCE // n)):
-        yield generator.integers(n, size=(min(step, RESAMPLES - start), n))
-
-
-def _interval(values: np.ndarray) -> tuple[float, float]:
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(values, (tail, 1 - tail))
-    return float(low), float(high)
+    return float(total / count), float(low), float(high)
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
@@ -117,10 +104,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def by_position(answers: Sequence[Sequence[float]], name: Literal["nll", "kl"]) -> list[Band]:
-    """Mean values by position in the answer, called `name`, in bands that widen: most happens at an answer's start.
-
-    answers: one value per token of each answer.
-    """
+    """Mean values by position in the answer, in bands that widen; `answers` has one value per token of each answer."""
     longest = max(map(len, answers))
     bands: list[Band] = []
     for first, following in pairwise((*POSITIONS, longest + 1)):

@@ -11,9 +11,8 @@ h (D,) is the residual stream after a layer, at the positions where a target tok
 model's own answers, on which `drift` is measured too. They exclude a text's first token, whose state is far longer than
 all others (arXiv 2402.17762) and would dominate the sums.
 
-Both models advance together: all micro-batches pass one layer before any passes the next. Only the states of one layer
-are kept, 2·N·D numbers, so CKA is exact over all tokens. Cross-covariances of all layers at once would take 3·L·D²
-numbers, 13 GB for a model of 7B.
+Both models advance together: all micro-batches pass one layer before any passes the next. So only the states of one
+layer are kept, 2·N·D numbers, and CKA is exact over all tokens.
 
     sdft measure activations --adapter runs/mine/sdft
 """

@@ -4,10 +4,10 @@
     reverse KL       KL(π ‖ π₀) = Σ_v π(v) · (log π(v) − log π₀(v))     nats, on the tuned model's answers
     total variation  ½ Σ_v |π₀(v) − π(v)|                               0 … 1, on the answers of either
 
-All are means over the tokens of all answers, as they were decoded, on general prompts or on the task's. On a new task
-forward KL predicted forgetting best (R² 0.96, against 0.93 of reverse KL and 0.80 of total variation, on ParityMNIST;
-0.71 for an LLM: arXiv 2509.04259, sections 4 and 6). arXiv 2510.18874 disputes it (Pearson 0.52). The base model of an
-adapter is the same model with its adapter off, so no second model is loaded.
+All are means over the tokens of all answers, as they were decoded. On a new task forward KL predicted forgetting best
+(R² 0.96, against 0.93 of reverse KL and 0.80 of total variation, on ParityMNIST; 0.71 for an LLM: arXiv 2509.04259,
+sections 4 and 6). arXiv 2510.18874 disputes it (Pearson 0.52). The base model of an adapter is the same model with its
+adapter off, so no second model is loaded.
 
     sdft measure drift --adapter runs/mine/sdft
 """
@@ -39,10 +39,10 @@ from sdft.tokenizers.tokenizer import Tokenizer
 
 
 class TokenDrift(TypedDict):
-    """The drift at every token of one answer: three lists of equal length."""
+    """The drift at every token of one answer."""
 
     id: str
-    kl: list[float]             # nats
+    kl: list[float]
     tv: list[float]
     top1: list[bool]            # whether both models have the same most probable token
 
@@ -53,15 +53,15 @@ class BaseView:
 
     answers: list[Example]
     hidden: list[Tensor]            # one per micro-batch: the last hidden states (n, D) at the target positions
-    head: Tensor                    # (V, D), which makes logits of them
+    head: Tensor                    # (V, D)
 
 
 def measure_drift(model: Llama, tokenizer: Tokenizer, prompts: Sequence[str] | None = None, base: Llama | None = None,
                   max_new_tokens: int = 128, chat: str | None = None) -> Drift:
     """How far `model` drifted on the base model's greedy answers to `prompts` (default: 16 general ones).
 
-    The base model is `base`, or `model` with its adapter off. `kl` is the forward KL in nats per token. Raises
-    SdftError where there is neither a base model nor an adapter, and where all answers are empty.
+    The base model is `base`, or `model` with its adapter off. `kl` is the forward KL. Raises SdftError where there is
+    neither a base model nor an adapter, and where all answers are empty.
     """
     if base is None and not lora_layers(model):
         raise SdftError("measure_drift: expected a model with an adapter, got one without; load an adapter, or pass "
@@ -87,8 +87,7 @@ def base_answers(tokenizer: Tokenizer, suite: Suite, lines: Sequence[AnswerLine]
     """A model's own answers to `suite` (lines of `evaluate`) as examples whose targets are the tokens that it chose.
 
     The end of the text is a target where the model ended it, and not where the answer was cut. Empty answers are
-    skipped. The tokens come from encoding the text again. `base_view` needs the base model's lines, `reverse_drift` the
-    tuned model's.
+    skipped. The tokens come from encoding the text again.
     """
     messages = {item.id: item.messages for item in suite.items}
     examples = []
@@ -97,13 +96,11 @@ def base_answers(tokenizer: Tokenizer, suite: Suite, lines: Sequence[AnswerLine]
             continue
         answer = {"role": "assistant", "content": line["output"]}
         example = encode_example(tokenizer, [*messages[line["id"]], answer], line["id"], chat)
-        examples.append(example if line["finish"] == "stop" else _without_end(example))
+        if line["finish"] != "stop":
+            end = max(index for index, is_target in enumerate(example.mask) if is_target)
+            example = replace(example, mask=[target and index != end for index, target in enumerate(example.mask)])
+        examples.append(example)
     return examples
-
-
-def _without_end(example: Example) -> Example:
-    last = max(index for index, is_target in enumerate(example.mask) if is_target)
-    return replace(example, mask=[is_target and index != last for index, is_target in enumerate(example.mask)])
 
 
 @torch.inference_mode()
@@ -116,11 +113,7 @@ def base_view(model: Llama, answers: Sequence[Example], desc: str = "drift, base
 
 
 def drift(model: Llama, base: BaseView, desc: str = "drift") -> Drift:
-    """The forward drift of `model` on the base model's answers.
-
-    `by_position` shows what training made likely at an answer's start, such as ending at once: later positions are
-    conditioned on the base model's own words.
-    """
+    """The forward drift of `model` on the base model's answers."""
     return _summary(token_drift(model, base, desc))
 
 
@@ -138,10 +131,7 @@ def drift_difference(answers: Sequence[AnswerDrift], references: Sequence[Answer
 @torch.inference_mode()
 def reverse_drift(model: Llama, answers: Sequence[Example], base: Llama | None = None,
                   desc: str = "reverse drift") -> Drift:
-    """The drift on answers that `model` itself wrote: as `drift`, with `kl` the reverse KL; n = 0 without answers.
-
-    The base model is `base`, or `model` with its adapter off.
-    """
+    """The drift on answers that `model` itself wrote, with `kl` the reverse KL; n = 0 without answers."""
     drifts: list[TokenDrift] = []
     for batch in micro_batches(model, fitting(model, answers, desc) if answers else [], desc):
         x = target_hidden(model, batch)                                             # (n, D)
@@ -165,10 +155,8 @@ def _summary(answers: Sequence[TokenDrift]) -> Drift:
 @torch.inference_mode()
 def token_drift(model: Llama, base: BaseView, desc: str = "drift") -> list[TokenDrift]:
     """The forward drift at every token, answer by answer."""
-    answers = []
-    for x_base, batch in zip(base.hidden, micro_batches(model, base.answers, desc), strict=True):
-        answers += _compared(batch, x_base, base.head, target_hidden(model, batch), model.head_weight)
-    return answers
+    return [answer for x_base, batch in zip(base.hidden, micro_batches(model, base.answers, desc), strict=True)
+            for answer in _compared(batch, x_base, base.head, target_hidden(model, batch), model.head_weight)]
 
 
 def _compared(batch: Batch, x_p: Tensor, head_p: Tensor, x_q: Tensor, head_q: Tensor) -> list[TokenDrift]:

@@ -34,7 +34,7 @@ from sdft.model.llama import Llama
 from sdft.results import Gap, GapDifference, PairedGap, RecordGap, TokenMap, TokenMapText
 from sdft.tokenizers.tokenizer import Tokenizer
 
-LOW = 0.4            # a target token below this probability is a low-probability token: arXiv 2501.14315
+LOW = -math.log(0.4)        # nats; a target token above this NLL is a low-probability token: arXiv 2501.14315
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class Targets:
     rank: np.ndarray            # (n,) whole numbers
 
     def first(self, count: int) -> Targets:
-        """The first `count` target tokens."""
         return Targets(self.id, self.tokens[:count], self.nll[:count], self.rank[:count])
 
 
@@ -55,7 +54,7 @@ def measure_gap(model: Llama, tokenizer: Tokenizer, records: Sequence[Record], t
                 chat: str | None = None) -> Gap:
     """How surprising the responses of `records` are to `model`; call it before training, with the base model.
 
-    `template` is the prompt of training, `chat` the chat format (None: the model's own). `nll` is in nats per token.
+    `template` is the prompt of training, `chat` the chat format (None: the model's own).
     """
     form = get_template(template)
     return gap(model, [training_example(tokenizer, record, form, chat) for record in records])
@@ -89,17 +88,14 @@ def paired(records: Sequence[Targets], references: Sequence[Targets], name: str)
     """Compare records' targets with those in `references`, a set called `name`; None where no target differs.
 
     Every record weighs alike: its own mean is taken first. `length_matched` compares only the first min(|a|, |b|)
-    target tokens of each pair, equally many at the same positions. So a difference there cannot come from length (late
-    tokens have more context and are less surprising). It does not control the content: a rewrite may open with a stock
-    phrase, and only the shorter text's end counts.
+    target tokens of each pair. So a difference there cannot come from length: late tokens have more context and are
+    less surprising. It does not control the content: a rewrite may open with a stock phrase.
     """
     by_id = {record.id: record for record in references}
-    both = [(record, by_id[record.id]) for record in records if record.id in by_id]
-    pairs = [(a, b) for a, b in both if a.tokens != b.tokens]
+    pairs = [(a, b) for a in records if (b := by_id.get(a.id)) and a.tokens != b.tokens]
     if not pairs:
         return None
-    shortest = [min(len(a.tokens), len(b.tokens)) for a, b in pairs]
-    matched = [(a.first(count), b.first(count)) for (a, b), count in zip(pairs, shortest, strict=True)]
+    matched = [(a.first(len(b.tokens)), b.first(len(a.tokens))) for a, b in pairs]
     return {"with": name, **_compared(pairs), "length_matched": _compared(matched)}
 
 
@@ -133,18 +129,15 @@ def _summary(records: Sequence[Targets]) -> Gap:
     nll, rank = (np.concatenate([getattr(record, name) for record in records]) for name in ("nll", "rank"))
     mean = math.fsum(nll) / len(nll)
     return {"nll": mean, "perplexity": math.exp(mean), "rank_mean": float(rank.mean()),
-            "rank_median": float(np.median(rank)), "rank0": float((rank == 0).mean()), "low": _low(nll),
-            "tokens": len(nll), "by_position": by_position([record.nll.tolist() for record in records], "nll"),
+            "rank_median": float(np.median(rank)), "rank0": float((rank == 0).mean()),
+            "low": float((nll > LOW).mean()), "tokens": len(nll),
+            "by_position": by_position([record.nll.tolist() for record in records], "nll"),
             "records": [_record(record) for record in records]}
 
 
 def _record(record: Targets) -> RecordGap:
-    return {"id": record.id, "nll": float(record.nll.mean()), "low": _low(record.nll),
+    return {"id": record.id, "nll": float(record.nll.mean()), "low": float((record.nll > LOW).mean()),
             "rank": float(record.rank.mean()), "rank0": float((record.rank == 0).mean()), "tokens": len(record.nll)}
-
-
-def _low(nll: np.ndarray) -> float:
-    return float((nll > -math.log(LOW)).mean())
 
 
 @torch.inference_mode()
@@ -153,15 +146,11 @@ def targets(model: Llama, examples: Sequence[Example], desc: str) -> Iterator[Ta
     for batch in micro_batches(model, examples, desc):
         x = target_hidden(model, batch)                                             # (n, D)
         labels = batch.labels[batch.rows]                                           # (n,)
-        parts = [few_at_a_time(_nll_and_rank, model.head(x_part), labels_part)
-                 for x_part, labels_part in zip(x.split(ROWS), labels.split(ROWS), strict=True)]
+        parts = [few_at_a_time(lambda z, y: (label_nll(z, y), token_rank(z, y)), model.head(x_part), part)
+                 for x_part, part in zip(x.split(ROWS), labels.split(ROWS), strict=True)]
         columns = (torch.cat(part).cpu().split(batch.counts) for part in zip(*parts, strict=True))
         for id, tokens, nll, rank in zip(batch.ids, labels.cpu().split(batch.counts), *columns, strict=True):
             yield Targets(id, tokens.tolist(), nll.double().numpy(), rank.numpy())
-
-
-def _nll_and_rank(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    return label_nll(logits, labels), token_rank(logits, labels)
 
 
 def token_rank(logits: Tensor, labels: Tensor) -> Tensor:

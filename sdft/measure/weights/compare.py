@@ -90,9 +90,8 @@ def compare_changes(base: Weights, first: Weights, second: Weights, spectra: Seq
     common = [name for name in base[0] if name in first[0] and name in second[0]]
     if not common:
         raise SdftError("expected checkpoints of one architecture, but no tensor is in all three")
-    chosen = named_by(spectra, [name.removesuffix(".weight") for name in common])
-    modules = [_compare_weights(name, base[1](name), first[1](name), second[1](name),
-                                k if name.removesuffix(".weight") in chosen else 0)
+    chosen = named_by(spectra, common)
+    modules = [_compare_weights(name, base[1](name), first[1](name), second[1](name), k if name in chosen else 0)
                for name in progress(common, desc="between arms", unit="tensor")]
     return _comparison(modules, unmatched={*base[0], *first[0], *second[0]} - set(common))
 
@@ -135,10 +134,7 @@ def _module(name: str, cosine: float, norms: list[float], left: list[float], rig
 
 def _comparison(modules: list[PartComparison], unmatched: Collection[str]) -> AdapterComparison:
     layers, kinds = grouped(modules, _together)
-    group = _together(modules)
-    return {"cosine": group["cosine"], "left_cosine": group["left_cosine"], "right_cosine": group["right_cosine"],
-            "norms": group["norms"], "modules": modules, "layers": layers, "kinds": kinds,
-            "unmatched": sorted(unmatched)}
+    return {**_together(modules), "modules": modules, "layers": layers, "kinds": kinds, "unmatched": sorted(unmatched)}
 
 
 def _together(modules: Sequence[PartComparison]) -> PartComparison:
@@ -159,19 +155,16 @@ def compare_checkpoints(first: Path, second: Path, spectra: Sequence[str] = ()) 
     """The shift from the weights in folder `first` to those in `second`, as `module_measures` returns it.
 
     The folders may be sharded in any way, each in its own dtype. One tensor of each is in memory at a time. `spectra`
-    names matrices to decompose, three times each: of two 7B models the largest needs 4 GB in fp32.
-
-    Raises SdftError where a folder has no weights, no tensor is in both, one has another shape, is not of floating
-    point or not finite, and where `spectra` names nothing.
+    names matrices to decompose, three times each. Raises SdftError where a folder has no weights, no tensor is in both,
+    one has another shape, is not of floating point or not finite, and where `spectra` names nothing.
     """
     with open_checkpoint(first) as (names, read), open_checkpoint(second) as (names_2, read_2):
         common = [name for name in names if name in names_2]
         if not common:
-            raise SdftError(f"{first} and {second} have no tensor in common; expected two checkpoints of one "
-                            "architecture")
-        chosen = named_by(spectra, [name.removesuffix(".weight") for name in common])
-        modules = [_checked_measures(name, (first, read(name)), (second, read_2(name)),
-                                     name.removesuffix(".weight") in chosen)
+            raise SdftError(f"{first} and {second} have no tensor in common; "
+                            "expected two checkpoints of one architecture")
+        chosen = named_by(spectra, common)
+        modules = [_checked_measures(name, (first, read(name)), (second, read_2(name)), name in chosen)
                    for name in progress(common, desc="weights", unit="tensor")]
         return {**whole(modules), "unmatched": sorted(set(names) ^ set(names_2))}
 

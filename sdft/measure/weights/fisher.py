@@ -3,10 +3,9 @@
     Σ_i F_i·(θ_i − θ₀_i)²                                                                 arXiv 2509.04259, section 6
     F_i = mean over answers y of (∂ Σ_t log π₀(v_t | x, y_<t) / ∂θ_i)²,   v_t ~ π₀(· | x, y_<t)
 
-y are answers of the base model; at every position of one a label v_t is drawn once (sdft/objectives/fisher.py).
-Changes of weights that no output depends on count little. With the whole Fisher matrix, half the sum would be
-KL(π₀ ‖ π) in nats per answer, to second order. The diagonal alone ignores what weights do together, and can be tens of
-times below that KL. So compare it between arms only.
+y are answers of the base model; at every position of one a label v_t is drawn once (sdft/objectives/fisher.py). With
+the whole Fisher matrix, half the sum would be KL(π₀ ‖ π) in nats per answer, to second order. The diagonal alone
+ignores what weights do together, and can be tens of times below that KL. So compare it between arms only.
 
     sdft measure fisher --adapter runs/mine/sdft
 """
@@ -31,9 +30,7 @@ def fisher_shift(model: Llama, fisher: Mapping[str, Tensor], base: Llama | None 
     """Σ F·ΔW² of the adapter of `model`, or of its weights against those of `base`, in nats² per answer.
 
     fisher: layer name → F (O, D), in nats² per weight² and answer. With `base` only the layers in `fisher` count, so
-    embedding, head and norms do not. ΔW comes from the factors in fp64.
-
-    Raises SdftError where `fisher` lacks an adapted layer, or has another shape for one.
+    embedding, head and norms do not. Raises SdftError where `fisher` lacks an adapted layer, or has another shape.
     """
     modules: list[PartFisher] = []
     for name in adapted_layers(model) if base is None else fisher:
@@ -41,29 +38,22 @@ def fisher_shift(model: Llama, fisher: Mapping[str, Tensor], base: Llama | None 
         if F is None or F.shape != layer.weight.shape:
             raise SdftError(f"fisher: expected {tuple(layer.weight.shape)} for {name}, got "
                             f"{'nothing' if F is None else tuple(F.shape)}; compute it for the layers that are trained")
-        changes = (_from_factors(cast(LoRALinear, layer)) if base is None
-                   else _from_weights(layer, cast(nn.Linear, base.get_submodule(name))))
-        parts = zip(F.split(_rows_at_once(layer)), changes, strict=True)
-        shift = math.fsum((F_part.double() * change.square()).sum().item() for F_part, change in parts)
+        rows = max(1, AT_ONCE // layer.weight.shape[1])
+        changes = _changes(layer, None if base is None else cast(nn.Linear, base.get_submodule(name)), rows)
+        shift = math.fsum((F_part.double() * change.square()).sum().item()
+                          for F_part, change in zip(F.split(rows), changes, strict=True))
         modules.append({**module_of(name), "shift": shift})
     layers, kinds = grouped(modules, _together)
     return {"total": _together(modules)["shift"], "modules": modules, "layers": layers, "kinds": kinds}
 
 
-def _rows_at_once(layer: nn.Linear) -> int:
-    return max(1, AT_ONCE // layer.weight.shape[1])
-
-
-def _from_factors(layer: LoRALinear) -> Iterator[Tensor]:
+def _changes(layer: nn.Linear, base: nn.Linear | None, rows: int) -> Iterator[Tensor]:
     """ΔW (O, D) in fp64, some rows at a time."""
-    for B in layer.lora_B.split(_rows_at_once(layer)):
-        yield layer.scale * (B.double() @ layer.lora_A.double())
-
-
-def _from_weights(layer: nn.Linear, base: nn.Linear) -> Iterator[Tensor]:
-    rows = _rows_at_once(layer)
-    for after, before in zip(layer.weight.split(rows), base.weight.split(rows), strict=True):
-        yield after.double() - before.double()
+    if base is None:
+        layer = cast(LoRALinear, layer)
+        return (layer.scale * (B.double() @ layer.lora_A.double()) for B in layer.lora_B.split(rows))
+    both = zip(layer.weight.split(rows), base.weight.split(rows), strict=True)
+    return (after.double() - before.double() for after, before in both)
 
 
 def _together(modules: Sequence[PartFisher]) -> PartFisher:

@@ -4,15 +4,14 @@
         base model                  tuned model
 
 On the task's targets the curve shows whether training went far enough; on the base model's own answers it shows what
-that costs, and whether an intermediate t keeps most of the gain. For an adapter t multiplies its scale s, so nothing is
-rounded.
+that costs. For an adapter t multiplies its scale s, so nothing is rounded.
 
     sdft measure interpolation --adapter runs/mine/sdft --data mine.jsonl
 """
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -33,8 +32,7 @@ def loss_along(model: Llama, examples: Sequence[Example], at: Sequence[float] = 
 
     The model is unchanged afterwards, bit for bit. Raises SdftError where it has no adapter and no base is given.
     """
-    kept = fitting(model, examples, desc)
-    points: list[InterpolationPoint] = []
+    kept, points = fitting(model, examples, desc), list[InterpolationPoint]()
     for t in at:
         with moved(model, t, base):
             measured = gap(model, kept, f"{desc}, t = {t:g}")
@@ -42,25 +40,22 @@ def loss_along(model: Llama, examples: Sequence[Example], at: Sequence[float] = 
     return points
 
 
-@contextmanager
-def moved(model: Llama, t: float, base: Llama | None = None) -> Iterator[Llama]:
+def moved(model: Llama, t: float, base: Llama | None = None) -> AbstractContextManager[None]:
     """Inside the `with`, the model has the weights θ₀ + t·ΔW; ΔW is its adapter's, or its difference from `base`."""
-    with _scaled(model, t) if base is None else _between(model, t, base):
-        yield model
+    return _scaled(model, t) if base is None else _between(model, t, base)
 
 
 @contextmanager
 def _scaled(model: Llama, t: float) -> Iterator[None]:
-    layers = list(adapted_layers(model).values())
-    if any(layer.unmerged is not None for layer in layers):
+    scales = {layer: layer.scale for layer in adapted_layers(model).values()}
+    if any(layer.unmerged is not None for layer in scales):
         raise SdftError("the adapter is merged into the weights, so its scale has no effect: unmerge(model) first")
-    scales = [layer.scale for layer in layers]
     try:
-        for layer, scale in zip(layers, scales, strict=True):
+        for layer, scale in scales.items():
             layer.scale = t * scale
         yield
     finally:
-        for layer, scale in zip(layers, scales, strict=True):
+        for layer, scale in scales.items():
             layer.scale = scale
 
 

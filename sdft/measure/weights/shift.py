@@ -3,8 +3,8 @@
     ΔW = s·B·A,    ‖ΔW‖_F² = s²·Σ[(BᵀB) ⊙ (AAᵀ)],    relative = ‖ΔW‖_F / ‖W₀‖_F
 
 B·A (O, D) is never formed: both Gram matrices are (R, R). All sums are in fp64. An adapter's ΔW is never taken as the
-difference of two bf16 weights, whose rounding can be larger than it. arXiv 2402.13669 reports a parameter shift whose
-formula and code were not published, so these numbers do not reproduce its own.
+difference of two bf16 weights, whose rounding can be larger. The formula and code of the parameter shift in arXiv
+2402.13669 were not published, so these numbers do not reproduce its own.
 
     measure_shift      norms: of every module, layer and kind, and of the whole
     module_measures    also the share of weights that change in bf16, spectra and ranks (spectrum.py)
@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -27,12 +27,11 @@ from sdft.measure.weights.spectrum import Factors, compare_spectra, factor_spect
 from sdft.model.llama import Llama
 from sdft.model.lora import LoRALinear, inner_product, lora_layers
 from sdft.progress import progress
-from sdft.results import Part, PartShift, Shift
+from sdft.results import Part, PartShift, Shift, Spectra
 
 AT_ONCE = 1 << 22           # values converted to fp64 at a time: 32 MB
 Averaged = Literal["stable_rank", "effective_rank", "spectral_shift", "left_cosine", "right_cosine", "intruders"]
-MEANS: tuple[Averaged, ...] = ("stable_rank", "effective_rank", "spectral_shift", "left_cosine", "right_cosine",
-                               "intruders")
+MEANS: tuple[Averaged, ...] = get_args(Averaged)
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 M = TypeVar("M", bound=Part)
@@ -47,7 +46,8 @@ def measure_shift(model: Llama, base: Llama | None = None) -> Shift:
     if base is not None:
         return whole([module_shift(name, *distance(before, after)[:2])
                       for name, before, after in weights_of_both(model, base)])
-    return whole([module_shift(name, factor_norm(layer.lora_A, layer.lora_B, layer.scale), _norm(base_weight(layer)))
+    return whole([module_shift(name, factor_norm(layer.lora_A, layer.lora_B, layer.scale),
+                               distance(base_weight(layer), base_weight(layer))[1])
                   for name, layer in adapted_layers(model).items()])
 
 
@@ -59,8 +59,8 @@ def module_measures(model: Llama, base: Llama | None = None, spectra: Sequence[s
     """
     if base is not None:
         pairs = list(weights_of_both(model, base))
-        chosen = named_by(spectra, [name.removesuffix(".weight") for name, *_ in pairs])
-        return whole([weight_measures(name, before, after, name.removesuffix(".weight") in chosen)
+        chosen = named_by(spectra, [name for name, *_ in pairs])
+        return whole([weight_measures(name, before, after, name in chosen)
                       for name, before, after in progress(pairs, desc="weights", unit="tensor")])
     layers = adapted_layers(model)
     chosen = named_by(spectra, layers)
@@ -76,12 +76,11 @@ def adapter_measures(name: str, layer: LoRALinear, spectra: bool = False) -> Par
     shift = module_shift(name, factor_norm(*factors), base)                     # refuses what is not finite
     spectrum = factor_spectrum(factors)
     module: PartShift = {**shift, "weights": before.numel(), "changed_bf16": changed, "spectrum": spectrum.tolist(),
-                           **ranks(spectrum)}
-    if spectra:
-        before = before.double()
-        after = before + factors.scale * (factors.B.double() @ factors.A.double())
-        return {**module, **compare_spectra(before, after)}
-    return module
+                         **ranks(spectrum)}
+    if not spectra:
+        return module
+    after = before.double() + factors.scale * (factors.B.double() @ factors.A.double())
+    return {**module, **compare_spectra(before.double(), after)}
 
 
 def weight_measures(name: str, before: Tensor, after: Tensor, spectra: bool = False) -> PartShift:
@@ -135,8 +134,8 @@ def weights_of_both(model: Llama, base: Llama) -> Iterator[tuple[str, Tensor, Te
 def distance(before: Tensor, after: Tensor) -> tuple[float, float, float]:
     """‖after − before‖_F, ‖before‖_F, and the share of weights whose values differ once both are rounded to bf16.
 
-    In bf16 most values can be equal although training moved their fp32 masters (arXiv 2505.11711): the share is what a
-    bf16 checkpoint shows of the change.
+    The share is what a bf16 checkpoint shows of the change: most values can be equal although training moved their fp32
+    masters (arXiv 2505.11711).
     """
     moved = base = changed = 0.0
     for old, new in zip(before.flatten().split(AT_ONCE), after.flatten().split(AT_ONCE), strict=True):
@@ -145,10 +144,6 @@ def distance(before: Tensor, after: Tensor) -> tuple[float, float, float]:
         moved += (new - old).square().sum().item()
         base += old.square().sum().item()
     return math.sqrt(moved), math.sqrt(base), changed / max(1, before.numel())
-
-
-def _norm(weight: Tensor) -> float:
-    return distance(weight, weight)[1]
 
 
 def module_of(name: str) -> Part:
@@ -166,14 +161,14 @@ def module_shift(name: str, norm: float, base: float) -> PartShift:
 
 
 def root_of_squares(norms: Iterable[float]) -> float:
-    """√Σ norm²: the norm of the concatenation of several vectors."""
+    """√Σ norm²."""
     return math.sqrt(math.fsum(norm**2 for norm in norms))
 
 
 def together(modules: Sequence[PartShift]) -> PartShift:
     """Several modules as one vector: its norm, the share of all weights changed in bf16, and the means of the rest."""
-    norm, base = (root_of_squares(module["norm"] for module in modules),
-                  root_of_squares(module["base"] for module in modules))
+    norm = root_of_squares(module["norm"] for module in modules)
+    base = root_of_squares(module["base"] for module in modules)
     group: PartShift = {"norm": norm, "relative": norm / base if base else 0.0}
     if all("weights" in module for module in modules):
         weights = sum(module["weights"] for module in modules)
@@ -189,14 +184,9 @@ def whole(modules: list[PartShift]) -> Shift:
     """The shift of all modules: together, one by one, by layer and by kind."""
     group = together(modules)
     layers, kinds = grouped(modules, together)
-    shift: Shift = {"total": group["norm"], "relative": group["relative"], "modules": modules, "layers": layers,
-                    "kinds": kinds}
-    if "changed_bf16" in group:
-        shift["changed_bf16"] = group["changed_bf16"]
-    for key in MEANS:
-        if key in group:
-            shift[key] = group[key]
-    return shift
+    means = cast(Spectra, {key: value for key, value in group.items() if key not in ("norm", "relative")})
+    return {"total": group["norm"], "relative": group["relative"], "modules": modules, "layers": layers, "kinds": kinds,
+            **means}
 
 
 def grouped(modules: Sequence[M], combine: Callable[[Sequence[M]], G]) -> tuple[list[G], list[G]]:

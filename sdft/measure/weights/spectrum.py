@@ -64,7 +64,7 @@ def _inner(first: Factors, second: Factors) -> float:
 
 
 def ranks(spectrum: Tensor) -> Spectra:
-    """stable_rank and effective_rank of singular values: two ways to count the directions of a change."""
+    """Two ways to count the directions of a change, from its singular values."""
     return {"stable_rank": stable_rank(spectrum), "effective_rank": effective_rank(spectrum)}
 
 
@@ -75,10 +75,8 @@ def stable_rank(spectrum: Tensor) -> float:
 
 def effective_rank(spectrum: Tensor) -> float:
     """exp(entropy of σ/Σσ) of singular values (Roy and Vetterli 2007): as many equal values have this entropy."""
-    if not spectrum.sum() > 0:
-        return 0.0
-    share = spectrum / spectrum.sum()
-    return torch.special.entr(share).sum().exp().item()
+    total = spectrum.sum()
+    return torch.special.entr(spectrum / total).sum().exp().item() if total > 0 else 0.0
 
 
 def principal_cosines(first: Tensor, second: Tensor) -> Tensor:
@@ -106,9 +104,11 @@ def compare_spectra(before: Tensor, after: Tensor, k: int = 10, threshold: float
 
 
 def named_by(patterns: Sequence[str], names: Collection[str]) -> set[str]:
-    """The modules that `patterns` name: a kind ("q_proj"), a whole name, or a pattern ("model.layers.0.*").
+    """The modules among `names`, with or without ".weight", that `patterns` name; a pattern of none is an SdftError.
 
-    Raises SdftError for a pattern that names no module.
+    A pattern is a kind ("q_proj"), a module's whole name, or a glob of it ("model.layers.0.*").
     """
-    return matching(patterns, names,
-                    "spectra: {!r} names nothing here{}; expected {}, a whole name, or a pattern of it")
+    modules = {name.removesuffix(".weight"): name for name in names}
+    chosen = matching(patterns, modules,
+                      "spectra: {!r} names nothing here{}; expected {}, a whole name, or a pattern of it")
+    return {modules[module] for module in chosen}
