@@ -1,4 +1,4 @@
-"""Prompts of a batch attend in one call of FlashAttention, on a GPU.
+"""Prompts of a batch attend in one call, on a GPU. The share of a run has not been measured.
 
 PyTorch's FlashAttention takes documents of different lengths in one call, in half precision. `PrefillAttention`
 (cache.py) calls the kernel once for each prompt.

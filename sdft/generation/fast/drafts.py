@@ -1,8 +1,9 @@
-"""Drafts (speculative decoding from the prompt): guess the next tokens by n-gram lookup, verify all guesses in one step.
+"""Drafts save about 0 % of a run in bf16 and 2 % in fp32; rewriting alone takes 17 to 28 % longer without them.
 
-A rewrite repeats much of its prompt, which contains the reference answer. Where the last tokens occurred before, in
-the prompt or in the response, the tokens that followed them are a good guess (prompt lookup decoding; Saxena 2023;
-Yang et al. 2023, arXiv 2304.04487). One step verifies the drafts of all sequences:
+This is speculative decoding from the prompt. A rewrite repeats much of its prompt, which contains the reference
+answer. Where the last tokens occurred before, in the prompt or in the response, the tokens that followed them are a
+good guess (prompt lookup decoding; Saxena 2023; Yang et al. 2023, arXiv 2304.04487). One step verifies the drafts of
+all sequences:
 
     … sold 48 / 2 = 24 clips in May . …           …  she sold 48 / 2 ┊ = 24           one step computes the model's
                ├─ match ─┤├draft┤                          ├─ match ─┤┊├draft┤        choice after each of these tokens
@@ -17,7 +18,7 @@ accepted with probability p(x), otherwise the draw is from p without x, normalis
 A drafted token makes a step longer, and saves a share of a later step if it is accepted. Let b be the time of one
 more token in a step, r of one more sequence, f of a step whatever its size, r and f in units of b. With n sequences,
 a draft that is accepted with probability p saves time where p · (1 + r + f/n) > 1. `CHANCES` was counted on greedy
-rewrites of the 135M model. `ROW` and `FIXED` minimise the time of such a run in a model of a step's time, fitted to
+rewrites of the 135M model. `SEQUENCE` and `FIXED` minimise the time of such a run in a model of a step's time, fitted to
 steps on two CPU cores in bf16. They are below r and f, because the other sequences of a group are padded to the
 longest draft. The minimum is flat.
 """
@@ -29,7 +30,7 @@ SHORTEST, LONGEST = 2, 10                   # how many of the last tokens must m
 MOST = 2                                    # drafted tokens of a sequence in a step: more would pad the others too much
 # Number of matching tokens → probability that a drafted token is accepted.
 CHANCES = {2: 0.50, 3: 0.60, 4: 0.67, 5: 0.75, 6: 0.75, 7: 0.75, 8: 0.75, 9: 0.80, 10: 0.87}
-ROW, FIXED = 1.5, 40.0                      # r and f above
+SEQUENCE, FIXED = 1.5, 40.0                      # r and f above
 
 
 class NgramIndex:
@@ -74,7 +75,7 @@ class NgramIndex:
 
 def draft_length(matched: int, batch_size: int) -> int:
     """The number of tokens worth drafting after a match of `matched`, when `batch_size` sequences share the step."""
-    chance, gain, length = CHANCES[matched], 1 + ROW + FIXED / batch_size, 0
+    chance, gain, length = CHANCES[matched], 1 + SEQUENCE + FIXED / batch_size, 0
     while length < MOST and chance ** (length + 1) * gain > 1:                  # p · (1 + r + f/n) > 1
         length += 1
     return length
