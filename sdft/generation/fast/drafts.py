@@ -18,8 +18,8 @@ accepted with probability p(x), otherwise the draw is from p without x, normalis
 A drafted token makes a step longer, and saves a share of a later step if it is accepted. Let b be the time of one
 more token in a step, r of one more sequence, f of a step whatever its size, r and f in units of b. With n sequences,
 a draft that is accepted with probability p saves time where p · (1 + r + f/n) > 1. `CHANCES` was counted on greedy
-rewrites of the 135M model. `SEQUENCE` and `FIXED` minimise the time of such a run in a model of a step's time, fitted to
-steps on two CPU cores in bf16. They are below r and f, because the other sequences of a group are padded to the
+rewrites of the 135M model. `SEQUENCE` and `FIXED` minimise the time of such a run in a model of a step's time, fitted
+to steps on two CPU cores in bf16. They are below r and f, because the other sequences of a group are padded to the
 longest draft. The minimum is flat.
 """
 from __future__ import annotations
