@@ -70,7 +70,7 @@ def test_parameters_are_counted_without_being_made():
 
 def test_the_cache_is_the_one_that_generation_makes():
     config, lengths = tiny_model().config, [30, 64, 33, 7] * 20
-    planned = generation_memory(config, 0, 4, lengths, rows=40)["cache"]
+    planned = generation_memory(config, 0, 4, lengths, batch_size=40)["cache"]
     cache = KVCache(config, sorted(lengths, reverse=True)[:40], torch.float32, torch.device("cpu"))
     assert planned == sum(tensor.nbytes for tensor in (*cache.keys, *cache.values))
 
@@ -174,5 +174,5 @@ def test_a_gpus_plan_has_no_holes_and_its_own_groups():
     assert "kept by the allocator" in on_cpu and "kept by the allocator" not in on_gpu
     # FlashAttention keeps what it computed: H·C = 32 numbers a token in each of the two layers, in bf16.
     assert on_gpu["activations"] - on_cpu["activations"] == 2 * 128 * 32 * 2
-    slots = [generation_memory(config, 0, 2, [64] + [32] * 63, rows=64, on_cpu=cpu)["cache"] for cpu in (True, False)]
+    slots = [generation_memory(config, 0, 2, [64] + [32] * 63, batch_size=64, on_cpu=cpu)["cache"] for cpu in (True, False)]
     assert slots[1] / slots[0] == 64 * 64 / (16 * 64 + 48 * 32)         # one group of 64 rows, four of 16

@@ -203,7 +203,7 @@ def test_the_command_writes_the_ranking_and_its_page(study, tmp_path, capsys):
 
 def test_a_study_that_finds_no_other_is_refused_in_one_line(tmp_path):
     (tmp_path / "predictors.toml").write_text(TOML)
-    with pytest.raises(SdftError, match="expected cells.json of a, b, c, d in folders beside it, found none"):
+    with pytest.raises(SdftError, match="expected cells.json of a, b, c, d in folders next to it, found none"):
         predict(read_study(tmp_path / "predictors.toml"))
     (tmp_path / "bare.toml").write_text(TOML.partition("[predict]")[0])
     with pytest.raises(SdftError, match="expected 'predict'"):

@@ -69,7 +69,7 @@ class Shape:
     layers: int
     embeddings: int
     adapter: int
-    behind: int                         # those of `layers` after the last attention: only target tokens need them
+    after: int                         # those of `layers` after the last attention: only target tokens need them
     saves: dict[str, bool]              # whether an adapter saves the input of these products for its backward
     first: int                          # the first trained layer: no gradient is computed below it
 
@@ -85,18 +85,18 @@ def shape_of(config: LlamaConfig, settings: TrainSettings) -> Shape:
     parameters = dict(model.named_parameters())
     in_layers = sum(weight.numel() for name, weight in parameters.items() if ".layers." in name)
     last = f"model.layers.{config.num_hidden_layers - 1}."
-    behind = sum(weight.numel() for name, weight in parameters.items()
-                 if name.startswith((f"{last}self_attn.o_proj", f"{last}mlp")))
+    after = sum(weight.numel() for name, weight in parameters.items()
+                if name.startswith((f"{last}self_attn.o_proj", f"{last}mlp")))
     rest = sum(weight.numel() for weight in parameters.values()) - in_layers
     if settings.method == "full":
-        return Shape(config, in_layers, rest, 0, behind, dict.fromkeys(("attention", "o", "mlp", "down"), True), 0)
+        return Shape(config, in_layers, rest, 0, after, dict.fromkeys(("attention", "o", "mlp", "down"), True), 0)
     names = match_targets(model, settings.lora_targets, settings.lora_rank)
     shapes = [parameters[f"{name}.weight"].shape for name in names]                         # (O, D) each
     adapter = settings.lora_rank * sum(map(sum, shapes))
     kinds = {name.rpartition(".")[2] for name in names}
     saves = {"attention": bool(kinds & {"q_proj", "k_proj", "v_proj"}), "o": "o_proj" in kinds,
              "mlp": bool(kinds & {"gate_proj", "up_proj"}), "down": "down_proj" in kinds}
-    return Shape(config, in_layers, rest, adapter, behind, saves, min(int(name.split(".")[2]) for name in names))
+    return Shape(config, in_layers, rest, adapter, after, saves, min(int(name.split(".")[2]) for name in names))
 
 
 def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: int, targets: int, longest: int,
@@ -114,12 +114,12 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
     HC, KC = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
     saves = shape.saves
     before = D + HC + 2 * KC + D * saves["attention"] + HC * varlen + (HC + KC if c.qk_norm else 0)
-    behind = D + 2 * F + HC * saves["o"] + D * saves["mlp"] + F * saves["down"]    # in the last layer: of targets
+    after = D + 2 * F + HC * saves["o"] + D * saves["mlp"] + F * saves["down"]    # in the last layer: of targets
     layers = c.num_hidden_layers - shape.first
     attended = layers if saves["attention"] else layers - 1              # the first layer's needs no gradient
     kept = size * (tokens * layers * D if settings.gradient_checkpointing
-                   else tokens * attended * before + (tokens * (layers - 1) + targets) * behind)
-    layer = tokens * size * (before + behind if settings.gradient_checkpointing else 0)    # recomputed
+                   else tokens * attended * before + (tokens * (layers - 1) + targets) * after)
+    layer = tokens * size * (before + after if settings.gradient_checkpointing else 0)    # recomputed
     backward = tokens * size * (4 * F + 2 * D)                                   # of the gate: dy, dy·up, dgate, dup
     block = c.num_attention_heads * min(longest, BLOCK) * longest                # scores of one block
     scores = 2 * size * (block * max(1, CELLS // block) if batched else block)                  # P and dP
@@ -155,7 +155,7 @@ def training_flops(shape: Shape, tokens: int, targets: int, pairs: int, full: bo
     """Operations of the products, forward and backward. pairs: the number of (query, key) pairs in attention."""
     c = shape.config
     attention = 6 * 2 * pairs * c.num_attention_heads * c.head_dim * c.num_hidden_layers
-    products = shape.layers * tokens - shape.behind * (tokens - targets) + c.vocab_size * c.hidden_size * targets
+    products = shape.layers * tokens - shape.after * (tokens - targets) + c.vocab_size * c.hidden_size * targets
     return (6 if full else 4) * products + attention
 
 
@@ -163,7 +163,7 @@ def generation_flops(shape: Shape, prompt: int, written: int, pairs: int) -> flo
     """Operations of the products. Prompt tokens need no MLP in the last layer; only generated tokens need the head."""
     c = shape.config
     attention = 2 * 2 * pairs * c.num_attention_heads * c.head_dim * c.num_hidden_layers
-    products = shape.layers * (prompt + written) - shape.behind * prompt + c.vocab_size * c.hidden_size * written
+    products = shape.layers * (prompt + written) - shape.after * prompt + c.vocab_size * c.hidden_size * written
     return 2 * products + attention
 
 

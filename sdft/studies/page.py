@@ -1,4 +1,4 @@
-"""The page of a study: report.md and its figures, beside cells.json, from which alone they are made.
+"""The page of a study: report.md and its figures, drawn from cells.json alone.
 
     write_study(folder)         or        sdft report benchmarks/studies/2-mix-ratio
 """

@@ -33,7 +33,7 @@ GAINED = "gained"           # the score on the run's task − the base model's, 
 def predict(study: Study) -> RankingResults:
     """The content of cells.json of a study that reads others.
 
-    A study without cells.json beside the study file is reported on stderr. Raises SdftError where none has one.
+    A study without a cells.json next to the study file is reported on stderr. Raises SdftError where none has one.
     """
     points: list[ArmPoint] = []
     base_scores: list[BaseScore] = []
@@ -51,7 +51,7 @@ def predict(study: Study) -> RankingResults:
         points += points_of(name, content["runs"], study.predict)
         base_scores += scores_of_base(name, content["runs"], study.predict["outcomes"])
     if not read:
-        raise SdftError(f"{study.path}: expected cells.json of {', '.join(study.reads)} in folders beside it, found "
+        raise SdftError(f"{study.path}: expected cells.json of {', '.join(study.reads)} in folders next to it, found "
                         "none; run those studies first")
     ranking = rank(points, study.predict)
     measures, outcomes = study.predict["measures"], study.predict["outcomes"]

@@ -36,7 +36,7 @@ def ranking_page(content: RankingResults, figures: Mapping[str, Figure]) -> str:
              "that differences between studies (records, items, length) explain nothing. The pooled values treat all "
              "arms as one study. The sign of r gives the direction: + where larger values of the measure go with a "
              "larger drop. In brackets: 95 % bootstrap intervals over whole studies. With so few studies they are wide "
-             "and rough, and the first of so many measures looks better than it is. r with gained: r of the measure "
+             "and rough, and the first of many measures looks better than it is. r with gained: r of the measure "
              "and `gained`, the score on the task above the base model's, which is itself ranked."]
     for names, text in ((content["missing"], "Named before the first run, but measured in no run"),
                         (content["constant"], "The same in every arm of a study, or measured in too few arms")):
