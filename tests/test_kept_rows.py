@@ -11,7 +11,7 @@ from test_sweep import HEAD, SMALL
 
 from sdft.cli import main
 from sdft.errors import SdftError
-from sdft.experiment.run_folder import data_hash, make_folder, sources
+from sdft.experiment.run_folder import data_hash, hashes, make_folder
 from sdft.experiment.settings import load_chosen
 from sdft.files import read_json, write_json
 from sdft.model.io.fetch import model_hash
@@ -101,7 +101,7 @@ def test_a_finished_result_goes_before_what_a_folder_has_begun(swept, tmp_path):
     out, (run,) = tmp_path / "out", planned_runs(swept[1])
     before = _alone(swept, out)
     shutil.copy(swept[1].path, out)
-    make_folder(out / run.name, run.config, sources(run.config.model.model, run.data_sha256))
+    make_folder(out / run.name, run.config, hashes(run.config.model.model, run.data_sha256))
     (out / run.name / "rewrites.jsonl").write_text("")
     assert carried([run], out) == {"run": before["runs"][0]} and to_make([run], out) == []
     assert sweep(swept[1], [run], out) == {}

@@ -33,7 +33,7 @@ def add_settings(parser: argparse.ArgumentParser, sections: Mapping[str, tuple[s
         for setting in fields(SECTIONS[section]):
             if names and setting.name not in names:
                 continue
-            kind, default = kind_of(section, setting.name), cast(Any, setting.default)
+            kind, default = kind_of(setting.name), cast(Any, setting.default)
             shown = ",".join(default) if kind is tuple else str(default).lower() if kind is bool else default
             text = setting.metadata["help"] + ("" if default is None else f" (default: {shown})")
             optional: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}

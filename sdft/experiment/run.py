@@ -15,16 +15,8 @@ from sdft.distill.resume import settings_path
 from sdft.experiment.arms import arms_of, check_arms
 from sdft.experiment.context import Context, SharedMeasures
 from sdft.experiment.measure_arm import compare_changes_of, compare_with_sft, measure_arm
-from sdft.experiment.run_folder import (
-    check_folder,
-    data_hash,
-    default_folder,
-    is_finished,
-    is_new,
-    make_folder,
-    sources,
-)
-from sdft.experiment.settings import Config, load_chosen, of_task, with_machine, with_task
+from sdft.experiment.run_folder import check_folder, data_hash, default_folder, hashes, is_finished, is_new, make_folder
+from sdft.experiment.settings import Config, of_task, resolve_settings
 from sdft.files import locked, write_json
 from sdft.measure.abilities import adjust_together
 from sdft.measure.outputs.gap import gaps, token_map
@@ -89,11 +81,10 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     was measured of the base model. A finished run is left as it is. Raises SdftError for bad input, and for a folder of
     other settings, another model, other data, or an older version.
     """
-    task = load_chosen(config.task)
-    config = with_machine(with_task(config, given, **task.default_settings))
+    config, task = resolve_settings(config, given)
     folder = folder or default_folder(config)
     path = resolve(config.model.model)
-    made_of = sources(path, data_hash(task))
+    made_of = hashes(path, data_hash(task))
     if not is_new(folder):
         check_folder(folder, config, made_of)
     if is_finished(folder):

@@ -57,7 +57,7 @@ def is_finished(folder: Path) -> bool:
     return (folder / "summary.json").exists()
 
 
-def sources(model: Path, data: str) -> dict[str, str]:
+def hashes(model: Path, data: str) -> dict[str, str]:
     """The hashes of the model and of the data (`data_hash`), on which a run's results depend besides its settings."""
     return {"model_sha256": model_hash(model), "data_sha256": data}
 

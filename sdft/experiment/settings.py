@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,7 @@ class Config:
     arms: ArmsConfig = field(default_factory=ArmsConfig)
 
 
-SECTIONS: dict[str, type] = {"model": ModelConfig, "task": TaskConfig, "distill": DistillConfig, "train": TrainSettings,
-                             "generate": GenerateConfig, "eval": EvalConfig, "arms": ArmsConfig}
+SECTIONS: dict[str, type] = typing.get_type_hints(Config)
 SECTION_OF = {setting.name: section for section, kind in SECTIONS.items() for setting in fields(kind)}
 
 
@@ -122,13 +121,16 @@ def make_config(path: Path | None = None, options: Mapping[str, Any] | None = No
     (naming the nearest known one) and an impossible value.
     """
     explicit: Values = {section: {} for section in SECTIONS}
-    if path is not None:
-        for key, value in _flatten(read_toml(path), path):
-            _set(explicit, key, value, f"{path}: ")
-    for key, value in (options or {}).items():
-        _set(explicit, key, value, "")
+    items = [(key, value, f"{path}: ") for key, value in flatten(read_toml(path), path)] if path else []
+    items += [(key, value, "") for key, value in (options or {}).items()]
+    for key, value, where in items:
+        name = setting_name(key, where)
+        explicit[SECTION_OF[name]][name] = parse(name, value, where)
     config = Config(**{section: SECTIONS[section](**values) for section, values in explicit.items()})
-    _check(config)
+    for name, (holds, expected) in CHECKS.items():
+        value = getattr(getattr(config, SECTION_OF[name]), name)
+        if value is not None and not holds(value):
+            raise SdftError(f"{SECTION_OF[name]}.{name}: expected {expected}, got {value}")
     return config, frozenset(name for values in explicit.values() for name in values)
 
 
@@ -165,6 +167,12 @@ def with_machine(config: Config) -> Config:
                    task=replace(config.task, data=str(Path(data).resolve()) if data else None))
 
 
+def resolve_settings(config: Config, explicit: frozenset[str]) -> tuple[Config, Task]:
+    """The settings with those that the task and the machine decide, and the task."""
+    task = load_chosen(config.task)
+    return with_machine(with_task(config, explicit, **task.default_settings)), task
+
+
 def to_values(config: Config) -> Values:
     """The settings as nested plain values, without those that are None."""
     return {section: {setting.name: value for setting in fields(kind)
@@ -180,18 +188,18 @@ def to_toml(config: Config) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def parse(section: str, name: str, value: Any, where: str = "") -> Any:
+def parse(name: str, value: Any, where: str = "") -> Any:
     """The value of one setting, from a TOML value or from the command line's text (SdftError for a wrong type)."""
-    kind = kind_of(section, name)
+    kind = kind_of(name)
     try:
         return _convert(kind, value)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SdftError(f"{where}{section}.{name}: expected {_EXPECTED[kind]}, got {value!r}") from error
+        raise SdftError(f"{where}{SECTION_OF[name]}.{name}: expected {_EXPECTED[kind]}, got {value!r}") from error
 
 
-def kind_of(section: str, name: str) -> type:
+def kind_of(name: str) -> type:
     """The type of a setting that is not None: int, float, bool, str, tuple or dict."""
-    kind = typing.get_type_hints(SECTIONS[section])[name]
+    kind = typing.get_type_hints(SECTIONS[SECTION_OF[name]])[name]
     if isinstance(kind, types.UnionType):
         kind = next(part for part in kind.__args__ if part is not type(None))
     return typing.get_origin(kind) or kind
@@ -216,50 +224,41 @@ _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", st
              tuple: "names, separated by commas", dict: "OURS=THEIRS,… pairs"}
 
 
-def _set(explicit: Values, key: str, value: Any, where: str) -> None:
+def setting_name(key: str, where: str = "") -> str:
+    """The name of a setting, written with or without its section (SdftError where it is unknown)."""
     section, _, name = key.rpartition(".")
     if name not in SECTION_OF or section and SECTION_OF[name] != section:
         full = [f"{section}.{name}" for name, section in SECTION_OF.items()] if section else list(SECTION_OF)
         raise SdftError(f"{where}unknown setting {key!r}{nearest(key, full)}; `sdft run --help` lists them all")
-    section = SECTION_OF[name]
-    explicit[section][name] = parse(section, name, value, where)
+    return name
 
 
-def _flatten(values: Mapping[str, Any], path: Path) -> list[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Any]]:
     """("section.key", value) of a parsed file; a key outside of any section has only its own name."""
-    leaves: list[tuple[str, Any]] = []
     for key, value in values.items():
         if key in SECTIONS and isinstance(value, dict):
-            leaves += [(f"{key}.{name}", each) for name, each in value.items()]
+            yield from ((f"{key}.{name}", each) for name, each in value.items())
         elif isinstance(value, dict) and key not in SECTION_OF:
             raise SdftError(f"{path}: unknown section [{key}]{nearest(key, SECTIONS)}; expected {', '.join(SECTIONS)}")
         else:
-            leaves.append((key, value))
-    return leaves
+            yield key, value
 
 
-def _check(config: Config) -> None:
-    """Refuse impossible values before any stage starts (SdftError); the training settings check themselves."""
-    def check(name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            section = SECTION_OF[name]
-            raise SdftError(f"{section}.{name}: expected {expected}, got {getattr(getattr(config, section), name)}")
-
-    distill, measured, arms = config.distill, config.eval, config.arms
-    check("generation_batch_size", config.generate.generation_batch_size >= 1, "at least 1")
-    check("rewrite_tokens", distill.rewrite_tokens is None or distill.rewrite_tokens >= 1, "at least 1")
-    check("mix_ratio", 0 <= distill.mix_ratio <= 1, "a share from 0 to 1")
-    check("max_repeated_ngrams", 0 < distill.max_repeated_ngrams <= 1, "a share above 0, up to 1")
-    check("max_length_ratio", distill.max_length_ratio >= 1, "at least 1")
-    check("max_words", distill.max_words >= 1, "at least 1")
-    check("instruction_items", measured.instruction_items is None or measured.instruction_items >= 0,
-          "0 (none) or more")
-    check("general_items", measured.general_items is None or measured.general_items >= 1,
-          "at least 1, since drift is measured on them")
-    check("n_probe_texts", measured.n_probe_texts >= 1, "at least 1")
-    check("svd_layers", measured.svd_layers >= 0, "0 (none) or more layers")
-    check("replay_fraction", 0 < arms.replay_fraction < 1, "a share above 0 and below 1")
-    check("wise_ft_alpha", 0 <= arms.wise_ft_alpha < 1, "a share from 0, below 1")
+# Setting → what must hold, and in words. The training settings check themselves.
+CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "generation_batch_size": (lambda count: count >= 1, "at least 1"),
+    "rewrite_tokens": (lambda count: count >= 1, "at least 1"),
+    "mix_ratio": (lambda share: 0 <= share <= 1, "a share from 0 to 1"),
+    "max_repeated_ngrams": (lambda share: 0 < share <= 1, "a share above 0, up to 1"),
+    "max_length_ratio": (lambda ratio: ratio >= 1, "at least 1"),
+    "max_words": (lambda count: count >= 1, "at least 1"),
+    "instruction_items": (lambda count: count >= 0, "0 (none) or more"),
+    "general_items": (lambda count: count >= 1, "at least 1, since drift is measured on them"),
+    "n_probe_texts": (lambda count: count >= 1, "at least 1"),
+    "svd_layers": (lambda count: count >= 0, "0 (none) or more layers"),
+    "replay_fraction": (lambda share: 0 < share < 1, "a share above 0 and below 1"),
+    "wise_ft_alpha": (lambda share: 0 <= share < 1, "a share from 0, below 1"),
+}
 
 
 def _toml(value: Any) -> str:

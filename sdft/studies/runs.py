@@ -23,7 +23,7 @@ from pathlib import Path
 from sdft.errors import Interrupted, SdftError, nearest
 from sdft.experiment.context import SharedMeasures
 from sdft.experiment.run import run as run_experiment
-from sdft.experiment.run_folder import is_finished, is_new, make_folder, sources
+from sdft.experiment.run_folder import hashes, is_finished, is_new, make_folder
 from sdft.files import is_temporary, read_text, write_bytes, write_json, write_text
 from sdft.model.io.fetch import model_hash, resolve
 from sdft.studies.collect import collect, identity, results_in, run_key, run_result, study_of
@@ -80,8 +80,8 @@ def carried(runs: Sequence[PlannedRun], folder: Path) -> dict[str, RunResult]:
     known = {(name, key) for name, key, _ in results}
     unfinished = [(run, key) for run in runs if not is_finished(folder / run.name)
                   and (run.name, key := run_key(run)) in known]
-    hashes = {name: model_hash(resolve(name)) for name in {run.config.model.model for run, _ in unfinished}}
-    wanted = {run.name: (run.name, key, hashes[run.config.model.model]) for run, key in unfinished}
+    models = {name: model_hash(resolve(name)) for name in {run.config.model.model for run, _ in unfinished}}
+    wanted = {run.name: (run.name, key, models[run.config.model.model]) for run, key in unfinished}
     return {name: results[result] for name, result in wanted.items() if result in results}
 
 
@@ -121,7 +121,7 @@ def _make(run: PlannedRun, done: Sequence[PlannedRun], folder: Path, shared: Sha
     target = folder / run.name
     new = is_new(target)
     if new:
-        make_folder(target, run.config, sources(resolve(run.config.model.model), run.data_sha256))
+        make_folder(target, run.config, hashes(resolve(run.config.model.model), run.data_sha256))
     if not is_finished(target):
         take_over(run, done, folder)
     try:

@@ -28,7 +28,6 @@ A study without runs of its own names other studies in `reads`, and has [predict
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -37,22 +36,18 @@ from typing import Any
 
 from sdft.errors import SdftError, nearest
 from sdft.experiment.run_folder import data_hash
-from sdft.experiment.settings import (
-    SECTION_OF,
-    SECTIONS,
-    Config,
-    load_chosen,
-    make_config,
-    parse,
-    with_machine,
-    with_task,
-)
-from sdft.files import read_text
+from sdft.experiment.settings import Config, flatten, make_config, parse, resolve_settings, setting_name
+from sdft.files import read_toml
 from sdft.studies.results import EndPoint, Settings
 
 SEED = "seed"                               # the setting that repeats a comparison and is no condition of it
-KEYS = {"": ("name", "question", "plots", "matched", "primary", "settings", "grid", "runs", "reads", "predict"),
-        "primary": ("column", "arm", "against"), "predict": ("measures", "outcomes")}
+TYPES = {"name": str, "question": str, "plots": list, "matched": list, "primary": dict, "settings": dict, "grid": dict,
+         "runs": list, "reads": list, "predict": dict}
+TYPE_NAMES = {str: "text", list: "list", dict: "table"}
+KEYS = {"": tuple(TYPES), "primary": ("column", "arm", "against"), "predict": ("measures", "outcomes")}
+MEANING = {"name": "what the study is called", "question": "what it asks",
+           "primary": "by which column, and between what, the question is answered",
+           "predict": "which measures predict which outcomes"}
 
 
 @dataclass(frozen=True)
@@ -86,22 +81,17 @@ class PlannedRun:
 def read_study(path: Path) -> Study:
     """Read a study file. Raises SdftError, naming the key, where one is missing, unknown or of a wrong type."""
     path = Path(path)
-    try:
-        content = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise SdftError(f"{path}: malformed TOML: {error}") from error
+    content = read_toml(path)
     _check_keys(path, "", content)
-    for key, kind in (("name", str), ("question", str), ("plots", list), ("matched", list), ("primary", dict),
-                      ("settings", dict), ("grid", dict), ("runs", list), ("reads", list), ("predict", dict)):
-        if not isinstance(content.get(key, kind()), kind):
-            raise SdftError(f"{path}: {key}: expected a {_KINDS[kind]}, got {content[key]!r}")
-    for key in ("name", "question", *(("predict",) if content.get("reads") else ("primary",))):
-        if not content.get(key):
-            raise SdftError(f"{path}: expected {key!r}, which says {_MEANING[key]}; it is missing")
-    runs = [] if content.get("reads") else list(_combinations(path, content))
-    study = Study(path, content["name"], content["question"], content.get("primary", {}), content.get("plots", []),
-                  content.get("matched", []), dict(_leaves(path, content.get("settings", {}))), runs,
-                  content.get("reads", []), content.get("predict", {}))
+    for key, kind in TYPES.items():
+        if not isinstance(content.setdefault(key, kind()), kind):
+            raise SdftError(f"{path}: {key}: expected a {TYPE_NAMES[kind]}, got {content[key]!r}")
+    for key in ("name", "question", "predict" if content["reads"] else "primary"):
+        if not content[key]:
+            raise SdftError(f"{path}: expected {key!r}, which says {MEANING[key]}; it is missing")
+    runs = [] if content["reads"] else list(_combinations(path, content))
+    study = Study(path, content["name"], content["question"], content["primary"], content["plots"], content["matched"],
+                  dict(_leaves(path, content["settings"])), runs, content["reads"], content["predict"])
     _check(study)
     return study
 
@@ -118,15 +108,14 @@ def planned_runs(study: Study, data: str | None = None) -> list[PlannedRun]:
             options["data"] = data
         try:
             config, explicit = make_config(None, options)
-            task = load_chosen(config.task)
+            config, task = resolve_settings(config, explicit)
         except SdftError as error:
             raise SdftError(f"{study.path}: {error}") from error
         name = run_name(values)
         if any(run.name == name for run in runs):
             raise SdftError(f"{study.path}: two runs are named {name!r}; let them differ in a setting, or leave one "
                             "out")
-        resolved = with_machine(with_task(config, explicit, **task.default_settings))
-        runs.append(PlannedRun(name, values, resolved, explicit, data_hash(task)))
+        runs.append(PlannedRun(name, values, config, explicit, data_hash(task)))
     trained = dict.fromkeys(("base", *(arm for run in runs for arm in run.config.arms.arms)))
     for key, arm in (("arm", study.primary["arm"]), ("against", study.primary["against"])):
         if isinstance(arm, str) and arm not in trained:
@@ -149,42 +138,30 @@ def shown(value: Any) -> str:
 
 
 def _combinations(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[Settings, Settings]]:
-    """Each of [[runs]] × the product of [grid]: the values that name it, and its settings."""
-    grid = dict(_leaves(path, content.get("grid", {}), each=True))
-    entries = [_entry(path, run) for run in content.get("runs", [])] or [({}, {})]
-    names = [*dict(_leaves(path, content.get("settings", {}))), *grid,
-             *{name for _, settings in entries for name in settings}]
+    """Each of [[runs]] × the product of [grid]: the values that name it (its name, or its settings), its settings."""
+    entries: list[tuple[Settings, Settings]] = []
+    for run in content["runs"]:
+        if not isinstance(run, dict) or not isinstance(run.get("name", ""), str):
+            raise SdftError(f"{path}: runs: expected tables of settings, with a text as name, got {run!r}")
+        settings = dict(_leaves(path, {key: value for key, value in run.items() if key != "name"}))
+        entries.append(({"run": run["name"]} if "name" in run else settings, settings))
+    grid = dict(_leaves(path, content["grid"], each=True))
+    names = [*dict(_leaves(path, content["settings"])), *grid, *{name for _, settings in entries for name in settings}]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SdftError(f"{path}: {twice[0]} is set twice; set it in one of [settings], [grid] and [[runs]]")
-    for label, settings in entries:
+    for label, settings in entries or [({}, {})]:
         for combination in product(*grid.values()):
             point = dict(zip(grid, combination, strict=True))
             yield {**label, **point}, {**settings, **point}
 
 
-def _entry(path: Path, run: Any) -> tuple[Settings, Settings]:
-    """One of [[runs]]: the values that name it (its name, or else its settings), and its settings."""
-    if not isinstance(run, dict) or not isinstance(run.get("name", ""), str):
-        raise SdftError(f"{path}: runs: expected tables of settings, with a text as name, got {run!r}")
-    settings = dict(_leaves(path, {key: value for key, value in run.items() if key != "name"}))
-    return ({"run": run["name"]} if "name" in run else settings), settings
-
-
-def _leaves(path: Path, values: Any, each: bool = False) -> Iterator[tuple[str, Any]]:
+def _leaves(path: Path, values: Mapping[str, Any], each: bool = False) -> Iterator[tuple[str, Any]]:
     """(setting, parsed value) of a table, with or without its sections; each: the table holds lists of values."""
-    if not isinstance(values, dict):
-        raise SdftError(f"{path}: expected a table of settings, got {values!r}")
-    for key, value in values.items():
-        if key in SECTIONS and isinstance(value, dict):
-            yield from _leaves(path, {f"{key}.{name}": inner for name, inner in value.items()}, each)
-            continue
-        name = key.rpartition(".")[2]
-        if name not in SECTION_OF or key not in (name, f"{SECTION_OF[name]}.{name}"):
-            raise SdftError(f"{path}: unknown setting {key!r}{nearest(key, SECTION_OF)}; `sdft run --help` lists them "
-                            "all")
+    for key, value in flatten(values, path):
+        name = setting_name(key, f"{path}: ")
         if each and not (isinstance(value, list) and value):
             raise SdftError(f"{path}: grid.{key}: expected a list of values, got {value!r}")
-        parsed = [parse(SECTION_OF[name], name, item, f"{path}: ") for item in (value if each else [value])]
+        parsed = [parse(name, item, f"{path}: ") for item in (value if each else [value])]
         if any(item in parsed[:index] for index, item in enumerate(parsed)):
             raise SdftError(f"{path}: grid.{key}: expected different values, got {value!r}")
         yield name, parsed if each else parsed[0]
@@ -206,29 +183,23 @@ def _check(study: Study) -> None:
         if values and (missing := [key for key in KEYS[part] if not values.get(key)]):
             raise SdftError(f"{path}: [{part}]: expected {', '.join(KEYS[part])}, but {missing[0]} is missing")
     if primary:
+        against = primary["against"]
         if not isinstance(primary["column"], str) or not isinstance(primary["arm"], str):
             raise SdftError(f"{path}: [primary]: expected texts as column and arm, got {primary}")
-        against = primary["against"]
-        if not isinstance(against, (str, dict)):
-            raise SdftError(f"{path}: primary.against: expected an arm, or {{setting = value}} of a run, got "
-                            f"{against!r}")
         if isinstance(against, dict):
             primary["against"] = against = dict(_leaves(path, against))
             if not any(against.items() <= values.items() for values, _ in study.runs):
                 raise SdftError(f"{path}: primary.against: expected settings of a run of the grid, got {against}")
-    if not all(_is_texts(pair) and len(pair) == 2 for pair in study.plots):
+        elif not isinstance(against, str):
+            raise SdftError(f"{path}: primary.against: expected an arm, or {{setting = value}} of a run, got "
+                            f"{against!r}")
+
+    def are_texts(values: Any) -> bool:
+        return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+    if not all(are_texts(pair) and len(pair) == 2 for pair in study.plots):
         raise SdftError(f"{path}: plots: expected pairs of columns [x, y], got {study.plots!r}")
-    for name, texts in (("matched", study.matched), ("reads", study.reads),
-                        *((f"predict.{key}", texts) for key, texts in study.predict.items())):
-        if not _is_texts(texts):
+    predict = {f"predict.{key}": texts for key, texts in study.predict.items()}
+    for name, texts in {"matched": study.matched, "reads": study.reads, **predict}.items():
+        if not are_texts(texts):
             raise SdftError(f"{path}: {name}: expected a list of texts, got {texts!r}")
-
-
-def _is_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
-
-
-_KINDS = {str: "text", list: "list", dict: "table"}
-_MEANING = {"name": "what the study is called", "question": "what it asks",
-            "primary": "by which column, and between what, the question is answered",
-            "predict": "which measures predict which outcomes"}
