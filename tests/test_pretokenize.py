@@ -7,8 +7,7 @@ import pytest
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from sdft.errors import SdftError
-from sdft.tokenizers.pretokenize import DIGIT, GPT2, LLAMA3, QWEN2, PreTokenizer, nfc, replace_surrogates
-from sdft.tokenizers.unicode_versions import NFC_STARTERS
+from sdft.tokenizers.pretokenize import DIGIT, GPT2, LLAMA3, NFC_STARTERS, QWEN2, PreTokenizer, nfc, replace_surrogates
 
 # Every code point without surrogates, and only the first 300 of each unassigned or private plane (4 to 13, 15, 16).
 EVERY_CHARACTER = "".join(chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000

@@ -11,28 +11,22 @@ The ids equal those of the `tokenizers` library. A tokenizer.json with unsupport
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, lru_cache
 from itertools import chain, pairwise
-from pathlib import Path
 from typing import Any
 
-from sdft.files import write_text
-from sdft.tokenizers.bpe_spec import read_spec
-from sdft.tokenizers.pretokenize import Memo, PreTokenizer, nfc, replace_surrogates
-from sdft.tokenizers.tokenizer import AddedTokens, Settings, Tokenizer
+from sdft.errors import SdftError
+from sdft.tokenizers.pretokenize import DIGIT, GPT2, PreTokenizer, nfc, replace_surrogates
+from sdft.tokenizers.tokenizer import AddedToken, AddedTokens, Settings, Tokenizer
 
 _CACHED_WORDS = 1 << 17
 
 
-def _byte_chars() -> str:
-    """Return the character that represents each byte in a vocabulary: itself if printable, else one from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = iter(range(256, 512))
-    return "".join(chr(byte if byte in printable else next(others)) for byte in range(256))
-
-
-BYTE_CHARS = _byte_chars()
+# The character that represents each byte in a vocabulary: itself if printable, else one from U+0100 on
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_OTHERS = iter(range(256, 512))
+BYTE_CHARS = "".join(chr(byte if byte in _PRINTABLE else next(_OTHERS)) for byte in range(256))
 _BYTE_OF = {char: byte for byte, char in enumerate(BYTE_CHARS)}
 
 
@@ -80,20 +74,42 @@ class ByteLevelBPE(Tokenizer):
     """The tokenizer of a parsed tokenizer.json with a byte-level BPE (SdftError if it is damaged or not supported)."""
 
     def __init__(self, spec: Mapping[str, Any], settings: Settings, where: str):
-        parts = read_spec(spec, where)
         self._spec = spec
-        self._vocab = parts.vocab
-        self._ranks, self._merged = parts.ranks, parts.merged
-        self._ignore_merges = parts.ignore_merges
-        self._pretokenize = PreTokenizer(parts.patterns, where)
-        self._added = AddedTokens(parts.added, nfc if parts.nfc else str)
-        unknown = [] if parts.unk_id is None else [parts.unk_id]    # Without it, the library drops unknown bytes too.
+        try:
+            model = spec["model"]
+            if model.get("type", "BPE") != "BPE":
+                raise _unsupported(where, "model", model["type"])
+            for name in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+                if model.get(name):
+                    raise _unsupported(where, "a BPE model with", name)
+            unk = model.get("unk_token")
+            if model.get("fuse_unk") and unk is not None:
+                raise _unsupported(where, "a BPE model with", "fuse_unk")
+            self._vocab = model["vocab"]
+            self._ranks, self._merged = _read_merges(model["merges"], self._vocab, where)
+            self._ignore_merges = bool(model.get("ignore_merges"))
+            patterns = _patterns(_steps(spec.get("pre_tokenizer"), "pretokenizers"), where)
+            if (decoder := spec.get("decoder") or {}).get("type") != "ByteLevel":
+                raise _unsupported(where, "decoder", decoder.get("type"))
+            fields = AddedToken.__dataclass_fields__
+            added = [AddedToken(**{name: token[name] for name in fields}) for token in spec.get("added_tokens") or ()]
+            normalizers = _steps(spec.get("normalizer"), "normalizers")
+            for step in normalizers:
+                if step["type"] != "NFC":
+                    raise _unsupported(where, "normalizer", step["type"])
+            unknown = [] if unk is None else [self._vocab[unk]]       # Without it, the library drops unknown bytes too.
+            processors = _steps(spec.get("post_processor"), "processors")
+            add_bos = any("SpecialToken" in step["single"][0] for step in processors
+                          if step["type"] == "TemplateProcessing")      # a special token before the text
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise SdftError(f"{where}: not a complete tokenizer.json ({type(error).__name__}: {error}); "
+                            "copy or download it again") from error
+        self._pretokenize = PreTokenizer(patterns, where)
+        self._added = AddedTokens(added, nfc if normalizers else str)
         self._byte_ids = [[self._vocab[char]] if char in self._vocab else unknown for char in BYTE_CHARS]
-        self._texts = {id: text for text, id in parts.vocab.items()} | {t.id: t.content for t in parts.added}
-        self.vocab_size = max(self._texts) + 1
-        self._bytes = Memo(self._token_bytes)
-        self._words = Memo(self._encode_word, _CACHED_WORDS)
-        super().__init__(settings, parts.added, parts.add_bos)
+        self._bytes = cache(self._token_bytes)
+        self._encode_cached = lru_cache(_CACHED_WORDS)(self._encode_word)
+        super().__init__(settings, {id: text for text, id in self._vocab.items()}, added, add_bos)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         ids: list[int] = []
@@ -101,23 +117,18 @@ class ByteLevelBPE(Tokenizer):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += chain.from_iterable(map(self._words.__getitem__, self._pretokenize(part)))
+                ids += chain.from_iterable(map(self._encode_cached, self._pretokenize(part)))
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         hidden = self.special_ids if skip_special else ()
-        return b"".join([self._bytes[id] for id in map(int, ids) if id not in hidden]).decode("utf-8", "replace")
+        return b"".join([self._bytes(id) for id in map(int, ids) if id not in hidden]).decode("utf-8", "replace")
 
     def piece(self, id: int) -> str:
-        return self._bytes[id].decode("utf-8", "backslashreplace")
+        return self._bytes(id).decode("utf-8", "backslashreplace")
 
-    def token_id(self, text: str) -> int | None:
-        id = self._vocab.get(text)
-        return id if id is not None else next((t.id for t in self.added.values() if t.content == text), None)
-
-    def save(self, folder: Path) -> None:
-        write_text(Path(folder) / "tokenizer.json", json.dumps(self._spec, ensure_ascii=False))
-        self._save_settings(folder)
+    def spec(self) -> Mapping[str, Any]:
+        return self._spec
 
     def _encode_word(self, word: str) -> list[int]:
         data = word.encode()
@@ -134,3 +145,46 @@ class ByteLevelBPE(Tokenizer):
             return bytes(map(_BYTE_OF.__getitem__, text))
         except KeyError:                            # an added token, which is written as itself
             return text.encode()
+
+
+def _unsupported(where: str, part: str, name: object) -> SdftError:
+    return SdftError(f"{where}: {part} {name} is not supported (supported: byte-level BPE as of GPT-2, SmolLM2, "
+                     "Llama 3, Qwen; a sentencepiece model as tokenizer.model)")
+
+
+def _read_merges(merges: Sequence, vocab: Mapping[str, int],
+                 where: str) -> tuple[dict[tuple[int, int], int], list[int]]:
+    ranks, merged = {}, []
+    for rank, merge in enumerate(merges):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        try:
+            ranks[vocab[left], vocab[right]] = rank
+            merged.append(vocab[left + right])
+        except KeyError as error:
+            raise SdftError(f"{where}: merge {rank} ({left!r}, {right!r}) needs the token {error}, which the "
+                            "vocabulary does not hold; copy or download the file again") from error
+    return ranks, merged
+
+
+def _patterns(steps: Sequence[Mapping[str, Any]], where: str) -> list[str]:
+    """Return the regular expressions of a pre-tokeniser's steps, of which the last is ByteLevel, in order."""
+    patterns = []
+    for step in steps:
+        kind = step["type"]
+        if kind == "Split" and step["behavior"] == "Isolated" and "Regex" in step["pattern"]:
+            patterns.append(step["pattern"]["Regex"])
+        elif kind == "Digits":
+            patterns.append(DIGIT if step["individual_digits"] else DIGIT + "+")
+        elif kind == "ByteLevel" and not step["add_prefix_space"]:
+            patterns += [GPT2] if step.get("use_regex", True) else []
+        else:
+            raise _unsupported(where, "pre_tokenizer", {"Split": f"Split with behavior {step.get('behavior')}",
+                                                        "ByteLevel": "ByteLevel with add_prefix_space"}.get(kind, kind))
+    if not steps or steps[-1]["type"] != "ByteLevel":
+        raise _unsupported(where, "pre_tokenizer", "without ByteLevel as its last step")
+    return patterns
+
+
+def _steps(part: Mapping[str, Any] | None, name: str) -> Sequence[Mapping[str, Any]]:
+    """Return the steps of a part of a tokenizer, which may be a Sequence of them, called `name`, or a single one."""
+    return (part[name] if part["type"] == "Sequence" else [part]) if part else []

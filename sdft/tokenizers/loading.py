@@ -15,10 +15,9 @@ from typing import Any
 from sdft.errors import SdftError
 from sdft.files import read_bytes, read_json, read_text
 from sdft.tokenizers.bpe import ByteLevelBPE
-from sdft.tokenizers.bpe_spec import bos_template
 from sdft.tokenizers.pretokenize import LLAMA3, QWEN2
 from sdft.tokenizers.spm import SentencePiece
-from sdft.tokenizers.tokenizer import AddedToken, Settings, Tokenizer
+from sdft.tokenizers.tokenizer import AddedToken, Settings, Tokenizer, bos_template
 
 _SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}

@@ -14,7 +14,6 @@ splits runs of spaces differently from both sentencepiece and the published toke
 """
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -25,10 +24,9 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from sdft.errors import SdftError
-from sdft.files import write_bytes, write_text
-from sdft.tokenizers.bpe_spec import bos_template
+from sdft.files import write_bytes
 from sdft.tokenizers.pretokenize import replace_surrogates
-from sdft.tokenizers.tokenizer import AddedToken, AddedTokens, Settings, Tokenizer
+from sdft.tokenizers.tokenizer import AddedToken, AddedTokens, Settings, Tokenizer, bos_template
 
 _SPACE = "▁"
 _FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
@@ -58,13 +56,10 @@ class SentencePiece(Tokenizer):
         config = {"tokenizer_class": "LlamaTokenizer", **named, **settings.config}
         self._prefix = config.get("add_prefix_space") is not False
         self._legacy = bool(config.get("legacy", False))
-        self._texts = dict(enumerate(self._sp.id_to_piece(list(range(self._sp.get_piece_size())))))
+        pieces = dict(enumerate(self._sp.id_to_piece(list(range(self._sp.get_piece_size())))))
         added = _added_tokens(config, self._sp, settings.where)
-        self._texts.update((token.id, token.content) for token in added)
-        self._ids = {text: id for id, text in self._texts.items()}
         self._added = AddedTokens(added)
-        self.vocab_size = max(self._texts) + 1
-        super().__init__(replace(settings, config=config), added, add_bos=True)
+        super().__init__(replace(settings, config=config), pieces, added, add_bos=True)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         ids: list[int] = []
@@ -93,15 +88,11 @@ class SentencePiece(Tokenizer):
             return bytes([int(byte[1], 16)]).decode("utf-8", "backslashreplace")
         return text.replace(_SPACE, " ")
 
-    def token_id(self, text: str) -> int | None:
-        return self._ids.get(text)
-
     def save(self, folder: Path) -> None:
         write_bytes(Path(folder) / "tokenizer.model", self._model)
-        write_text(Path(folder) / "tokenizer.json", json.dumps(self._spec(), ensure_ascii=False))
-        self._save_settings(folder)
+        super().save(folder)
 
-    def _spec(self) -> dict[str, Any]:
+    def spec(self) -> dict[str, Any]:
         """Return the tokenizer as a tokenizer.json: a BPE whose merges are sorted by their pieces' scores."""
         scheme = "never" if not self._prefix else "always" if self._legacy else "first"
         decoders = [{"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}, {"type": "ByteFallback"},
@@ -109,6 +100,11 @@ class SentencePiece(Tokenizer):
         if self._prefix:
             decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
         vocab = {self._sp.id_to_piece(id): id for id in range(self._sp.get_piece_size())}
+        # The merges: every split of a piece into two others, best score first, then longest left part first.
+        splits = [(self._sp.get_score(id), at, len(piece), piece) for piece, id in vocab.items()
+                  if not (self._sp.is_control(id) or self._sp.is_byte(id) or self._sp.is_unknown(id))
+                  for at in range(1, len(piece)) if piece[:at] in vocab and piece[at:] in vocab]
+        splits.sort(key=lambda split: split[:3], reverse=True)
         return {
             "version": "1.0", "truncation": None, "padding": None,
             "added_tokens": [vars(token) for _, token in sorted(self.added.items())],
@@ -119,19 +115,9 @@ class SentencePiece(Tokenizer):
             "decoder": {"type": "Sequence", "decoders": decoders},
             "model": {"type": "BPE", "dropout": None, "unk_token": self._texts[self._sp.unk_id()],
                       "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": True,
-                      "byte_fallback": True, "ignore_merges": False, "vocab": vocab, "merges": self._merges(vocab)},
+                      "byte_fallback": True, "ignore_merges": False, "vocab": vocab,
+                      "merges": [(piece[:at], piece[at:]) for _, at, _, piece in splits]},
         }
-
-    def _merges(self, vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-        """Return every split of a piece into two others, best score first, then longest left part first."""
-        merges = []
-        for piece, id in vocab.items():
-            if not (self._sp.is_control(id) or self._sp.is_byte(id) or self._sp.is_unknown(id)):
-                score = self._sp.get_score(id)
-                merges += [(score, at, len(piece), piece) for at in range(1, len(piece))
-                           if piece[:at] in vocab and piece[at:] in vocab]
-        merges.sort(key=lambda merge: merge[:3], reverse=True)
-        return [(piece[:at], piece[at:]) for _, at, _, piece in merges]
 
 
 def _decode_bytes(pieces: list[str]) -> str:

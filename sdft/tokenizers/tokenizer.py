@@ -10,6 +10,7 @@ Added tokens are texts that become one id each. They are found before anything e
 """
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from abc import ABC, abstractmethod
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft.errors import SdftError
-from sdft.files import write_json
+from sdft.files import write_json, write_text
 
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>")     # these end an assistant's turn in ChatML and Llama 3's format
 
@@ -72,11 +73,13 @@ class Tokenizer(ABC):
     special tokens. chat: name of the model's chat format.
     """
 
-    vocab_size: int
-
-    def __init__(self, settings: Settings, added: Iterable[AddedToken], add_bos: bool):
+    def __init__(self, settings: Settings, pieces: Mapping[int, str], added: Iterable[AddedToken], add_bos: bool):
         self.settings = settings
         self.added = {token.id: token for token in added}
+        names = {token.content: token.id for token in self.added.values()}
+        self._texts = {**pieces, **{id: token.content for id, token in self.added.items()}}
+        self._ids = {text: id for id, text in pieces.items()} | names
+        self.vocab_size = max(self._texts) + 1
         self.special = {token.content: token.id for token in self.added.values() if token.special}
         self.special_ids = frozenset(self.special.values())
         self.bos_id = self._named("bos_token")
@@ -105,12 +108,15 @@ class Tokenizer(ABC):
         """Return the text of one token; bytes that are not UTF-8 by themselves become \\xNN."""
 
     @abstractmethod
-    def token_id(self, text: str) -> int | None:
-        """Return the id of the token or added token with exactly this text; None if there is none."""
+    def spec(self) -> Mapping[str, Any]:
+        """Return the content of a tokenizer.json."""
 
-    @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files to `folder` in Hugging Face's format, each atomically."""
+        """Write the tokenizer's files to `folder` in Hugging Face's format, each atomically, with every stop token."""
+        folder = Path(folder)
+        write_text(folder / "tokenizer.json", json.dumps(self.spec(), ensure_ascii=False))
+        write_json(folder / "tokenizer_config.json", dict(self.settings.config))
+        write_json(folder / "generation_config.json", {**self.settings.generation, "eos_token_id": list(self.stop_ids)})
 
     @cached_property
     def chat(self) -> str:
@@ -122,18 +128,11 @@ class Tokenizer(ABC):
         if isinstance(text, Mapping):
             text = text.get("content")
         if text is not None:
-            id = self.token_id(text)
-            if id is None:
+            if text not in self._ids:
                 raise SdftError(f"{self.settings.where}: {name} is {text!r}, which the vocabulary does not hold")
-            return id
+            return self._ids[text]
         ids = self.settings.model.get(f"{name}_id") if name not in self.settings.config else None
         return next(iter(ids), None) if isinstance(ids, list) else ids
-
-    def _save_settings(self, folder: Path) -> None:
-        """Write tokenizer_config.json, and generation_config.json with every stop token."""
-        write_json(Path(folder) / "tokenizer_config.json", dict(self.settings.config))
-        write_json(Path(folder) / "generation_config.json",
-                   {**self.settings.generation, "eos_token_id": list(self.stop_ids)})
 
 
 def detect_chat_format(chat_template: str | None) -> str:
@@ -144,6 +143,14 @@ def detect_chat_format(chat_template: str | None) -> str:
         if all(sign in chat_template for sign in signs):
             return name
     raise SdftError("the model's chat template has an unknown format; name one of `sdft prompt --help` with --chat")
+
+
+def bos_template(bos: str, id: int) -> dict[str, Any]:
+    """Return the post_processor of a tokenizer.json that puts a BOS before the text."""
+    first, text = {"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    return {"type": "TemplateProcessing", "single": [first, text],
+            "pair": [first, text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {bos: {"id": bos, "ids": [id], "tokens": [bos]}}}
 
 
 class AddedTokens:

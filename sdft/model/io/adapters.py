@@ -74,7 +74,18 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], Factors]:
         raise SdftError(f"{folder}: expected an adapter with {CONFIG} and {WEIGHTS}, found no {CONFIG}")
     config, tensors = read_json(folder / CONFIG), read_tensors(folder / WEIGHTS)
     _check_config(config, folder / CONFIG)
-    factors = _factors(tensors, folder / WEIGHTS)
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, factor = key.removeprefix(PREFIX).rpartition(".lora_")
+        if factor not in ("A.weight", "B.weight") or tensor.dim() != 2:
+            raise SdftError(f"{folder / WEIGHTS}: unexpected tensor {key}; expected lora_A and lora_B matrices alone")
+        pairs.setdefault(name, {})[factor[0]] = tensor
+    if not pairs:
+        raise SdftError(f"{folder / WEIGHTS}: expected the lora_A and lora_B matrices of an adapter, found none")
+    for name, pair in pairs.items():
+        if len(pair) < 2:
+            raise SdftError(f"{folder / WEIGHTS}: expected lora_A and lora_B of {name}, found lora_{min(pair)} alone")
+    factors = {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}
     for name, (A, B) in factors.items():
         if not A.shape[0] == B.shape[1] == config["r"]:
             raise SdftError(f"{folder}: expected lora_A and lora_B of {name} to have rank {config['r']}, as {CONFIG} "
@@ -99,19 +110,3 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
     if not numbers or rank < 1 or not 0 <= dropout < 1:
         raise SdftError(f"{path}: expected r of at least 1, a number lora_alpha and lora_dropout in [0, 1), got "
                         f"{rank!r}, {alpha!r} and {dropout!r}")
-
-
-def _factors(tensors: dict[str, torch.Tensor], path: Path) -> Factors:
-    """Group tensors with PEFT's names by layer."""
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, factor = key.removeprefix(PREFIX).rpartition(".lora_")
-        if factor not in ("A.weight", "B.weight") or tensor.dim() != 2:
-            raise SdftError(f"{path}: unexpected tensor {key}; expected lora_A and lora_B matrices alone")
-        pairs.setdefault(name, {})[factor[0]] = tensor
-    if not pairs:
-        raise SdftError(f"{path}: expected the lora_A and lora_B matrices of an adapter, found none")
-    for name, pair in pairs.items():
-        if len(pair) < 2:
-            raise SdftError(f"{path}: expected lora_A and lora_B of {name}, found lora_{min(pair)} alone")
-    return {name: (pair["A"], pair["B"]) for name, pair in pairs.items()}

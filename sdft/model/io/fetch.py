@@ -58,9 +58,8 @@ def tokenizer_at(path: Path) -> Tokenizer:
 
 def cache_folder() -> Path:
     """Return the folder of fetched models."""
-    if os.environ.get("SDFT_CACHE"):
-        return Path(os.environ["SDFT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdft"
+    general = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("SDFT_CACHE") or general / "sdft")
 
 
 def fetch(name: str, cache: Path | None = None) -> Path:
