@@ -105,9 +105,8 @@ class Band(TypedDict):
 
 
 class RecordGap(TypedDict):
-    """One record's target tokens under the base model."""
     id: str
-    nll: float                      # mean over the tokens
+    nll: float                      # mean over its target tokens under the base model
     low: float                      # share of tokens with p < 0.4
     rank: float                     # mean; rank 0 is the most probable token
     rank0: float                    # share of tokens at rank 0
@@ -165,9 +164,8 @@ class TokenMap(TypedDict):
 
 
 class AnswerDrift(TypedDict):
-    """Mean KL over the tokens of one answer."""
-    id: str
-    kl: float
+    id: str                         # of the answer's prompt
+    kl: float                       # mean over its tokens
     tokens: int
 
 
@@ -188,22 +186,18 @@ class Drift(TypedDict):
     against_sft: NotRequired[Difference]            # KL − KL of sft, per token
 
 
-class Likeness(TypedDict, total=False):
-    """How alike pairs of texts are; bleu and cosine need the extra [eval]."""
+class Texts(TypedDict, total=False):
+    """Pairs of texts compared: an arm's answers and the base model's, or the n accepted rewrites and the originals."""
     rouge_l: float
-    bleu: float
+    bleu: float                     # this and the cosine need the extra [eval]
     cosine: float                   # of sentence embeddings, −1 to 1
-
-
-class TargetTexts(Likeness, total=False):
-    """The n accepted rewrites compared with the originals; empty where none was accepted."""
-    n: int
-
-
-class Texts(Likeness):
-    """An arm's answers compared with the base model's to the same prompts."""
-    length_mean: float
+    length_mean: float              # of an arm's answers
     lengths: list[int]
+
+
+class TargetTexts(Texts, total=False):
+    """{} where no rewrite was accepted."""
+    n: int
 
 
 class General(Texts, Drift):

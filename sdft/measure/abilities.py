@@ -70,11 +70,11 @@ def evaluate(model: Llama, tokenizer: Tokenizer, suites: Sequence[Suite], folder
     with ExitStack() as journals, progress(total=total, desc="evaluate", unit="item") as bar:
         for sheet in sheets:
             journals.enter_context(sheet.journal)
-        bar.update(total - len(kept))
         for request in requests:
             if request not in kept:
                 sheet, item = asked[request.id]
                 sheet.keep(item)
+        bar.update(total - len(kept))
         for output in stream(model, tokenizer, kept, sampling, batch_size):
             sheet, item = asked[output.id]
             sheet.keep(item, output.text, len(output.tokens), output.finish)
@@ -89,8 +89,8 @@ def _scores(lines: Sequence[AnswerLine]) -> list[float]:
 def summarise(lines: Sequence[AnswerLine], seed: int = 0) -> SuiteResult:
     """The mean score of a scored suite with its 95 % interval, and the mean of every kind of item."""
     mean, low, high = bootstrap_mean(_scores(lines), seed)
-    kinds = sorted({line["kind"] for line in lines} - {""})
-    by_kind = {kind: fmean(_scores([line for line in lines if line["kind"] == kind])) for kind in kinds}
+    by_kind = {kind: fmean(_scores([line for line in lines if line["kind"] == kind]))
+               for kind in sorted({line["kind"] for line in lines} - {""})}
     return {"mean": mean, "low": low, "high": high, "n": len(lines),
             "tokens_mean": fmean(line["tokens"] for line in lines), "by_kind": by_kind}
 
@@ -99,11 +99,10 @@ def against(lines: Sequence[AnswerLine], references: Sequence[AnswerLine], seed:
     """The mean of score − reference's score over the same items, with its 95 % interval and a two-sided p-value."""
     a, b = (_scores(side) for side in by_same_id(lines, references))
     difference, low, high = paired_difference(a, b, seed)
-    if {*a, *b} <= {0, 1}:                                      # right or wrong
-        test, p = "McNemar", mcnemar(a, b)
-    else:
-        test, p = "sign-flip", sign_flip([x - y for x, y in zip(a, b, strict=True)], seed)
-    return {"difference": difference, "low": low, "high": high, "n": len(a), "p": p, "test": test}
+    binary = {*a, *b} <= {0, 1}                                 # right or wrong
+    p = mcnemar(a, b) if binary else sign_flip([x - y for x, y in zip(a, b, strict=True)], seed)
+    return {"difference": difference, "low": low, "high": high, "n": len(a), "p": p,
+            "test": "McNemar" if binary else "sign-flip"}
 
 
 def adjust_together(arms: Mapping[str, ArmMeasures]) -> None:

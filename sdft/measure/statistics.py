@@ -59,8 +59,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     """The two-sided exact p-value of McNemar's test (1947) on right (1) and wrong (0) answers to the same items.
 
-    Only the n items on which the two disagree count. Under the null hypothesis each is a fair coin, so
-    p = min(1, 2·P(Binomial(n, ½) ≤ k)), where k disagreements favour the rarer side.
+    Under the null hypothesis each of the n items on which the two disagree is a fair coin.
     """
     if not set(a) | set(b) <= {0, 1}:
         raise SdftError("McNemar's test needs scores of 0 and 1; use paired_difference for others")
@@ -68,7 +67,7 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     for_a, for_b = int((difference > 0).sum()), int((difference < 0).sum())
     n = for_a + for_b
     below = sum(math.comb(n, i) for i in range(min(for_a, for_b) + 1))
-    return min(1.0, 2 * below / 2**n)
+    return min(1.0, 2 * below / 2**n)                       # 2·P(Binomial(n, ½) ≤ min(for_a, for_b))
 
 
 def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
@@ -76,8 +75,7 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
 
     p is the share of all 2^n assignments of signs with |Σ ±d| ≥ |Σ d|, over the n differences other than zero. It is
     exact up to n = 20; beyond, 10,000 assignments are drawn, and the observed one is counted among them. p cannot fall
-    below 2^(1−n), however large the differences: 0.25 for n = 3, 0.0625 for 5, 0.031 for 6. With scores 0 and 1 it
-    equals McNemar's p.
+    below 2^(1−n), however large the differences: 0.25 for n = 3, 0.031 for 6. With scores 0 and 1 it is McNemar's p.
     """
     d = np.asarray(differences, dtype=np.float64)
     d = d[d != 0]
@@ -94,10 +92,8 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values (1979), in the order given: below 0.05 is significant at a family-wise 5 %."""
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.empty(len(p_values))
-    running = 0.0
-    for rank, index in enumerate(order):
+    adjusted, running = np.empty(len(p_values)), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted.tolist()

@@ -8,7 +8,7 @@ state, so a resumed run has the same teacher (mean teacher, Tarvainen & Valpola 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -33,21 +33,14 @@ class EmaTeacher:
     @contextmanager
     def teaching(self) -> Iterator[Llama]:
         """Inside the `with`, the model computes as the teacher, without gradient and dropout."""
-        training = self.model.training
+        training, student = self.model.training, {name: self.parameters[name].data for name in self.tensors}
         self.model.eval()
         try:
-            with torch.no_grad(), self._swapped() if self.tensors else adapter_off(self.model):
+            for name, average in self.tensors.items():
+                self.parameters[name].data = average
+            with torch.no_grad(), nullcontext() if self.tensors else adapter_off(self.model):
                 yield self.model
         finally:
+            for name, value in student.items():
+                self.parameters[name].data = value
             self.model.train(training)
-
-    @contextmanager
-    def _swapped(self) -> Iterator[None]:
-        student = {name: value.data for name, value in self.parameters.items()}
-        for name, value in self.parameters.items():
-            value.data = self.tensors[name]
-        try:
-            yield
-        finally:
-            for name, value in self.parameters.items():
-                value.data = student[name]

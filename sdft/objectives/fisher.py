@@ -7,16 +7,13 @@ y are texts that the base model wrote, θ the layer's full weight W (O, D), not 
 drawn at every position of a text from the base model's distribution there, with a fixed seed. So E F is the Fisher on
 these contexts even where y was decoded greedily; to second order, and up to the diagonal, ½·Σ F_i·Δ_i² is the
 KL(π₀ ‖ π) of a text, summed over its tokens. The most probable tokens as labels would make it too small: for two tokens
-of p and 1 − p, (1 − p)² instead of p·(1 − p). Gradients are squared text by text, exactly. One matrix of gradients
-exists at a time besides F, which is in fp32.
-
-    from sdft.objectives.fisher import fisher
-    F = fisher(model, examples)["model.layers.0.self_attn.q_proj"]          # (O, D)
+of p and 1 − p, (1 − p)² instead of p·(1 − p). One matrix of gradients exists at a time besides F, which is in fp32.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -39,16 +36,15 @@ from sdft.progress import progress
 def fisher(model: Llama, examples: Sequence[Example], layers: Sequence[str] | None = None) -> dict[str, Tensor]:
     """The diagonal Fisher of the base model, layer name → fp32 (O, D); an adapter on `model` is switched off meanwhile.
 
-    Labels are drawn at the targets of `examples`, texts that the base model wrote. `layers` are names of linear layers;
-    default: the adapted ones, or all of the decoder where there is no adapter. Raises SdftError when no example can be
-    used.
+    Labels are drawn at the targets of `examples`. `layers` names linear layers; default: the adapted ones, or all of
+    the decoder where there is no adapter. Raises SdftError when no example can be used.
     """
     names = list(layers or lora_layers(model) or linear_layers(model))
     weights = {name: cast(nn.Linear, model.get_submodule(name)).weight for name in names}
     totals = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     kept, _ = trainable(examples, model.config.context_length)
     generator = torch.Generator().manual_seed(0)
-    with adapter_off(model), _gradients_of(model, weights.values()), _squares(weights, totals):
+    with adapter_off(model), _squared_gradients(model, weights, totals):
         for example in progress(kept, desc="fisher", unit="text"):
             batch = pack([example]).to(model.device)
             x = model.hidden(batch.tokens, batch.positions, batch.attention(), batch.rows)          # (n, D)
@@ -64,10 +60,7 @@ def drawn(x: Tensor, head: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def saved_fisher(path: Path | None, model: Llama, examples: Sequence[Example]) -> dict[str, Tensor]:
-    """`fisher` of the adapted layers, read from `path`, or computed and saved there; path None: only computed.
-
-    Raises SdftError for a file of another model, other layers or other texts.
-    """
+    """`fisher` of the adapted layers, kept in `path` unless that is None (SdftError for a file of other inputs)."""
     if path is None:
         return fisher(model, examples)
     with adapter_off(model):
@@ -89,34 +82,23 @@ def linear_layers(model: Llama) -> list[str]:
 
 
 @contextmanager
-def _gradients_of(model: Llama, weights: Iterable[Tensor]) -> Iterator[None]:
-    """Inside the `with`, only `weights` require a gradient, in eval mode; then the former state is restored."""
+def _squared_gradients(model: Llama, weights: dict[str, Tensor], totals: dict[str, Tensor]) -> Iterator[None]:
+    """Inside the `with`, a backward pass adds the squared gradients of `weights`, and only these, to `totals`."""
     required, training = {weight: weight.requires_grad for weight in model.parameters()}, model.training
     model.requires_grad_(False).eval()
-    for weight in weights:
-        weight.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for weight, before in required.items():
-            weight.requires_grad_(before)
-        model.train(training)
-
-
-@contextmanager
-def _squares(weights: dict[str, Tensor], totals: dict[str, Tensor]) -> Iterator[None]:
-    """Add the square of each weight's gradient to its total as soon as it is computed, and free the gradient."""
-
-    def hook(name: str) -> Callable[[Tensor], None]:
-        def square(weight: Tensor) -> None:
-            gradient = cast(Tensor, weight.grad).float()
-            totals[name].addcmul_(gradient, gradient)
-            weight.grad = None
-        return square
-
-    handles = [weight.register_post_accumulate_grad_hook(hook(name)) for name, weight in weights.items()]
+    handles = [weight.requires_grad_(True).register_post_accumulate_grad_hook(partial(_add_square, totals[name]))
+               for name, weight in weights.items()]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+        for weight, before in required.items():
+            weight.requires_grad_(before)
+        model.train(training)
+
+
+def _add_square(total: Tensor, weight: Tensor) -> None:
+    gradient = cast(Tensor, weight.grad).float()
+    total.addcmul_(gradient, gradient)
+    weight.grad = None

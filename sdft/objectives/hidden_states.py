@@ -3,13 +3,12 @@
     objective(batch, hidden) -> a scalar, *summed* over the batch's targets
 
 The loop divides by the targets of the whole optimiser step. Objectives get hidden states instead of logits, so that
-they can apply the head to a few positions at a time. `hidden.base`, the base model's, is computed only on demand, from
-the same weights with the adapter off.
+they can apply the head to a few positions at a time. `hidden.base`, the base model's, is computed only on demand.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -71,7 +70,7 @@ class ObjectiveInputs:
     sampling: str = ""                          # the settings of `sample`, for the saved state
 
 
-class ObjectiveSettings(Protocol):
+class Settings(Protocol):
     """The training settings that objectives read; TrainSettings has them all."""
 
     @property
@@ -92,10 +91,10 @@ class Start:
 
     model: Llama
     examples: Sequence[Example]                 # the training examples
-    settings: ObjectiveSettings
+    settings: Settings
     folder: Path | None                         # of this training; None: nothing is written
     teacher: EmaTeacher                         # onpolicy
-    inputs: ObjectiveInputs = field(default_factory=ObjectiveInputs)
+    inputs: ObjectiveInputs = ObjectiveInputs()
 
     def strength(self, default: float) -> float:
         """λ: the setting penalty_weight, or the objective's default."""

@@ -3,9 +3,8 @@
     y ~ π(· | x)        Σ_t KL( π_T(· | c, x, y*, y_<t) ‖ π(· | x, y_<t) )        (arXiv 2601.19897, also named SDFT)
 
 π is the student, the model being trained. y is its own sample, drawn at every step, without a gradient through the
-sampling. The teacher π_T reads the same y after a prompt with the demonstration y* (the distillation template c).
-"onpolicy" minimises the forward divergence above, which the published results used; "onpolicy-reverse" KL(π ‖ π_T).
-With teacher_ema = 0 the teacher is the base model, else a moving average of the student (ema_teacher.py).
+sampling. The teacher π_T (ema_teacher.py) reads the same y after a prompt with the demonstration y* (distillation
+template c). "onpolicy" minimises this divergence, as the published results did; "onpolicy-reverse" KL(π ‖ π_T).
 """
 from __future__ import annotations
 
@@ -31,28 +30,18 @@ class OnPolicy:
     reverse: bool
 
     def __call__(self, batch: Batch, hidden: HiddenStates) -> Tensor:
+        device, prompts = batch.tokens.device, [self.shown[id] for id in batch.ids]
         samples = [labels.tolist() for labels in hidden.labels.split(batch.counts)]
-        taught = pack([_continued(self.shown[id], answer) for id, answer in zip(batch.ids, samples, strict=True)],
-                    may_share(batch.tokens.device)).to(batch.tokens.device)
+        taught = pack([Example(x.id, [*x.tokens, *y], [False] * len(x.tokens) + [True] * len(y))
+                       for x, y in zip(prompts, samples, strict=True)], may_share(device)).to(device)
         with self.teacher.teaching() as teacher:
             x = HiddenStates(teacher, taught).trained                              # (n, D), at the same targets
         return kl(hidden.trained, x, hidden.head, self.reverse)
 
 
-def _continued(prompt: Example, answer: list[int]) -> Example:
-    """The prompt, followed by the answer as targets."""
-    return Example(prompt.id, [*prompt.tokens, *answer], [False] * len(prompt.tokens) + [True] * len(answer))
-
-
 def onpolicy(start: Start, reverse: bool = False) -> OnPolicy:
     """The on-policy objective. Raises SdftError where the inputs have no samples or no demonstrations."""
-    inputs = start.inputs
-    if inputs.sample is None or not inputs.shown:
+    if start.inputs.sample is None or not start.inputs.shown:
         raise SdftError(f"objective {start.settings.objective} needs the model's own samples and demonstrations: train "
                         "it as an arm, as in `sdft run --arms=sft,sdft-onpolicy`")
-    return OnPolicy({prompt.id: prompt for prompt in inputs.shown}, start.teacher, reverse)
-
-
-def onpolicy_reverse(start: Start) -> OnPolicy:
-    """`onpolicy` with KL(student ‖ teacher)."""
-    return onpolicy(start, reverse=True)
+    return OnPolicy({prompt.id: prompt for prompt in start.inputs.shown}, start.teacher, reverse)

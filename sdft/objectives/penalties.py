@@ -25,8 +25,8 @@ from sdft.objectives.hidden_states import HiddenStates, Start, cross_entropy
 class KL:
     """−Σ log p(target) + λ·Σ KL(π₀ ‖ π): at every target, the divergence from the base model over the whole vocabulary.
 
-    Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) on the new targets. The default λ = 0.5 is what
-    arXiv 2509.03934 uses on prompt tokens. It costs a forward pass of the base model at every step.
+    Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282) on the new targets. Every step costs a forward pass
+    of the base model.
     """
 
     strength: float
@@ -34,26 +34,15 @@ class KL:
     def __call__(self, batch: Batch, hidden: HiddenStates) -> Tensor:
         return cross_entropy(batch, hidden) + self.strength * kl(hidden.trained, hidden.base, hidden.head)
 
-    @classmethod
-    def prepare(cls, start: Start) -> KL:
-        return cls(start.strength(0.5))
-
 
 @dataclass(frozen=True)
 class L2SP:
-    """The mean of −log p(target) plus λ·Σ_layers ‖s·B·A‖_F²: L²-SP (Li et al. 2018, arXiv 1802.01483).
-
-    The squared distance from the base model's weights, by Gram matrices. The default λ = 1 adds 1 nat where ‖ΔW‖ is 1.
-    """
+    """The mean of −log p(target) plus λ·Σ_layers ‖s·B·A‖_F²: L²-SP (Li et al. 2018, arXiv 1802.01483)."""
 
     strength: float
 
     def __call__(self, batch: Batch, hidden: HiddenStates) -> Tensor:
         return cross_entropy(batch, hidden) + once(batch, self.strength * squared_shift(lora_layers(hidden.model)))
-
-    @classmethod
-    def prepare(cls, start: Start) -> L2SP:
-        return cls(start.strength(1.0))
 
 
 @dataclass(frozen=True)
@@ -84,13 +73,9 @@ class EWC:
 
 
 def _weighted_square(A: Tensor, B: Tensor, scale: float, weights: Tensor) -> Tensor:
-    """Σ weights ⊙ (s·B·A)², with A (R, D), B (O, R) and weights (O, D)."""
-    return (weights * (scale * (B @ A)).square()).sum()
+    return (weights * (scale * (B @ A)).square()).sum()             # (O, D) ⊙ (s · (O, R)·(R, D))²
 
 
 def once(batch: Batch, penalty: Tensor) -> Tensor:
-    """Scale a penalty on the weights so that it counts once per step, however the step is cut into micro-batches.
-
-    The loop divides the sum by the targets of all micro-batches, so each adds the penalty once per target of its own.
-    """
-    return batch.targets * penalty
+    """Scale a penalty on the weights so that it counts once per step, however the step is cut into micro-batches."""
+    return batch.targets * penalty                      # the loop divides by the targets of all micro-batches

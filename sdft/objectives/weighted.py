@@ -44,8 +44,8 @@ class Weighted:
 def stm(start: Start) -> Weighted:
     """Selective token masking: w = 1 where p₀(target) ≥ stm_threshold, else 0 (arXiv 2501.14315).
 
-    p₀ is the base model's probability; the default 0.4 is the paper's token perplexity of 2.5. A masked target is still
-    context for later ones. Raises SdftError where every target is masked.
+    p₀ is the base model's probability; the default 0.4 is the paper's token perplexity of 2.5. Raises SdftError where
+    every target is masked.
     """
     most = -math.log(start.settings.stm_threshold)
     weights = {id: (nll <= most).to(nll.dtype) for id, nll in _base_nll(start).items()}

@@ -17,6 +17,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -29,25 +30,18 @@ from sdft.files import Journal
 from sdft.model.batches import Batch, fingerprint, may_share, pack_within, trainable
 from sdft.model.io.checkpoints import fingerprint as model_fingerprint
 from sdft.model.llama import Llama
-from sdft.objectives import (
-    HiddenStates,
-    Objective,
-    ObjectiveInputs,
-    Start,
-    check_objective,
-    cross_entropy,
-    make_objective,
-)
+from sdft.objectives import ObjectiveInputs, check_objective, make_objective
 from sdft.objectives.ema_teacher import EmaTeacher
+from sdft.objectives.hidden_states import HiddenStates, Objective, Start, cross_entropy
 from sdft.progress import progress
 from sdft.results import LogLine, TrainingSummary
 from sdft.tokenizers.tokenizer import Tokenizer
-from sdft.train.optimiser import adamw, learning_rate, set_learning_rate
+from sdft.train.optimiser import adamw, learning_rate
 from sdft.train.order import hold_out, step_examples, steps_per_epoch
 from sdft.train.settings import TrainSettings
 from sdft.train.signals import StopRequest
 from sdft.train.state import NAME, describe, load_state, open_log, save_state
-from sdft.train.weights import Trained, trained_weights
+from sdft.train.weights import trained_weights
 
 
 def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, checkpoint: bool = False) -> Tensor:
@@ -67,18 +61,20 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
           inputs: ObjectiveInputs = ObjectiveInputs()) -> TrainingSummary:
     """Train `model` in place and leave the trained adapter on it; return a summary of the run.
 
-    `inputs` holds what some objectives need besides the examples.
-
     Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method
     lora) or model.safetensors with config.json and the tokenizer's files (method full). Where the folder holds a state
     of the same run, training resumes from it; the result is bit for bit that of an uninterrupted run (same machine,
-    same number of threads). Without a folder nothing is written.
-
-    Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
+    same number of threads). Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or
+    SIGTERM (after saving).
     """
     folder = None if folder is None else Path(folder)
     check_objective(settings)
-    examples, held, left_out = _prepare(model, examples, validation, settings)
+    longest = min(settings.max_length, model.config.context_length)
+    kept, left_out = trainable(examples, longest)
+    for reason, count in left_out.items():
+        print(f"left out {count} of {len(examples)} records: {reason}", file=sys.stderr)
+    examples, held = ((kept, trainable(validation, longest)[0]) if validation
+                      else hold_out(kept, settings.validation, settings.seed))
     data = fingerprint([*examples, *held, *inputs.base_text, *inputs.shown])
     about = describe(settings, data, model_fingerprint(model)) | {"sampling": inputs.sampling}
     trained = trained_weights(model, settings)
@@ -88,10 +84,7 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     objective = make_objective(Start(model, examples, settings, folder, teacher, inputs))
     done = load_state(folder, about, parameters, optimiser, teacher.tensors)
     trained.publish()
-
-    def save(step: int) -> None:
-        save_state(folder, step, about, parameters, optimiser, teacher.tensors)
-
+    save = partial(save_state, folder, about=about, parameters=parameters, optimiser=optimiser, teacher=teacher.tensors)
     share = may_share(model.device, settings.lora_dropout)
     per_epoch = steps_per_epoch(examples, settings.batch_size)
     total = settings.steps or per_epoch * settings.epochs
@@ -112,14 +105,20 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             if not math.isfinite(loss + norm):
                 save(step)
                 raise _not_finite(step, loss, norm, batches, folder)
-            set_learning_rate(optimiser, lr)
+            for group in optimiser.param_groups:
+                group["lr"] = lr
             optimiser.step()
             optimiser.zero_grad()
             trained.publish()
             teacher.follow()
 
             seconds = time.perf_counter() - started
-            line = _line(step + 1, (step + 1) / per_epoch, loss, lr, norm, trained, batches, seconds)
+            tokens = sum(sum(batch.lengths) for batch in batches)
+            line: LogLine = {
+                "step": step + 1, "epoch": round((step + 1) / per_epoch, 4), "loss": loss, "lr": lr, "grad_norm": norm,
+                "delta_norm": trained.delta_norm().item(), "tokens": tokens,
+                "target_tokens": sum(batch.targets for batch in batches),
+                "tokens_per_second": round(tokens / seconds, 1), "seconds": round(seconds, 4)}
             if not math.isfinite(line["delta_norm"]):
                 raise SdftError(f"step {step + 1}: the update left weights that are not finite; the saved state is "
                                 "older: train again in another folder with a lower lr or weight_decay")
@@ -129,12 +128,14 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             asked = stop.asked                                          # once: it may come between the two uses
             if (step + 1) % settings.save_every == 0 or step + 1 == total or asked:
                 save(step + 1)
+            done = step + 1
             bar.set_postfix_str(f"loss {loss:.3f}")
             bar.update()
-            if asked and step + 1 < total:
-                raise _stopped(step + 1, total, folder)
-    if stop.asked:                                                      # in the last step, or after it
-        raise _stopped(total, total, folder)
+            if asked:
+                break
+    if stop.asked:
+        saved = "" if folder is None else f", saved in {folder / NAME}: run the same command again to resume"
+        raise Interrupted(f"stopped after step {done} of {total}{saved}")
     model.eval()
     if folder is not None:
         trained.save(folder, base_name, tokenizer)
@@ -163,32 +164,6 @@ def evaluate(model: Llama, examples: Sequence[Example], limit: int) -> float:
         targets += batch.targets
     model.train(was_training)
     return total.item() / targets
-
-
-def _prepare(model: Llama, examples: Sequence[Example], validation: Sequence[Example],
-             settings: TrainSettings) -> tuple[list[Example], list[Example], dict[str, int]]:
-    """Split the examples into training and validation; skip, count and report those that cannot be trained on."""
-    longest = min(settings.max_length, model.config.context_length)
-    kept, left_out = trainable(examples, longest)
-    for reason, count in left_out.items():
-        print(f"left out {count} of {len(examples)} records: {reason}", file=sys.stderr)
-    if validation:
-        return kept, trainable(validation, longest)[0], left_out
-    return *hold_out(kept, settings.validation, settings.seed), left_out
-
-
-def _line(step: int, epoch: float, loss: float, lr: float, norm: float, trained: Trained, batches: Sequence[Batch],
-          seconds: float) -> LogLine:
-    tokens = sum(sum(batch.lengths) for batch in batches)
-    return {"step": step, "epoch": round(epoch, 4), "loss": loss, "lr": lr, "grad_norm": norm,
-            "delta_norm": trained.delta_norm().item(), "tokens": tokens,
-            "target_tokens": sum(batch.targets for batch in batches),
-            "tokens_per_second": round(tokens / seconds, 1), "seconds": round(seconds, 4)}
-
-
-def _stopped(step: int, total: int, folder: Path | None) -> Interrupted:
-    saved = "" if folder is None else f", saved in {folder / NAME}: run the same command again to resume"
-    return Interrupted(f"stopped after step {step} of {total}{saved}")
 
 
 def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch], folder: Path | None) -> SdftError:

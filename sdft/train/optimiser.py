@@ -1,4 +1,4 @@
-"""AdamW on named fp32 tensors, its learning rate by step, and its moments as tensors that can be saved."""
+"""AdamW on named fp32 tensors, and its learning rate by step."""
 from __future__ import annotations
 
 import math
@@ -23,23 +23,3 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
 def adamw(parameters: Mapping[str, Tensor], settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with β 0.9 and 0.999, ε 1e-8; fused: one call for all."""
     return torch.optim.AdamW(list(parameters.values()), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-
-
-def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of the next step."""
-    for group in optimiser.param_groups:
-        group["lr"] = lr
-
-
-def moments(optimiser: torch.optim.AdamW, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The optimiser's state by name ({} before its first step)."""
-    return {f"{key}.{name}": value for name, parameter in parameters.items()
-            for key, value in optimiser.state.get(parameter, {}).items()}
-
-
-def restore_moments(optimiser: torch.optim.AdamW, parameters: Mapping[str, Tensor],
-                    saved: Mapping[str, Tensor]) -> None:
-    """Restore the state that `moments` returned."""
-    for name, parameter in parameters.items():
-        optimiser.state[parameter] = {key: saved[f"{key}.{name}"].to(parameter.device)
-                                      for key in ("step", "exp_avg", "exp_avg_sq")}

@@ -5,6 +5,7 @@ The defaults are the paper's (arXiv 2402.13669): cosine to 0, no warm-up, batch 
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,16 @@ SCHEDULES = ("cosine", "constant")
 LARGEST_SEED = 2**32 - 1            # the loop multiplies it to seed every step, and torch must accept the product
 # Settings that may change when a run resumes: they do not change the gradient, up to rounding of micro_tokens' sums.
 FREE = ("save_every", "micro_tokens", "gradient_checkpointing")
+RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (              # settings, what is expected, the condition
+    ("epochs batch_size micro_tokens save_every lora_rank", "at least 1", lambda value: value >= 1),
+    ("steps", "at least 1", lambda value: value is None or value >= 1),
+    ("max_length", "at least 2", lambda value: value >= 2),
+    ("lr lora_alpha", "a positive number up to a million", lambda value: 0 < value <= 1e6),
+    ("warmup weight_decay max_grad_norm", "0 or more", lambda value: 0 <= value < math.inf),
+    ("seed", f"a whole number from 0 to {LARGEST_SEED}", lambda value: 0 <= value <= LARGEST_SEED),
+    ("penalty_weight", "0 or more", lambda value: value is None or 0 <= value < math.inf),
+    ("stm_threshold", "a probability above 0", lambda value: 0 < value <= 1),
+    ("lora_dropout validation teacher_ema", "at least 0 and below 1", lambda value: 0 <= value < 1))
 
 
 def option(default: Any, text: str) -> Any:
@@ -64,22 +75,9 @@ class TrainSettings:
             if value not in known:
                 raise SdftError(f"{name}: expected one of {', '.join(known)}, got {value!r}"
                                 f"{nearest(str(value), known)}")
-        for name in ("epochs", "batch_size", "micro_tokens", "save_every", "lora_rank"):
-            self._check(name, lambda value: value >= 1, "at least 1")
-        self._check("steps", lambda value: value is None or value >= 1, "at least 1")
-        self._check("max_length", lambda value: value >= 2, "at least 2")
-        for name in ("lr", "lora_alpha"):
-            self._check(name, lambda value: 0 < value <= 1e6, "a positive number up to a million")
-        for name in ("warmup", "weight_decay", "max_grad_norm"):
-            self._check(name, lambda value: 0 <= value < float("inf"), "0 or more")
-        self._check("seed", lambda value: 0 <= value <= LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}")
-        self._check("penalty_weight", lambda value: value is None or 0 <= value < float("inf"), "0 or more")
-        self._check("stm_threshold", lambda value: 0 < value <= 1, "a probability above 0")
-        for name in ("lora_dropout", "validation", "teacher_ema"):
-            self._check(name, lambda value: 0 <= value < 1, "at least 0 and below 1")
+        for names, expected, holds in RANGES:
+            for name in names.split():
+                if not holds(value := getattr(self, name)):
+                    raise SdftError(f"{name}: expected {expected}, got {value}")
         if not self.lora_targets:
             raise SdftError("lora_targets: expected at least one name of a linear layer, such as q_proj; got none")
-
-    def _check(self, name: str, holds: Callable[[Any], bool], expected: str) -> None:
-        if not holds(getattr(self, name)):
-            raise SdftError(f"{name}: expected {expected}, got {getattr(self, name)}")

@@ -8,12 +8,7 @@ from typing import Any
 
 
 class StopRequest:
-    """Within the block, the first signal sets `.asked`; a second Ctrl-C interrupts at once.
-
-    Outside the main thread, where Python allows no handler, signals keep their ordinary meaning.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    """Within the block, the first signal sets `.asked`; a second Ctrl-C interrupts at once. Only in the main thread."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -21,7 +16,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:

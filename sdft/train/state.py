@@ -1,8 +1,7 @@
 """The saved state of a training run, from which training resumes bit for bit.
 
 `state.safetensors` holds the trained tensors, the EMA teacher's and AdamW's moments; its header holds the number of
-steps done, the settings, and fingerprints of the data and the base model. Nothing else needs saving: the order of the
-records depends only on the seed and the epoch, and the dropout of a step on the seed and the step, so the step *is* the
+steps done, the settings, and fingerprints of the data and the base model. Nothing else needs saving: the step *is* the
 position in the data and in the random numbers. The file is replaced atomically: at any time a complete state exists.
 """
 from __future__ import annotations
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from sdft.errors import SdftError
 from sdft.files import Journal, read_tensors, save_tensors, write_text
-from sdft.train.optimiser import moments, restore_moments
 from sdft.train.settings import FREE, TrainSettings
 
 NAME = "state.safetensors"
@@ -38,16 +36,15 @@ def save_state(folder: Path | None, step: int, about: Mapping[str, str], paramet
         return
     tensors = {f"weight.{name}": parameter for name, parameter in parameters.items()}
     tensors |= {f"teacher.{name}": value for name, value in teacher.items()}
-    save_tensors(folder / NAME, {**tensors, **moments(optimiser, parameters)}, {**about, "step": str(step)})
+    tensors |= {f"{key}.{name}": value for name, parameter in parameters.items()
+                for key, value in optimiser.state.get(parameter, {}).items()}
+    save_tensors(folder / NAME, tensors, {**about, "step": str(step)})
 
 
 @torch.no_grad()
 def load_state(folder: Path | None, about: Mapping[str, str], parameters: Mapping[str, Tensor],
                optimiser: torch.optim.AdamW, teacher: Mapping[str, Tensor]) -> int:
-    """Restore a saved state in place and return the number of steps done: 0 when there is no state.
-
-    Raises SdftError when the state belongs to other settings, data or model, and names those that differ.
-    """
+    """Restore a saved state in place; return its step, 0 without a state (SdftError names what differs)."""
     if folder is None or not (path := folder / NAME).exists():
         return 0
     tensors = read_tensors(path)
@@ -58,13 +55,14 @@ def load_state(folder: Path | None, about: Mapping[str, str], parameters: Mappin
     if differ:
         raise SdftError(f"{path} belongs to a run with other settings: {'; '.join(differ)}. Use the old settings to "
                         "resume, or another folder to start again")
+    step = int(saved["step"])
     for name, parameter in parameters.items():
         parameter.copy_(tensors[f"weight.{name}"])
+        if step:
+            optimiser.state[parameter] = {key: tensors[f"{key}.{name}"].to(parameter.device)
+                                          for key in ("step", "exp_avg", "exp_avg_sq")}
     for name, value in teacher.items():
         value.copy_(tensors[f"teacher.{name}"])
-    step = int(saved["step"])
-    if step:
-        restore_moments(optimiser, parameters, tensors)
     return step
 
 
@@ -73,10 +71,7 @@ def _short(value: str | None) -> str:
 
 
 def open_log(folder: Path | None, step: int) -> Journal:
-    """The journal of steps; lines of steps after the saved state are removed, since these steps are run again.
-
-    Raises SdftError for a line without a step, and where lines of steps in the state are missing.
-    """
+    """The journal of steps, without those after the saved state, which run again; SdftError where a step is missing."""
     if folder is None:
         return Journal(None)
     path = folder / "log.jsonl"

@@ -7,7 +7,7 @@
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -34,10 +34,9 @@ class Adapter:
     def publish(self) -> None:
         """Nothing to do: the optimiser changes the model's own factors."""
 
+    @torch.no_grad()
     def delta_norm(self) -> Tensor:
-        """√Σ ‖s·B·A‖²_F over the layers."""
-        with torch.no_grad():
-            return squared_shift(self.layers).clamp_min(0).sqrt()
+        return squared_shift(self.layers).clamp_min(0).sqrt()                       # √Σ ‖s·B·A‖²_F
 
     def save(self, folder: Path, base_name: str = "", tokenizer: Tokenizer | None = None) -> None:
         """Write adapter_model.safetensors and adapter_config.json; the tokenizer is the base model's."""
@@ -47,8 +46,7 @@ class Adapter:
 class FullWeights:
     """Every weight, trained in fp32. A half-precision model computes with a rounded copy of the fp32 masters.
 
-    Each backward pass adds its gradients to those of the masters in fp32 and frees its own, so accumulation over
-    micro-batches loses nothing to rounding.
+    Each backward pass adds its gradients to those of the masters in fp32, and frees its own.
     """
 
     def __init__(self, model: Llama):
@@ -59,33 +57,27 @@ class FullWeights:
             weight.requires_grad_(True)
             master = weight if weight.dtype == torch.float32 else weight.detach().float()
             if master is not weight:
-                weight.register_post_accumulate_grad_hook(_hand_to(master))
+                weight.register_post_accumulate_grad_hook(partial(_hand_over, master))
             self.parameters[name] = master
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Round the masters into the model."""
         for name, weight in self.model.named_parameters():
-            weight.copy_(self.parameters[name])
+            weight.copy_(self.parameters[name])                                     # rounded
 
     def delta_norm(self) -> Tensor:
-        """√Σ ‖W − W_base‖²_F over all weights."""
         norms = [(master.detach() - self.base[name]).norm() for name, master in self.parameters.items()]
-        return torch.stack(norms).norm()
+        return torch.stack(norms).norm()                                            # √Σ ‖W − W_base‖²_F
 
     def save(self, folder: Path, base_name: str, tokenizer: Tokenizer | None) -> None:
         """Write model.safetensors in the model's dtype, config.json and the tokenizer's files, where there is one."""
         save_checkpoint(self.model, tokenizer, folder)
 
 
-def _hand_to(master: Tensor) -> Callable[[Tensor], None]:
-    """A hook that adds a weight's new gradient to that of its fp32 master, and frees it."""
-
-    def hand(weight: Tensor) -> None:
-        gradient = cast(Tensor, weight.grad).float()
-        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-        weight.grad = None
-    return hand
+def _hand_over(master: Tensor, weight: Tensor) -> None:
+    gradient = cast(Tensor, weight.grad).float()
+    master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+    weight.grad = None
 
 
 Trained = Adapter | FullWeights

@@ -40,7 +40,6 @@ from sdft.tokenizers.tokenizer import Tokenizer
 
 class TokenDrift(TypedDict):
     """The drift at every token of one answer."""
-
     id: str
     kl: list[float]
     tv: list[float]
@@ -118,11 +117,8 @@ def drift(model: Llama, base: BaseView, desc: str = "drift") -> Drift:
 
 
 def drift_difference(answers: Sequence[AnswerDrift], references: Sequence[AnswerDrift]) -> Difference:
-    """The KL of one model − that of another on the same base answers (`answers` of two drifts), per token.
-
-    The bootstrap draws whole answers, each with both its KLs, since two models tend to drift on the same answers.
-    """
-    first, second = by_same_id(answers, references)
+    """The KL of one model − that of another on the same base answers (`answers` of two drifts), per token."""
+    first, second = by_same_id(answers, references)         # paired: two models tend to drift on the same answers
     sums = [(a["kl"] - b["kl"]) * a["tokens"] for a, b in zip(first, second, strict=True)]
     difference, low, high = bootstrap_ratio(sums, [answer["tokens"] for answer in first])
     return {"difference": difference, "low": low, "high": high, "n": len(sums)}

@@ -5,11 +5,10 @@
     low   share of target tokens with p(y_t | …) < 0.4, an NLL above 0.92 nats: training on such tokens causes
           forgetting, and rewriting avoids them (arXiv 2501.14315)
 
-p is the model's as it is: before training, the base model's. Rewriting is meant to close the gap, so originals and
-rewrites are compared record by record, over whole targets and over equally many tokens.
+Rewriting is meant to close the gap, so originals and rewrites are compared record by record, over whole targets and
+over equally many tokens.
 
-    from sdft.measure.outputs.gap import gap, gaps
-    print(gap(model, examples)["nll"])
+    from sdft.measure.outputs.gap import gaps
     print(gaps(model, {"original": originals, "distilled": rewritten})["distilled"]["paired"])
 """
 from __future__ import annotations

@@ -8,9 +8,7 @@
 
 BLEU and cosine need the extra [eval]. Without it they are left out, and a line on stderr says so.
 
-    sdft measure texts --adapter runs/mine/sdft                             # tuned model against base model
-    from sdft.measure.outputs.texts import compare_targets
-    print(compare_targets(distilled)["bleu"])                               # distilled against original
+    sdft measure texts --adapter runs/mine/sdft
 """
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ import numpy as np
 from sdft.distill.distilled import Distilled
 from sdft.errors import SdftError
 from sdft.measure.abilities import by_same_id
-from sdft.results import AnswerLine, Likeness, TargetTexts, Texts
+from sdft.results import AnswerLine, TargetTexts, Texts
 from sdft.tasks.scorers import rouge_l
 
 
@@ -48,10 +46,10 @@ def compare_targets(distilled: Sequence[Distilled]) -> TargetTexts:
             "n": len(accepted)}
 
 
-def likeness(references: Sequence[str], candidates: Sequence[str]) -> Likeness:
+def likeness(references: Sequence[str], candidates: Sequence[str]) -> Texts:
     """ROUGE-L, BLEU and cosine of pairs of texts; two equal texts, even empty ones, have a ROUGE-L of 1."""
     pairs = list(zip(references, candidates, strict=True))
-    measured: Likeness = {"rouge_l": fmean(1.0 if a == b else rouge_l(a, b) for a, b in pairs)}
+    measured: Texts = {"rouge_l": fmean(1.0 if a == b else rouge_l(a, b) for a, b in pairs)}
     for name, measure in OPTIONAL:
         try:
             measured[name] = measure(references, candidates)

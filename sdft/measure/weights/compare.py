@@ -4,8 +4,6 @@
     compare_changes       two trainings of every weight of one base model: three sets of weights, tensor by tensor
     compare_checkpoints   any two checkpoint folders: the shift from the first to the second
 
-The first two answer: did they move the same weights in the same directions?
-
     cosine             ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖·‖ΔW₂‖), as two vectors; 1: the same change up to its size, 0: unrelated
     principal cosines  of the angles between the column spaces (left: what the change writes), and between the row
                        spaces (right: what it reads) of ΔW₁ and ΔW₂: singular values of Q₁ᵀ·Q₂, Q orthonormal bases
@@ -50,10 +48,7 @@ def adapter_in(folder: Path) -> Adapter:
 
 
 def compare_adapters(first: Adapter, second: Adapter) -> AdapterComparison:
-    """Compare the changes of two adapters of one base model, over the modules that both change.
-
-    Raises SdftError where no module is in both, or one has another shape.
-    """
+    """Compare two adapters over the modules that both change (SdftError where there is none, or shapes differ)."""
     common = [name for name in first if name in second]
     if not common:
         raise SdftError("the two adapters change no module in common; expected two of one base model")
@@ -68,9 +63,8 @@ def _compare_factors(name: str, first: Factors, second: Factors) -> PartComparis
         raise SdftError(f"the adapters change {name} of {shapes[0]} and of {shapes[1]}; expected two of one base model")
     if not math.isfinite(sum(norms)):
         raise SdftError(f"{name}: expected finite factors, but the adapters' changes have the norms {norms}")
-    (U, V), (U_2, V_2) = factor_spaces(first), factor_spaces(second)                # (O, k), (D, k)
-    left, right = (principal_cosines(a, b).tolist() if a.shape[1] and b.shape[1] else []
-                   for a, b in ((U, U_2), (V, V_2)))
+    left, right = (principal_cosines(a, b).tolist() if a.shape[1] and b.shape[1] else []        # of (O, k), of (D, k)
+                   for a, b in zip(factor_spaces(first), factor_spaces(second), strict=True))
     return _module(name, factor_cosine(first, second), norms, left, right)
 
 
@@ -84,8 +78,8 @@ def compare_changes(base: Weights, first: Weights, second: Weights, spectra: Seq
                     k: int = 10) -> AdapterComparison:
     """Compare the changes of two trainings of `base`, over the tensors that all three hold, one tensor at a time.
 
-    Principal cosines are computed for the matrices that `spectra` names (see `named_by`): two singular value
-    decompositions each. Raises SdftError where no tensor is in all three, or one has another shape.
+    Principal cosines are computed for the matrices that `spectra` names (see `named_by`), by two decompositions each.
+    Raises SdftError where no tensor is in all three, or one has another shape.
     """
     common = [name for name in base[0] if name in first[0] and name in second[0]]
     if not common:

@@ -6,9 +6,6 @@ B·A (O, D) is never formed: both Gram matrices are (R, R). All sums are in fp64
 difference of two bf16 weights, whose rounding can be larger. The formula and code of the parameter shift in arXiv
 2402.13669 were not published, so these numbers do not reproduce its own.
 
-    measure_shift      norms: of every module, layer and kind, and of the whole
-    module_measures    also the share of weights that change in bf16, spectra and ranks (spectrum.py)
-
     sdft measure shift --adapter runs/mine/sdft --spectra q_proj,v_proj
 """
 from __future__ import annotations
@@ -39,10 +36,7 @@ G = TypeVar("G", bound=Part)
 
 
 def measure_shift(model: Llama, base: Llama | None = None) -> Shift:
-    """How far the trained weights of `model` are from those of `base`, or how far its adapter moves them.
-
-    `total` is ‖ΔW‖_F over all trained modules, `relative` its ratio to ‖W₀‖_F of the same modules.
-    """
+    """How far the trained weights of `model` are from those of `base`, or how far its adapter moves them."""
     if base is not None:
         return whole([module_shift(name, *distance(before, after)[:2])
                       for name, before, after in weights_of_both(model, base)])
@@ -191,13 +185,10 @@ def whole(modules: list[PartShift]) -> Shift:
 
 def grouped(modules: Sequence[M], combine: Callable[[Sequence[M]], G]) -> tuple[list[G], list[G]]:
     """`combine` the modules of every layer, in the order of layers, and the modules of every kind."""
-    layers: dict[int | None, list[M]] = {}
-    kinds: dict[str, list[M]] = {}
-    for module in sorted(modules, key=lambda module: -1 if module["layer"] is None else module["layer"]):
-        layers.setdefault(module["layer"], []).append(module)
-    for module in modules:
-        kinds.setdefault(module["kind"], []).append(module)
-    by_layer, by_kind = ([combine(group) for group in groups] for groups in (layers.values(), kinds.values()))
+    layers = sorted({module["layer"] for module in modules}, key=lambda layer: -1 if layer is None else layer)
+    kinds = list(dict.fromkeys(module["kind"] for module in modules))
+    by_layer = [combine([module for module in modules if module["layer"] == layer]) for layer in layers]
+    by_kind = [combine([module for module in modules if module["kind"] == kind]) for kind in kinds]
     for group, layer in zip(by_layer, layers, strict=True):
         group["layer"] = layer
     for group, kind in zip(by_kind, kinds, strict=True):

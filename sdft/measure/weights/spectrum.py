@@ -50,17 +50,14 @@ def factor_spaces(factors: Factors) -> tuple[Tensor, Tensor]:
 
 
 def factor_cosine(first: Factors, second: Factors) -> float:
-    """The cosine between two adapters of a layer as vectors, ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖_F·‖ΔW₂‖_F): 0 where either is 0.
-
-    ⟨ΔW₁, ΔW₂⟩ = s₁·s₂·Σ[(B₁ᵀB₂) ⊙ (A₁A₂ᵀ)]; neither ΔW is formed.
-    """
+    """The cosine between two adapters of a layer as vectors, ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖_F·‖ΔW₂‖_F): 0 where either is 0."""
     square = _inner(first, first) * _inner(second, second)
     return max(-1.0, min(1.0, _inner(first, second) / square**0.5)) if square > 0 else 0.0       # clamped: rounding
 
 
 def _inner(first: Factors, second: Factors) -> float:
     factors = (x.detach() for x in (first.A, first.B, second.A, second.B))
-    return first.scale * second.scale * inner_product(*factors).item()
+    return first.scale * second.scale * inner_product(*factors).item()              # s₁·s₂·Σ[(B₁ᵀB₂) ⊙ (A₁A₂ᵀ)]
 
 
 def ranks(spectrum: Tensor) -> Spectra:
@@ -95,8 +92,7 @@ def compare_spectra(before: Tensor, after: Tensor, k: int = 10, threshold: float
     U_0, sigma_0, Vt_0 = torch.linalg.svd(before.detach().to(wide), full_matrices=False)
     U, sigma, Vt = torch.linalg.svd(after.detach().to(wide), full_matrices=False)
     k = min(k, len(sigma))
-    similarity = (U_0.t() @ U[:, :k]).abs().amax(0)                   # (m, O)·(O, k) → (k,)
-    base = sigma_0.norm()
+    similarity, base = (U_0.t() @ U[:, :k]).abs().amax(0), sigma_0.norm()           # (m, O)·(O, k) → (k,)
     return {"spectral_shift": ((sigma - sigma_0).norm() / base).item() if base > 0 else 0.0,
             "left_cosine": principal_cosines(U_0[:, :k], U[:, :k]).mean().item(),
             "right_cosine": principal_cosines(Vt_0[:k].t(), Vt[:k].t()).mean().item(),
