@@ -73,6 +73,7 @@ class ChatFormat:
         alternate (system?, user, assistant, user, …).
         """
         system, turns = self._turns(messages)
+        last = self.assistant if self.final_assistant is None else self.final_assistant
         pieces = list(_marks(self.start))
         if self.system and system is not None:
             pieces += [*_marks(self.system[0] + self.system_head), Piece(self._text("system", system)),
@@ -88,14 +89,11 @@ class ChatFormat:
                 pieces += [*_marks(self.user[0]), Piece(text), *_marks(self.user[1])]
             else:
                 target = bool(text)
-                pieces += [*_marks(self._opening(index == len(turns) - 1)), Piece(self.lead + text, target=target),
-                           *_marks(self.stop, target), *_marks(self.after)]
+                pieces += [*_marks(last if index == len(turns) - 1 else self.assistant),
+                           Piece(self.lead + text, target=target), *_marks(self.stop, target), *_marks(self.after)]
         if generation_prompt:
-            pieces += _marks(self._opening(True))
+            pieces += _marks(last)
         return [piece for piece in pieces if piece.text]
-
-    def _opening(self, final: bool) -> str:
-        return self.final_assistant if final and self.final_assistant is not None else self.assistant
 
     def _text(self, role: str, text: str) -> str:
         return text.strip() if role in self.strip else text
@@ -104,8 +102,6 @@ class ChatFormat:
         system, turns = self.default_system, messages
         if messages and messages[0]["role"] == "system":
             system, turns = messages[0]["content"], messages[1:]
-        elif system is None and self.system_head:
-            system = ""
         roles = [message["role"] for message in turns]
         if not turns or roles != [("user", "assistant")[index % 2] for index in range(len(turns))]:
             raise SdftError("a conversation is expected to go system (or not), user, assistant, user, …; got "
@@ -127,17 +123,10 @@ def _chatml(name: str, default_system: str | None = None, final_assistant: str |
 
 
 def _llama3(name: str, system_head: str = "") -> ChatFormat:
-    def head(role: str) -> str:
-        return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
-
+    head = "<|start_header_id|>{}<|end_header_id|>\n\n".format
     return ChatFormat(name, (head("user"), "<|eot_id|>"), head("assistant"), "<|eot_id|>", start=BOS,
                       system=(head("system"), "<|eot_id|>"), system_head=system_head,
-                      strip=("system", "user", "assistant"))
-
-
-def _zephyr(name: str) -> ChatFormat:
-    return ChatFormat(name, ("<|user|>\n", EOS + "\n"), "<|assistant|>\n", EOS, after="\n",
-                      system=("<|system|>\n", EOS + "\n"))
+                      default_system="" if system_head else None, strip=("system", "user", "assistant"))
 
 
 CHAT_FORMATS = {form.name: form for form in (
@@ -156,8 +145,8 @@ CHAT_FORMATS = {form.name: form for form in (
     # with its prompt.
     ChatFormat("mistral-v0.3", ("[INST] ", "[/INST]"), "", EOS, lead=" ", start=BOS, strip=("assistant",),
                system_in_user="{system}\n\n{user}", system_in_last=True),
-    _zephyr("zephyr"),
-    _zephyr("tinyllama"),
+    *(ChatFormat(name, ("<|user|>\n", EOS + "\n"), "<|assistant|>\n", EOS, after="\n",
+                 system=("<|system|>\n", EOS + "\n")) for name in ("zephyr", "tinyllama")),
     ChatFormat("alpaca", ("\n\n### Instruction:\n", ""), "\n\n### Response:\n", EOS, system=("", ""),
                default_system="Below is an instruction that describes a task. Write a response that appropriately "
                "completes the request."),
@@ -263,7 +252,7 @@ def _runs(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> Iterator[tuple[str |
 
 def _control(tokenizer: Tokenizer, piece: Piece) -> int | None:
     """The id of a control token; None if this tokenizer writes the mark as plain text."""
-    return {**tokenizer.special, BOS: tokenizer.bos_id, EOS: tokenizer.eos_id}.get(piece.text)
+    return {BOS: tokenizer.bos_id, EOS: tokenizer.eos_id}.get(piece.text, tokenizer.special.get(piece.text))
 
 
 def common_prefix(documents: Sequence[list[int]]) -> int:

@@ -21,7 +21,8 @@ def show(tokenizer: Tokenizer, example: Example, colour: bool = False, lines: bo
     The environment variable NO_COLOR turns colour off (no-color.org). Control characters are shown as escapes.
     """
     colour = colour and not os.environ.get("NO_COLOR")
-    pieces = [_printable(tokenizer.piece(token), "" if lines else "\n") for token in example.tokens]
+    pieces = ["".join(char if char.isprintable() or char == "\n" and not lines else ascii(char)[1:-1]
+                      for char in tokenizer.piece(token)) for token in example.tokens]
     codes = [TARGET[index % 2] if mask else CONTROL if token in tokenizer.special_ids else OTHER[index % 2]
              for index, (token, mask) in enumerate(zip(example.tokens, example.mask, strict=True))]
     if lines:
@@ -34,11 +35,6 @@ def show(tokenizer: Tokenizer, example: Example, colour: bool = False, lines: bo
     legend = f"{TARGET[0]}target{OFF}  {CONTROL}control token{OFF}" if colour else "⟦target⟧  │ border of tokens"
     count = f"{len(example.tokens)} tokens, {sum(example.mask)} of them targets"
     return f"{text}\n\n{count}" + (f"    {legend}" if colour or not lines else "")
-
-
-def _printable(text: str, keep: str) -> str:
-    """Write line ends, tabs and control characters as escapes, except those in `keep`."""
-    return "".join(char if char.isprintable() or char in keep else ascii(char)[1:-1] for char in text)
 
 
 def _plain(example: Example, pieces: list[str]) -> str:

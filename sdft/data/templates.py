@@ -13,12 +13,9 @@ Our templates vary the use of the reference, between copying it and not showing 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from sdft.data.records import Record
 from sdft.errors import SdftError, nearest
-
-if TYPE_CHECKING:
-    from sdft.data.records import Record
 
 Message = dict[str, str]     # {"role": "system" | "user" | "assistant", "content": …}
 

@@ -29,7 +29,6 @@ from sdft.tasks.base import Check, accept
 # The ban-list of the paper's published system: words that show that the model saw a reference answer.
 BANNED = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 BANNED_START = "Your turn"
-_WORD = re.compile(r"[぀-ヿ㐀-鿿]|\w+|[^\w\s]")          # an ideograph, a word, a mark
 
 
 @dataclass(frozen=True)
@@ -95,4 +94,4 @@ def repeated_share(units: Sequence[str], n: int = 4) -> float:
 
 def words(text: str) -> list[str]:
     """Split a text into words and marks, and scripts without spaces into characters."""
-    return _WORD.findall(text)
+    return re.findall(r"[぀-ヿ㐀-鿿]|\w+|[^\w\s]", text)          # an ideograph, a word, a mark

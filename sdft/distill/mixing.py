@@ -20,8 +20,6 @@ from sdft.distill.distilled import Distilled
 from sdft.errors import SdftError
 from sdft.tasks.scorers import longest_common_subsequence
 
-OUTSIDE = "not in the mix"          # the reason in distilled.jsonl
-
 
 def mix(distilled: Sequence[Distilled], ratio: float = 1.0, seed: int = 0) -> list[Distilled]:
     """Put the original answer back in the records outside `ratio` of them: the result is the training set.
@@ -34,7 +32,8 @@ def mix(distilled: Sequence[Distilled], ratio: float = 1.0, seed: int = 0) -> li
                     key=lambda id: hashlib.sha256(f"{seed}\n{id}".encode()).hexdigest())
     selected = set(ranked[: round(ratio * len(ranked))])
     return [record if record.id in selected or record.source == "original" else
-            replace(record, response=record.reference, source="original", reason=OUTSIDE) for record in distilled]
+            replace(record, response=record.reference, source="original", reason="not in the mix")
+            for record in distilled]
 
 
 def effective_share(distilled: Sequence[Distilled]) -> float:

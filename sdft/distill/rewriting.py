@@ -51,8 +51,7 @@ def rewrite(model: Llama, tokenizer: Tokenizer, records: Sequence[Record], templ
     sampling, or from another record of the same id.
     """
     template = get_template(template) if isinstance(template, str) else template
-    requests = distill_requests(tokenizer, records, template, chat)
-    return write_answers(model, tokenizer, requests, sampling, journal,
+    return write_answers(model, tokenizer, distill_requests(tokenizer, records, template, chat), sampling, journal,
                          {"template": asdict(template), "chat": chat or tokenizer.chat}, batch_size)
 
 
@@ -72,9 +71,8 @@ def write_answers(model: Llama, tokenizer: Tokenizer, requests: Sequence[Request
     with journal_file, progress(total=len(requests), desc=what, unit="record") as bar:
         bar.update(len(requests) - len(waiting))
         for output in stream(model, tokenizer, waiting, sampling, batch_size):
-            line = {**asdict(output), "seed": sampling.seed, "prompt": prompts[output.id]}
-            journal_file.append(line)
-            lines[output.id] = line
+            lines[output.id] = {**asdict(output), "seed": sampling.seed, "prompt": prompts[output.id]}
+            journal_file.append(lines[output.id])
             bar.update()
     return [Rewrite(*(lines[request.id][field.name] for field in fields(Rewrite))) for request in requests]
 

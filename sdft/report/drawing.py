@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sdft.errors import SdftError
@@ -32,16 +33,13 @@ class Figure:
 
 def require_matplotlib() -> None:
     """Raise SdftError, naming the extra to install, when matplotlib is missing."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
+    if find_spec("matplotlib") is None:
         raise SdftError("the report's figures need matplotlib, which is not installed; "
-                        "install it with: pip install -c constraints.txt -e '.[report]'") from error
+                        "install it with: pip install -c constraints.txt -e '.[report]'")
 
 
 def svg_of(draw: Callable[[Canvas], T], width: float = 5.4, height: float = 3.9) -> tuple[str, T]:
-    """Call `draw` with an empty canvas of this size in inches; return the drawing as SVG text and what `draw` returned.
-    """
+    """Call `draw` with an empty canvas of this size in inches; return the SVG text and what `draw` returned."""
     import matplotlib
     from matplotlib.figure import Figure as Canvas
 
@@ -56,14 +54,10 @@ def svg_of(draw: Callable[[Canvas], T], width: float = 5.4, height: float = 3.9)
     return target.getvalue(), returned
 
 
-def colour_of(run: Run, arm: str) -> str:
-    """The arm's colour in every figure of the run."""
-    return COLOURS[run.arms.index(arm) % len(COLOURS)]
-
-
 def line_style(run: Run, arm: str) -> dict[str, Any]:
-    """The arm's colour, marker and legend entry, as keywords of matplotlib's plot."""
-    return {"color": colour_of(run, arm), "marker": MARKERS[run.arms.index(arm) % len(MARKERS)], "label": arm}
+    """The arm's colour, marker and legend entry in every figure of the run, as keywords of matplotlib's plot."""
+    index = run.arms.index(arm)
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "label": arm}
 
 
 def sizes_of(samples: Iterable[Sized]) -> str:

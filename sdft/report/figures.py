@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdft.report.drawing import COLOURS, MARKERS, Figure, colour_of, line_style, require_matplotlib, sizes_of, svg_of
+from sdft.report.drawing import COLOURS, MARKERS, Figure, line_style, require_matplotlib, sizes_of, svg_of
 from sdft.report.run import Run
 from sdft.results import Band, TokenMapText
 
@@ -85,7 +85,7 @@ def lengths(run: Run, canvas: Canvas) -> str:
     for (arm, values), line in zip(measured.items(), cycle(LINES), strict=False):
         share = 100 * np.arange(1, len(values) + 1) / len(values)
         axes.step(np.concatenate([[0], values]), np.concatenate([[0], share]), where="post", linestyle=line,
-                  color=colour_of(run, arm), label=f"{arm} (mean {values.mean():.0f})")
+                  color=line_style(run, arm)["color"], label=f"{arm} (mean {values.mean():.0f})")
     axes.set(xlabel="x: length of the answer, tokens", ylabel="answers of at most x tokens, %", ylim=(0, 101),
              xlim=(0, None), title=f"Length of the general answers (n = {sizes_of(measured.values())})")
     axes.legend()
@@ -174,7 +174,7 @@ def training(run: Run, canvas: Canvas) -> str | None:
     for arm, log in logs.items():
         style = line_style(run, arm) | {"markersize": 4, "markevery": max(len(log) // 10, 1)}
         steps, loss = [line["step"] for line in log], np.array([line["loss"] for line in log])
-        upper.plot(steps, loss, color=colour_of(run, arm), alpha=0.25, linewidth=0.8)
+        upper.plot(steps, loss, color=style["color"], alpha=0.25, linewidth=0.8)
         upper.plot(steps, np.convolve(np.pad(loss, 4, mode="edge"), np.ones(9) / 9, mode="valid"), **style)
         if validated := [line for line in log if "validation_loss" in line]:
             upper.plot([line["step"] for line in validated], [line["validation_loss"] for line in validated],

@@ -26,36 +26,28 @@ INTRODUCTION = (
 EXAMPLES = 4          # records shown of the accepted rewrites, and for each reason of rejection
 OPEN = 5              # general prompts whose answers are unfolded
 STYLE = """
-:root{color-scheme:light}
-*{box-sizing:border-box}
+:root{color-scheme:light} *{box-sizing:border-box}
 body{margin:0;background:#fff;color:#1b1c1d;font:16px/1.5 system-ui,sans-serif}
 main{max-width:1160px;margin:0 auto;padding:1rem clamp(.8rem,3vw,2rem) 4rem}
 h1{font-size:clamp(1.4rem,4vw,2rem);line-height:1.2}
 h2{font-size:1.3rem;margin:2.5rem 0 .8rem;border-bottom:1px solid #ddd;padding-bottom:.3rem}
-nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;font-size:.9rem}
-a{color:#1559a6}
+nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;font-size:.9rem} a{color:#1559a6}
 .scroll{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 th,td{padding:.35rem .7rem;text-align:right;border-bottom:1px solid #e4e4e4;vertical-align:top}
-td{white-space:nowrap}
 thead th{border-bottom:2px solid #999;vertical-align:bottom;max-width:9rem}
-th:first-child{text-align:left}
-tbody th{min-width:4rem}
-tbody tr:hover{background:#f5f7fa}
+td{white-space:nowrap} th:first-child{text-align:left} tbody th{min-width:4rem} tbody tr:hover{background:#f5f7fa}
 .note,figcaption,small{color:#5a5e63;font-size:.84rem}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1.2rem}
-figure{margin:0}
-img{width:100%;height:auto;display:block}
+figure{margin:0} img{width:100%;height:auto;display:block}
 details{border:1px solid #e0e0e0;border-radius:6px;margin:.5rem 0;padding:.4rem .8rem}
 summary{cursor:pointer;font-weight:600;overflow-wrap:anywhere}
 .card{border-top:1px solid #eee;margin-top:.6rem;padding-top:.3rem}
 .prompt{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0;color:#333;font-size:.9rem}
 .answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));gap:.6rem;margin:.5rem 0}
 .answer{background:#f6f7f9;border-radius:5px;padding:.5rem .7rem;min-width:0}
-.heat span,.legend span{border-radius:2px}
 .low{text-decoration:underline;text-underline-offset:3px;text-decoration-color:#8a3200}
-.legend{font-size:.88rem}
-.legend span{padding:.1rem .2rem}
+.heat span,.legend span{border-radius:2px} .legend{font-size:.88rem} .legend span{padding:.1rem .2rem}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0 0;font:.84rem/1.45 ui-monospace,monospace}
 """
 
@@ -66,15 +58,14 @@ def write_report(folder: Path) -> Path:
     Raises SdftError when the folder holds no finished run, or when matplotlib (extra [report]) is missing.
     """
     run = read_run(folder)
-    figures = {figure.name: figure for figure in draw_figures(run)}
-    path = run.folder / "report.html"
-    write_text(path, html_page(run, figures))
+    write_text(run.folder / "report.html", html_page(run))
     write_text(run.folder / "report.md", markdown_page(run))
-    return path
+    return run.folder / "report.html"
 
 
-def html_page(run: Run, figures: dict[str, Figure]) -> str:
+def html_page(run: Run) -> str:
     """The whole page as HTML."""
+    figures = {figure.name: figure for figure in draw_figures(run)}
     sections = [
         ("Results", _table(tables.result_table(run)) + _list(findings(run))
          + _figures(figures, "trade_off", "drift_by_position", "lengths") + _table(tables.drift_table(run))),
@@ -104,9 +95,9 @@ def markdown_page(run: Run) -> str:
              "\n".join(f"- {sentence}" for sentence in findings(run)),
              "## Paired comparisons of the scores", as_markdown(tables.difference_table(run)),
              "## Training data", as_markdown(tables.training_table(run)), as_markdown(tables.reasons_table(run)),
-             "## Gap, drift and weights", as_markdown(tables.gap_table(run)), as_markdown(tables.paired_table(run)),
-             as_markdown(tables.drift_table(run)), as_markdown(tables.similarity_table(run)),
-             as_markdown(tables.weights_table(run)), as_markdown(tables.between_table(run))]
+             "## Gap, drift and weights", *(as_markdown(table(run)) for table in (
+                 tables.gap_table, tables.paired_table, tables.drift_table, tables.similarity_table,
+                 tables.weights_table, tables.between_table))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -120,9 +111,9 @@ def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in table.head).replace(" ‖ ", "&nbsp;‖&nbsp;")
     lines = "".join(f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
                     for name, *cells in table.rows)
-    note = f"<p class=note>{escape(table.note)}</p>" if table.note else ""
     return ("<div class=scroll tabindex=0><table>"
-            f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>{note}")
+            f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
+            + (f"<p class=note>{escape(table.note)}</p>" if table.note else ""))
 
 
 def _list(sentences: list[str]) -> str:
@@ -130,11 +121,10 @@ def _list(sentences: list[str]) -> str:
 
 
 def _figures(figures: dict[str, Figure], *names: str) -> str:
-    shown = [figures[name] for name in names if name in figures]
     return '<div class=figures>' + "".join(
         f'<figure><img alt="{escape(figure.caption)}" src="data:image/svg+xml;base64,'
         f'{base64.b64encode(figure.svg.encode()).decode()}"><figcaption>{escape(figure.caption)}</figcaption></figure>'
-        for figure in shown) + "</div>"
+        for name in names if (figure := figures.get(name))) + "</div>"
 
 
 def _audit(run: Run) -> str:
@@ -150,21 +140,19 @@ def _audit(run: Run) -> str:
 
 def _examples(run: Run) -> str:
     """Some accepted rewrites, and some that were rejected for each reason."""
+    rewrites = {id: line["text"] for id, line in run.rewrites.items()}
     groups: dict[str, list[DistilledLine]] = {}
     for line in run.distilled:
         groups.setdefault("accepted" if line["source"] == "rewrite" else line["reason"], []).append(line)
     parts = []
     for name in sorted(groups, key=lambda name: name != "accepted"):
         title = "Accepted rewrites" if name == "accepted" else f"Rejected: {name}"
-        cards = "".join(_example(run, line) for line in groups[name][:EXAMPLES])
+        cards = "".join(
+            f'<div class=card><p class=prompt>{escape(line["instruction"])}</p><div class=answers>'
+            f'{_answer("original", line["reference"])}{_answer("rewrite", rewrites.get(line["id"], ""))}</div></div>'
+            for line in groups[name][:EXAMPLES])
         parts.append(_details(f"{title} ({len(groups[name])})", cards, opened=name == "accepted"))
     return "".join(parts)
-
-
-def _example(run: Run, line: DistilledLine) -> str:
-    rewrite = run.rewrites[line["id"]]["text"] if line["id"] in run.rewrites else ""
-    return (f'<div class=card><p class=prompt>{escape(line["instruction"])}</p><div class=answers>'
-            f'{_answer("original", line["reference"])}{_answer("rewrite", rewrite)}</div></div>')
 
 
 def _kinds(run: Run) -> str:

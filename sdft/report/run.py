@@ -66,11 +66,8 @@ def read_run(folder: Path) -> Run:
                         "run the same command again to make them")
     summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     return Run(
-        folder=folder,
-        measures=measures,
-        seconds=summary.get("seconds") or {},
-        environment=read_json(folder / "environment.json"),
-        config=read_text(folder / "config.toml"),
+        folder=folder, measures=measures, seconds=summary.get("seconds") or {},
+        environment=read_json(folder / "environment.json"), config=read_text(folder / "config.toml"),
         rewrites={line["id"]: line for line in _lines(folder / "rewrites.jsonl") if "text" in line},
         distilled=_lines(folder / "distilled.jsonl"),
         logs={arm: _lines(folder / arm / "log.jsonl") for arm in arms},

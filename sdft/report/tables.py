@@ -32,8 +32,7 @@ def result_table(run: Run) -> Table:
             for arm, result in run.results.items()]
     n = run.results["base"]["general"].get("n", 0)
     return Table(head, rows, "In brackets: 95 % bootstrap intervals. KL, top-1 agreement, ROUGE-L and answer length "
-                             f"are measured on {n} general prompts. ‖ΔW‖ is the Frobenius norm of the change of all "
-                             "weights.")
+                 f"are measured on {n} general prompts. ‖ΔW‖ is the Frobenius norm of the change of all weights.")
 
 
 def difference_table(run: Run) -> Table:

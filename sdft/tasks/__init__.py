@@ -5,9 +5,39 @@ openfunctions.py and free_text.py read the user's files; instructions.py and gen
 
     task = sdft.tasks.load_task("passages")
 """
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sdft.errors import SdftError, nearest
+from sdft.tasks import free_text, gsm8k, openfunctions, passages
 from sdft.tasks.base import Item, Selection, Suite, Task
 from sdft.tasks.general import general_suite
 from sdft.tasks.instructions import instruction_suite
-from sdft.tasks.load import TASKS, load_task
 
 __all__ = ["Item", "Selection", "Suite", "TASKS", "Task", "general_suite", "instruction_suite", "load_task"]
+
+TASKS = {"passages": passages.load, "gsm8k": gsm8k.load, "openfunctions": openfunctions.load,
+         **dict.fromkeys(("alpaca", "dolly", "custom"), free_text.load)}
+
+
+def load_task(name: str, data: Path | str | None = None, columns: Mapping[str, str] | None = None,
+              max_records: int | None = None, train_records: int | None = None, test_records: int | None = None,
+              seed: int = 0) -> Task:
+    """Load a task by its name; a path of a file is loaded as the task `custom`.
+
+    data: the folder with the task's files, or for `custom` the file. The other arguments are those of `Selection`; the
+    seed decides what `passages` generates and what is held out. Raises SdftError when the task, the folder or a file
+    does not exist, or has too few records.
+    """
+    if name not in TASKS and data is None and Path(name).is_file():
+        name, data = "custom", name
+    if name not in TASKS:
+        raise SdftError(f"unknown task {name!r}{nearest(name, TASKS)}; known tasks: {', '.join(TASKS)}, or the path "
+                        "of a .json, .jsonl or .csv file")
+    if name == "passages" and columns and data is None:
+        raise SdftError("--columns: task passages is generated and has no columns; leave it out, or use --task custom "
+                        "--data FILE")
+    path = None if data is None else Path(data)
+    return TASKS[name](Selection(name, path, columns, max_records, train_records, test_records, seed))

@@ -14,14 +14,12 @@ from pathlib import Path
 
 from sdft.tasks.base import Item, Suite
 
-PROMPTS = Path(__file__).with_name("general.txt")
-
 
 def general_suite() -> Suite:
     """Return the suite: each prompt is a plain user turn. `score` is None: only the outputs are kept."""
     items: list[Item] = []
     kind = ""
-    for line in PROMPTS.read_text(encoding="utf-8").splitlines():
+    for line in Path(__file__).with_name("general.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("# "):
             kind = line[2:]
         else:

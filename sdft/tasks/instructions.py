@@ -21,7 +21,6 @@ from typing import Any
 
 from sdft.tasks.base import Item, Suite
 
-PROMPTS = Path(__file__).with_name("instructions.jsonl")
 _WRAPPING = " \t\r\n\"'“”‘’*_"
 _ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|vs|no|e\.g|i\.e)\.(?=\s)", re.IGNORECASE)
 _LIST_NUMBER = re.compile(r"^\s*\d+[.)](?=\s)", re.MULTILINE)
@@ -31,16 +30,12 @@ _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s|$)")
 def instruction_suite() -> Suite:
     """Return the suite: each prompt is a plain user turn, and a response that satisfies its demand scores 1."""
     items = []
-    for index, line in enumerate(PROMPTS.read_text(encoding="utf-8").splitlines()):
-        arguments = json.loads(line)
+    lines = Path(__file__).with_name("instructions.jsonl").read_text(encoding="utf-8").splitlines()
+    for index, arguments in enumerate(map(json.loads, lines)):
         kind, prompt = arguments.pop("kind"), arguments.pop("prompt")
         items.append(Item(f"instruction-{index:03d}", [{"role": "user", "content": prompt}], "", kind, arguments))
-    return Suite("instructions", items, score, "demands satisfied", max_new_tokens=256)
-
-
-def score(item: Item, output: str) -> float:
-    """1 when the output satisfies the item's demand, else 0."""
-    return float(satisfies(item.kind, output, item.extra))
+    return Suite("instructions", items, lambda item, output: float(satisfies(item.kind, output, item.extra)),
+                 "demands satisfied", max_new_tokens=256)
 
 
 def _occurrences(word: str, response: str) -> int:

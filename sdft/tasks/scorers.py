@@ -17,8 +17,6 @@ _NUMBER = re.compile(r"""
     |\d+)                           # 1234567
     (?:\.\d+)?                      # .50
     """, re.VERBOSE)
-_CALL = re.compile(r"[\w.]+\(.*\)", re.DOTALL)
-_ROUGE_WORD = re.compile(r"[a-z0-9]+")
 
 
 def normalise(text: str) -> str:
@@ -59,7 +57,8 @@ def call_occurs(reference: str, response: str) -> bool:
     positional values, and its filter counts half as correct; here there is no half credit.
     """
     call = normalise_call(reference)
-    return bool(_CALL.fullmatch(call) and re.search(r"\b" + re.escape(call), normalise_call(response)))
+    readable = re.fullmatch(r"[\w.]+\(.*\)", call, re.DOTALL)
+    return bool(readable and re.search(r"\b" + re.escape(call), normalise_call(response)))
 
 
 def rouge_l(reference: str, candidate: str) -> float:
@@ -67,7 +66,7 @@ def rouge_l(reference: str, candidate: str) -> float:
 
     Words are runs of a–z and 0–9 of the lower-cased texts. Two texts without a word score 0.
     """
-    a, b = _ROUGE_WORD.findall(reference.lower()), _ROUGE_WORD.findall(candidate.lower())
+    a, b = (re.findall(r"[a-z0-9]+", text.lower()) for text in (reference, candidate))
     common = longest_common_subsequence(a, b)
     if not common:
         return 0.0
