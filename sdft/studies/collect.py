@@ -17,7 +17,7 @@ from typing import Any
 
 from sdft.errors import SdftError
 from sdft.experiment.run_folder import free
-from sdft.experiment.settings import Config, to_values
+from sdft.experiment.settings import to_values
 from sdft.files import read_json
 from sdft.results import FORMAT, Measures, Summary
 from sdft.studies.results import RunResult, StudyInfo, StudyResults
@@ -29,7 +29,7 @@ DIGITS = 6                                       # significant digits kept of a 
 
 
 def collect(study: Study, results: Sequence[RunResult], failed: Mapping[str, str],
-            before: Sequence[RunResult] = ()) -> StudyResults:
+            before: Sequence[RunResult]) -> StudyResults:
     """The content of cells.json; results: of the finished runs, in the study's order; before: all that it held."""
     info: StudyInfo = {"name": study.name, "question": study.question, "primary": study.primary, "plots": study.plots,
                        "matched": study.matched, "settings": study.settings, "runs": len(study.runs)}
@@ -51,29 +51,15 @@ def results_in(folder: Path) -> list[RunResult]:
     return [*content["runs"], *content.get("earlier", [])]
 
 
-def study_of(path: Path) -> str:
-    """The name of the study that a cells.json belongs to. Raises SdftError where it names none."""
-    try:
-        return read_json(path)["study"]["name"]
-    except (KeyError, TypeError, IndexError) as error:
-        raise SdftError(f"{path}: expected what `sdft sweep` writes, with the study's name; move the file away, or "
-                        "name another folder with --out") from error
-
-
 def identity(result: RunResult) -> tuple[str, str | None, str]:
     """Two results with the same identity are the same result."""
     return result["name"], result.get("key"), result["model_sha256"]
 
 
-def run_key(run: PlannedRun) -> str:
-    """The key of the result that a run has or will have."""
-    return result_key(run.config, run.data_sha256)
-
-
-def result_key(config: Config, data_sha256: str) -> str:
+def run_key(run: PlannedRun, data_sha256: str = "") -> str:
     """A hash of FORMAT, of the data, and of all settings that decide the result (paths and `free` settings do not)."""
-    values: dict[str, Any] = {**to_values(config), "data": data_sha256, "format": FORMAT}
-    for name in ("model.model", "task.data", *free(config)):
+    values: dict[str, Any] = {**to_values(run.config), "data": data_sha256 or run.data_sha256, "format": FORMAT}
+    for name in ("model.model", "task.data", *free(run.config)):
         section, _, setting = name.partition(".")
         values[section].pop(setting, None)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -97,7 +83,7 @@ def run_result(run: PlannedRun, folder: Path) -> RunResult:
     if records := audit.get("records"):
         data["accepted_share"] = _rounded(audit["accepted"] / records)
     return {"name": run.name, "values": json.loads(json.dumps(run.values)),
-            "key": result_key(run.config, environment["data_sha256"]),
+            "key": run_key(run, environment["data_sha256"]),
             "machine": {name: environment.get(name) for name in ("processor", "torch")},
             "model_sha256": environment["model_sha256"], "suite": next(iter(base["suites"])),
             "items": {name: suite["n"] for name, suite in base["suites"].items()},

@@ -49,18 +49,14 @@ def planned_seconds(runs: Sequence[PlannedRun], folder: Path, rate: Callable[[Co
                 plans[key] = needs(config, load_chosen(config.task), rate(config), None)
             except SdftError:
                 plans[key] = None
-        if plan := plans[key]:
-            total += plan["seconds"]["rewrite, at most"] * len({"rewrite", "answer self-output"} & set(names))
-            total += sum(_training(plan, config, name.removeprefix("train "))
-                         for name in names if name.startswith("train "))
+        if not (plan := plans[key]):
+            continue
+        rewriting, training = plan["seconds"]["rewrite, at most"], plan["seconds"]["train, each arm"]
+        total += rewriting * len({"rewrite", "answer self-output"} & set(names))
+        for settings in (settings_of(name.removeprefix("train "), config.train)
+                         for name in names if name.startswith("train ")):
+            # On-policy, the model writes all answers again in every pass over the records.
+            onpolicy = settings.objective.startswith("onpolicy")
+            total += rewriting * onpolicy * plan["steps"] * min(1, settings.batch_size / plan["records"])
+            total += training * (1.5 if onpolicy or settings.objective == "kl" else 1)      # another forward pass
     return total
-
-
-def _training(plan: Plan, config: Config, arm: str) -> float:
-    """Seconds of an arm's training. An additional forward pass in every step costs half as much again; on-policy, the
-    model writes all answers again in every pass over the records."""
-    seconds, settings = plan["seconds"], settings_of(arm, config.train)
-    onpolicy = settings.objective.startswith("onpolicy")
-    passes = plan["steps"] * min(1, settings.batch_size / plan["records"])
-    return (seconds["train, each arm"] * (1.5 if onpolicy or settings.objective == "kl" else 1)
-            + seconds["rewrite, at most"] * passes * onpolicy)

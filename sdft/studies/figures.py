@@ -4,19 +4,19 @@ Every training seed is a point, every mean a larger one. A pilot has no figures.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sdft.report.drawing import COLOURS, MARKERS, Figure, svg_of
 from sdft.studies.results import Correlation, RunResult, Settings, StudyResults
 from sdft.studies.specification import SEED, shown
-from sdft.studies.statistics import conditions
+from sdft.studies.statistics import conditions, is_pilot
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-Points = dict[str, dict[str, set[tuple[float, float]]]]         # arm → condition → (x, y) of its runs
+Points = list[tuple[str, str, float, float]]                    # arm, condition, x, y
 AXES = {
     "kl": "KL from the base model, nats/token", "top1": "top-1 agreement with the base model, share of tokens",
     "rouge_l": "ROUGE-L to the base model, 0 to 1", "length": "length of the answers, tokens", "shift": "‖ΔW‖",
@@ -54,14 +54,9 @@ GENERAL = ("kl", "top1", "rouge_l", "length")
 SERIES = 17                                     # the most conditions that a scatter shows one by one
 
 
-def is_pilot(content: StudyResults) -> bool:
-    """Whether no condition has a second training seed, so that nothing can be concluded."""
-    return all(len(runs) < 2 for _, runs in conditions(content["runs"]))
-
-
 def study_figures(content: StudyResults) -> list[Figure]:
     """All figures for which the study has numbers; none of a pilot."""
-    if is_pilot(content):
+    if is_pilot(content["runs"]):
         return []
     drawn = [end_point(content), trade_off(content)]
     drawn += [pair(content, correlation) for correlation in content["statistics"]["correlations"]]
@@ -88,14 +83,23 @@ def end_point(content: StudyResults) -> Figure | None:
         return None
     labels = [condition for condition, _ in groups]
     name, counted = axis(column, suites_of(runs)), measured_on(runs, column)
+    counts = sorted({len(group) for seeds in values.values() for group in seeds})
+    n = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     shifts = [0.16 * (index - (len(arms) - 1) / 2) for index in range(len(arms))]
+    lines: dict[Any, list[tuple[float, float]]] = {}        # the points that are compared: arms of a run, or conditions
+    for at, (_, group) in enumerate(groups):
+        for run in group:
+            for arm, shift in zip(arms, shifts, strict=True):
+                if column in run["arms"].get(arm, {}):
+                    key = run["name"] if len(arms) > 1 else run["values"].get(SEED)
+                    lines.setdefault(key, []).append((at + shift, run["arms"][arm][column]))
 
     def draw(canvas: Canvas) -> None:
         axes = canvas.subplots()
-        for line in _lines(groups, arms, column, shifts):
+        for line in lines.values():
             axes.plot(*zip(*line, strict=True), color="#bbb", linewidth=0.8, zorder=0)
         for shift, (arm, seeds) in zip(shifts, values.items(), strict=True):
-            colour = _colour(content, arm)
+            colour, _ = _style(content, arm)
             points = [(at + shift, value) for at, group in enumerate(seeds) for value in group]
             axes.scatter([x for x, _ in points], [y for _, y in points], s=16, alpha=0.6, color=colour)
             axes.scatter([at + shift for at, group in enumerate(seeds) if group],
@@ -105,8 +109,7 @@ def end_point(content: StudyResults) -> Figure | None:
         axes.set_xticks(range(len(labels)), labels, rotation=30 if long else 0, ha="right" if long else "center")
         axes.margins(y=0.25)
         axes.set(ylabel=name, ylim=(min(0, axes.get_ylim()[0]), None), xlim=(-0.6, len(labels) - 0.4),
-                 title=f"{column} by condition (n = {_counts(values.values())} training seeds"
-                       f"{counted and '; ' + counted})")
+                 title=f"{column} by condition (n = {n} training seeds{counted and '; ' + counted})")
         axes.legend()
 
     return Figure("end_point", text_svg(draw, width=max(5.4, 0.75 * len(labels) + 2)),
@@ -114,29 +117,12 @@ def end_point(content: StudyResults) -> Figure | None:
                   "the points that are compared. Bars: means over the seeds.")
 
 
-def _lines(groups: Sequence[tuple[str, Sequence[RunResult]]], arms: Sequence[str], column: str,
-           shifts: Sequence[float]) -> list[list[tuple[float, float]]]:
-    """For each seed the points that are compared: both arms of a run, or one arm over the conditions."""
-    lines: dict[Any, list[tuple[float, float]]] = {}
-    for at, (_, group) in enumerate(groups):
-        for run in group:
-            for arm, shift in zip(arms, shifts, strict=True):
-                if column in run["arms"].get(arm, {}):
-                    key = run["name"] if len(arms) > 1 else run["values"].get(SEED)
-                    lines.setdefault(key, []).append((at + shift, run["arms"][arm][column]))
-    return list(lines.values())
-
-
 def trade_off(content: StudyResults) -> Figure | None:
     """The task's score above the base model's against the end point, for every arm of every run."""
     column, runs = content["study"]["primary"]["column"], content["runs"]
-    points: Points = {}
-    for condition, group in by_condition(runs):
-        for run in group:
-            for arm, columns in run["arms"].items():
-                if column in columns and arm != "base":
-                    gained = 100 * (columns[run["suite"]] - run["arms"]["base"][run["suite"]])
-                    points.setdefault(arm, {}).setdefault(condition, set()).add((gained, columns[column]))
+    points = [(arm, condition, 100 * (columns[run["suite"]] - run["arms"]["base"][run["suite"]]), columns[column])
+              for condition, group in by_condition(runs) for run in group for arm, columns in run["arms"].items()
+              if column in columns and arm != "base"]
     if not points:
         return None
     suites = ", ".join(f"{suite}, {measured_on(runs, suite)}" for suite in dict.fromkeys(run["suite"] for run in runs))
@@ -150,10 +136,7 @@ def trade_off(content: StudyResults) -> Figure | None:
 
 def pair(content: StudyResults, correlation: Correlation) -> Figure | None:
     """The two columns of a correlation against each other."""
-    points: Points = {}
-    for point in correlation["points"]:
-        of_arm = points.setdefault(point["arm"], {})
-        of_arm.setdefault(condition_of(point["values"]), set()).add((point["x"], point["y"]))
+    points = [(point["arm"], condition_of(point["values"]), point["x"], point["y"]) for point in correlation["points"]]
     if not points:
         return None
     runs, columns = content["runs"], (correlation["x"], correlation["y"])
@@ -167,21 +150,23 @@ def pair(content: StudyResults, correlation: Correlation) -> Figure | None:
 def _scatter(canvas: Canvas, content: StudyResults, points: Points, x: str, y: str, title: str) -> None:
     """Every arm a colour; or every condition of it, where the arm differs over conditions and they are few."""
     axes = canvas.subplots()
-    total = sum(len(set().union(*of_arm.values())) for of_arm in points.values())
-    few = sum(map(len, points.values())) <= SERIES
+    arms: dict[str, dict[str, set[tuple[float, float]]]] = {}
+    for arm, condition, a, b in points:
+        arms.setdefault(arm, {}).setdefault(condition, set()).add((a, b))
+    few = sum(map(len, arms.values())) <= SERIES
     series: dict[str, list[set[tuple[float, float]]]] = {}
-    for arm, of_arm in points.items():
+    for arm, of_arm in arms.items():
         for condition, group in of_arm.items():
             apart = few and any(group != other for other in of_arm.values())
             series.setdefault(f"{arm}, {condition}" if apart else arm, []).append(group)
     for index, (label, groups) in enumerate(series.items()):
-        colour = COLOURS[index % len(COLOURS)] if few else _colour(content, label)
-        marker = MARKERS[_index(content, label.partition(", ")[0]) % len(MARKERS)]
+        own, marker = _style(content, label.partition(", ")[0])
+        colour = COLOURS[index % len(COLOURS)] if few else own
         seeds = sorted(set().union(*groups))
         means = sorted({(fmean(a for a, _ in group), fmean(b for _, b in group)) for group in groups})
         axes.scatter([a for a, _ in seeds], [b for _, b in seeds], s=14, alpha=0.45, color=colour, marker=marker)
         axes.scatter([a for a, _ in means], [b for _, b in means], s=60, color=colour, marker=marker, label=label)
-    axes.set(xlabel=x, ylabel=y, title=f"{title} (n = {total} trained arms)")
+    axes.set(xlabel=x, ylabel=y, title=f"{title} (n = {len({(arm, a, b) for arm, _, a, b in points})} trained arms)")
     axes.margins(0.09)
     canvas.legend(loc="outside right upper", fontsize=8)
 
@@ -204,9 +189,8 @@ def by_condition(runs: Sequence[RunResult]) -> list[tuple[str, list[RunResult]]]
 
 def condition_of(values: Settings) -> str:
     """The values of a run without its seed, in few characters: "mix_ratio 0.5", or a name as it is."""
-    parts = {name: shown(value) for name, value in values.items() if name != SEED}
-    return ", ".join(part if name in ("run", "template", "task") else f"{name} {part}"
-                     for name, part in parts.items()) or "all runs"
+    return ", ".join(shown(value) if name in ("run", "template", "task") else f"{name} {shown(value)}"
+                     for name, value in values.items() if name != SEED) or "all runs"
 
 
 def axis(column: str, suites: Iterable[str] = ()) -> str:
@@ -229,14 +213,12 @@ def measured_on(runs: Sequence[RunResult], column: str) -> str:
     return f"n = {'–'.join(map(str, dict.fromkeys((known[0], known[-1]))))} {what}" if known and what else ""
 
 
-def _index(content: StudyResults, arm: str) -> int:
-    return list(dict.fromkeys(name for run in content["runs"] for name in run["arms"])).index(arm)
+def image(figures: Mapping[str, Figure], name: str) -> str:
+    """A figure with its caption as Markdown; "" where it was not drawn."""
+    return f"![{figures[name].caption}]({name}.svg)\n\n{figures[name].caption}" if name in figures else ""
 
 
-def _colour(content: StudyResults, arm: str) -> str:
-    return COLOURS[_index(content, arm) % len(COLOURS)]
-
-
-def _counts(values: Iterable[Sequence[Sequence[float]]]) -> str:
-    counts = {len(group) for seeds in values for group in seeds}
-    return str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+def _style(content: StudyResults, arm: str) -> tuple[str, str]:
+    """The colour and the marker of an arm."""
+    index = list(dict.fromkeys(name for run in content["runs"] for name in run["arms"])).index(arm)
+    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]

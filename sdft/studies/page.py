@@ -13,19 +13,13 @@ from sdft.errors import SdftError
 from sdft.files import read_json, write_text
 from sdft.report.drawing import Figure, require_matplotlib
 from sdft.report.tables import Table, as_markdown, nats, number
-from sdft.studies.figures import axis, by_condition, condition_of, is_pilot, measured_on, study_figures, suites_of
+from sdft.studies.figures import axis, by_condition, condition_of, image, measured_on, study_figures, suites_of
 from sdft.studies.ranking import ranking_figures, ranking_page
-from sdft.studies.results import (
-    EndPoint,
-    MatchedComparison,
-    RankingResults,
-    RunResult,
-    SeedDifferences,
-    StudyComparison,
-    StudyResults,
-)
+from sdft.studies.results import EndPoint, MatchedComparison, RankingResults, RunResult, StudyComparison, StudyResults
 from sdft.studies.specification import shown
+from sdft.studies.statistics import is_pilot, value
 
+Comparison = StudyComparison | MatchedComparison
 NAME = "cells.json"
 ONE = "one seed allows no conclusion"
 PILOT = ("This study is a pilot: every condition has one training seed. It shows only that the comparison works. It "
@@ -66,16 +60,16 @@ def page(content: StudyResults, figures: Mapping[str, Figure]) -> str:
     """The whole page as Markdown."""
     study, statistics = content["study"], content["statistics"]
     parts = [f"# {study['name'][0].upper()}{study['name'][1:]}", study["question"], _about(content)]
-    if is_pilot(content):
+    if is_pilot(content["runs"]):
         parts.append(PILOT)
     else:
         parts += ["## End point and task score", _list(map(sentence, statistics["comparisons"])),
-                  _image(figures, "end_point"), _image(figures, "trade_off")]
+                  image(figures, "end_point"), image(figures, "trade_off")]
         if statistics["matched"]:
             parts += ["## At equal values of another column", _list(map(matched, statistics["matched"])),
                       "Between two learning rates, an arm's end point and score are interpolated linearly."]
         if pairs := [name for name in figures if name not in ("end_point", "trade_off")]:
-            parts += ["## Correlations", *(_image(figures, name) for name in pairs)]
+            parts += ["## Correlations", *(image(figures, name) for name in pairs)]
     parts += ["## All conditions", as_markdown(conditions_table(content))]
     if content["failed"]:
         parts += ["## Failed runs", _list(f"{name}: {reason}" for name, reason in content["failed"].items())]
@@ -89,7 +83,7 @@ def _about(content: StudyResults) -> str:
     about = (f"Named before the first run: {primary['column']} ({name}{counted and ', ' + counted}) of "
              f"{primary['arm']} against {_other(primary)}, paired by training seed. {len(runs)} of {study['runs']} "
              f"runs are finished. All runs have: {settings or 'the defaults'}.")
-    return about if is_pilot(content) else about + (
+    return about if is_pilot(content["runs"]) else about + (
         " A difference counts as detected where all seeds agree in its sign and Student's t test of the paired "
         "differences gives p < 0.05 after Holm's adjustment: over the conditions of this end point, and over all other "
         "comparisons of this page together. The interval of a single seed is over test items, or for kl over answers.")
@@ -102,7 +96,7 @@ def sentence(comparison: StudyComparison) -> str:
     column = comparison["column"] + (f" (n = {items} items)" if items else "")
     if comparison["n"] < 2:
         return f"{where}{column} of {arm} against {other}: {_mean_of(comparison)}; {ONE}."
-    return f"{where}{_verdict(comparison, column, other)}: {_seeds(comparison, comparison['within'])}."
+    return f"{where}{_verdict(comparison, column, other, comparison['within'])}."
 
 
 def matched(comparison: MatchedComparison) -> str:
@@ -115,35 +109,27 @@ def matched(comparison: MatchedComparison) -> str:
              f"({comparison['points']} of {comparison['of']} runs compared)")
     if comparison["n"] < 2:
         return f"At equal {equal}, {column} of {arm} minus that of {other}: {_mean_of(comparison)}; {about}; {ONE}."
-    return f"At equal {equal}, {_verdict(comparison, column, other)}: {_seeds(comparison)}; {about}."
+    return f"At equal {equal}, {_verdict(comparison, column, other)}; {about}."
 
 
-def _verdict(comparison: StudyComparison | MatchedComparison, column: str, other: str) -> str:
-    arm = comparison["arm"]
-    if comparison["detected"]:
-        return f"{column} is {_direction(comparison)} with {arm} than with {other}"
-    return f"no difference detected in {column} between {arm} and {other}"
+def _verdict(comparison: Comparison, column: str, other: str, within: int | None = None) -> str:
+    """Whether a difference is detected; the mean over the seeds, its interval, and how many seeds agree."""
+    arm, direction = comparison["arm"], "higher" if (comparison["mean"] or 0) > 0 else "lower"
+    return ((f"{column} is {direction} with {arm} than with {other}" if comparison["detected"] else
+             f"no difference detected in {column} between {arm} and {other}")
+            + f": {_mean_of(comparison)} (95 % interval {_scaled(comparison, comparison['low'])} to "
+            f"{_scaled(comparison, comparison['high'])}; {direction} in {comparison['agree']} of {comparison['n']} "
+            f"seeds, p = {comparison['p_holm']:.2g}"
+            + ("" if within is None else f"; the interval of a single seed excludes zero in {within}") + ")")
 
 
-def _mean_of(comparison: StudyComparison | MatchedComparison) -> str:
+def _mean_of(comparison: Comparison) -> str:
     return f"{_scaled(comparison, comparison['mean'])}{' points' if comparison['items'] else ''}"
 
 
-def _scaled(comparison: StudyComparison | MatchedComparison, value: float | None) -> str:
+def _scaled(comparison: Comparison, value: float | None) -> str:
     """A difference: of scores in points of a hundred, of everything else in its own unit."""
     return "–" if value is None else f"{value * (100 if comparison['items'] else 1):+.3g}"
-
-
-def _direction(comparison: SeedDifferences) -> str:
-    return "higher" if (comparison["mean"] or 0) > 0 else "lower"
-
-
-def _seeds(comparison: StudyComparison | MatchedComparison, within: int | None = None) -> str:
-    """The mean over the seeds, its interval, and how many seeds agree."""
-    low, high = _scaled(comparison, comparison["low"]), _scaled(comparison, comparison["high"])
-    return (f"{_mean_of(comparison)} (95 % interval {low} to {high}; {_direction(comparison)} in {comparison['agree']} "
-            f"of {comparison['n']} seeds, p = {comparison['p_holm']:.2g}"
-            + ("" if within is None else f"; the interval of a single seed excludes zero in {within}") + ")")
 
 
 def conditions_table(content: StudyResults) -> Table:
@@ -162,7 +148,8 @@ def conditions_table(content: StudyResults) -> Table:
             trained = [run for run in group if arm in run["arms"]]
             lines[condition, arm] = [str(len(trained)),
                                      *(number(_mean(trained, arm, suite), 1, 100) for suite in suites),
-                                     *(_figure(column, _mean(trained, arm, column)) for column in columns)]
+                                     *(nats(mean) if column == "kl" else number(mean, 0 if column == "length" else 3)
+                                       for column in columns for mean in [_mean(trained, arm, column)])]
     first = {arm: line for arm in dict.fromkeys(arm for _, arm in lines)
              if (line := lines.get((groups[0][0], arm))) is not None}
     same = [arm for arm in first if len(groups) > 1
@@ -179,18 +166,13 @@ def conditions_table(content: StudyResults) -> Table:
 
 def _mean(runs: Sequence[RunResult], arm: str, column: str) -> float | None:
     """The mean of an arm's column; a column that only the run has describes the targets of sdft."""
-    values = [run["arms"][arm].get(column, run["measures"].get(column) if arm == "sdft" else None) for run in runs]
-    known = [value for value in values if value is not None]
+    known = [mean for run in runs if (mean := value(run, arm, column, fall_back=arm == "sdft")) is not None]
     return fmean(known) if known else None
 
 
 def _n(counted: str) -> str:
     """"n = 16" of "n = 16 general answers"."""
     return " ".join(counted.split()[:3])
-
-
-def _figure(column: str, value: float | None) -> str:
-    return nats(value) if column == "kl" else number(value, 0 if column == "length" else 3)
 
 
 def _other(primary: EndPoint) -> str:
@@ -200,7 +182,3 @@ def _other(primary: EndPoint) -> str:
 
 def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _image(figures: Mapping[str, Figure], name: str) -> str:
-    return f"![{figures[name].caption}]({name}.svg)\n\n{figures[name].caption}" if name in figures else ""

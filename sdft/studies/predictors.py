@@ -53,12 +53,11 @@ def predict(study: Study) -> RankingResults:
     if not read:
         raise SdftError(f"{study.path}: expected cells.json of {', '.join(study.reads)} in folders next to it, found "
                         "none; run those studies first")
-    ranking = rank(points, study.predict)
-    measures, outcomes = study.predict["measures"], study.predict["outcomes"]
+    ranking, measures = rank(points, study.predict), study.predict["measures"]
     known = {measure for point in points for measure in point["measures"]}
     ranked = {each["measure"] for each in ranking}
     return {"study": {"name": study.name, "question": study.question, "reads": read, "measures": measures,
-                      "outcomes": outcomes},
+                      "outcomes": study.predict["outcomes"]},
             "base_scores": base_scores, "points": points, "ranking": ranking,
             "missing": [name for name in measures if name not in known],
             "constant": [name for name in measures if name in known - ranked]}
@@ -73,9 +72,7 @@ def points_of(study: str, results: Sequence[RunResult], asked: Mapping[str, Sequ
     points: dict[str, ArmPoint] = {}
     for run in results:
         base = run["arms"]["base"]
-        for arm, columns in run["arms"].items():
-            if arm == "base":
-                continue
+        for arm, columns in ((arm, columns) for arm, columns in run["arms"].items() if arm != "base"):
             measures = {column: value(run, arm, column, fall_back=arm == "sdft") for column in asked["measures"]}
             score, base_score = value(run, arm, SCORE, False), value(run, "base", SCORE, False)
             measures[GAINED] = None if score is None or base_score is None else score - base_score

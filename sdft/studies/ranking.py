@@ -8,7 +8,7 @@ import numpy as np
 
 from sdft.report.drawing import COLOURS, MARKERS, Figure
 from sdft.report.tables import Table, as_markdown
-from sdft.studies.figures import AXES, GENERAL, axis, text_svg
+from sdft.studies.figures import AXES, GENERAL, axis, image, text_svg
 from sdft.studies.results import BaseScore, RankedMeasure, RankingResults
 
 if TYPE_CHECKING:
@@ -46,12 +46,9 @@ def ranking_page(content: RankingResults, figures: Mapping[str, Figure]) -> str:
         parts += [f"## Drop of {outcome}",
                   base_sentence([score for score in content["base_scores"] if score["outcome"] == outcome]),
                   ranking_sentence(outcome, ranked)]
-        for name in (f"ranking-{outcome}", f"drop-{outcome}"):
-            if name in figures:
-                parts.append(f"![{figures[name].caption}]({name}.svg)\n\n{figures[name].caption}")
-        if ranked:
-            parts.append(as_markdown(ranking_table(ranked)))
-    return "\n\n".join(parts) + "\n"
+        parts += [image(figures, f"ranking-{outcome}"), image(figures, f"drop-{outcome}")]
+        parts += [as_markdown(ranking_table(ranked))] if ranked else []
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def base_sentence(scores: Sequence[BaseScore]) -> str:

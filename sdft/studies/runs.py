@@ -18,15 +18,16 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from sdft.errors import Interrupted, SdftError, nearest
 from sdft.experiment.context import SharedMeasures
 from sdft.experiment.run import run as run_experiment
 from sdft.experiment.run_folder import hashes, is_finished, is_new, make_folder
-from sdft.files import is_temporary, read_text, write_bytes, write_json, write_text
+from sdft.files import is_temporary, read_json, read_text, write_bytes, write_json, write_text
 from sdft.model.io.fetch import model_hash, resolve
-from sdft.studies.collect import collect, identity, results_in, run_key, run_result, study_of
+from sdft.studies.collect import collect, identity, results_in, run_key, run_result
 from sdft.studies.results import RunResult
 from sdft.studies.specification import PlannedRun, Study, read_study
 from sdft.studies.stages import stages
@@ -41,7 +42,11 @@ def sweep(study: Study, runs: Sequence[PlannedRun], folder: Path) -> dict[str, s
     """
     claim(study, folder)
     before, results = results_in(folder), carried(runs, folder)
-    _report_earlier(before, runs)
+    now = {(run.name, run_key(run)) for run in runs}
+    if names := [result["name"] for result in before if identity(result)[:2] not in now]:
+        more = f", … ({len(names)} in all)" if len(names) > 4 else ""
+        print("cells.json: kept under \"earlier\", since no run has their settings, data and measures: "
+              f"{', '.join(names[:4])}{more}", file=sys.stderr)
     done: list[PlannedRun] = []
     failed: dict[str, str] = {}
     shared: SharedMeasures = {}
@@ -66,8 +71,11 @@ def sweep(study: Study, runs: Sequence[PlannedRun], folder: Path) -> dict[str, s
             failed[run.name] = str(error)
             print(f"run {run.name} failed: {error}", file=sys.stderr)
         write()
-        if run.name in results:
-            _check_column(study, results[run.name])
+        arm, column = study.primary["arm"], study.primary["column"]
+        if (result := results.get(run.name)) and arm in result["arms"] and value(result, arm, column) is None:
+            known = [*result["arms"][arm], *result["measures"]]         # the other runs would lack the column too
+            raise SdftError(f"{study.path}: primary.column: {arm} has no {column!r}{nearest(column, known)}; "
+                            "cells.json lists its columns")
     return failed
 
 
@@ -78,30 +86,10 @@ def carried(runs: Sequence[PlannedRun], folder: Path) -> dict[str, RunResult]:
     """
     results = {identity(result): result for result in results_in(folder)}
     known = {(name, key) for name, key, _ in results}
-    unfinished = [(run, key) for run in runs if not is_finished(folder / run.name)
-                  and (run.name, key := run_key(run)) in known]
-    models = {name: model_hash(resolve(name)) for name in {run.config.model.model for run, _ in unfinished}}
-    wanted = {run.name: (run.name, key, models[run.config.model.model]) for run, key in unfinished}
-    return {name: results[result] for name, result in wanted.items() if result in results}
-
-
-def _report_earlier(results: Sequence[RunResult], runs: Sequence[PlannedRun]) -> None:
-    """Print which results no run has as the study is now."""
-    now = {(run.name, run_key(run)) for run in runs}
-    names = [result["name"] for result in results if identity(result)[:2] not in now]
-    if names:
-        more = f", … ({len(names)} in all)" if len(names) > 4 else ""
-        print("cells.json: kept under \"earlier\", since no run has their settings, data and measures: "
-              f"{', '.join(names[:4])}{more}", file=sys.stderr)
-
-
-def _check_column(study: Study, result: RunResult) -> None:
-    """Raise SdftError after the first run where it lacks the end point, which the other runs would lack too."""
-    arm, column = study.primary["arm"], study.primary["column"]
-    if arm in result["arms"] and value(result, arm, column) is None:
-        known = [*result["arms"][arm], *result["measures"]]
-        raise SdftError(f"{study.path}: primary.column: {arm} has no {column!r}{nearest(column, known)}; cells.json "
-                        "lists its columns")
+    model = cache(lambda name: model_hash(resolve(name)))
+    return {run.name: result for run in runs if (run.name, key := run_key(run)) in known
+            and not is_finished(folder / run.name)
+            and (result := results.get((run.name, key, model(run.config.model.model))))}
 
 
 def to_make(runs: Sequence[PlannedRun], folder: Path) -> list[tuple[PlannedRun, list[str]]]:
@@ -143,17 +131,13 @@ def take_over(run: PlannedRun, done: Sequence[PlannedRun], folder: Path) -> list
         source = made.get(stage.key)
         if source is None or any((target / path).exists() for path in stage.paths):
             continue
-        files = [file for path in stage.paths for file in _files(source / path)]
+        files = [file for path in stage.paths for file in (source / path, *(source / path).rglob("*"))
+                 if file.is_file() and not is_temporary(file)]
         # Settings before their journal, a log before its state: a run can resume from what a kill leaves here.
         for file in sorted(files, key=lambda file: (file.suffix, file.name)):
             _carry(file, target / file.relative_to(source))
         taken += [name] if files else []
     return taken
-
-
-def _files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else path.rglob("*")
-    return [file for file in files if file.is_file() and not is_temporary(file)]
 
 
 def _carry(source: Path, target: Path) -> None:
@@ -173,7 +157,11 @@ def claim(study: Study, folder: Path) -> None:
     path, cells = folder / "study.toml", folder / "cells.json"
     owners = [read_study(path).name] if path.exists() else []
     if cells.exists():
-        owners.append(study_of(cells))
+        try:
+            owners.append(read_json(cells)["study"]["name"])
+        except (KeyError, TypeError, IndexError) as error:
+            raise SdftError(f"{cells}: expected what `sdft sweep` writes, with the study's name; move the file away, "
+                            "or name another folder with --out") from error
     for other in owners:
         if other != study.name:
             raise SdftError(f"{folder} holds the study {other!r}, not {study.name!r}; name another folder with --out")

@@ -84,11 +84,12 @@ def compare(results: Sequence[RunResult], primary: EndPoint) -> list[StudyCompar
         pairs = [(a, b) for a, b in both if a is not None and b is not None]
         repeated = len(pairs) > 1 and len(set(pairs)) == 1 and column not in group[0].get("items", {})
         itself = isinstance(against, dict) and against.items() <= condition.items()
+        items = _items(group[0], column)
         if pairs and not repeated and not itself:
             comparisons.append({
-                "condition": condition, **primary, "items": _items(group[0], column),
+                "condition": condition, **primary, "items": items,
                 "values": [a for a, _ in pairs], "against_values": [b for _, b in pairs],
-                **paired([a - b for a, b in pairs], _resolution(group[0], column, pairs)),
+                **paired([a - b for a, b in pairs], 1 / items if items else ROUNDED * float(np.abs(pairs).max())),
                 "within": _within(group, primary)})
     return comparisons
 
@@ -102,6 +103,11 @@ def conditions(results: Sequence[RunResult]) -> list[tuple[Settings, list[RunRes
     return list(groups.values())
 
 
+def is_pilot(results: Sequence[RunResult]) -> bool:
+    """Whether no condition has a second training seed, so that nothing can be concluded."""
+    return all(len(runs) < 2 for _, runs in conditions(results))
+
+
 def value(run: RunResult, arm: str, column: str, fall_back: bool = True) -> float | None:
     """A column of an arm; with fall_back the column of its run, where the arm has none of this name."""
     if arm not in run["arms"]:
@@ -112,11 +118,11 @@ def value(run: RunResult, arm: str, column: str, fall_back: bool = True) -> floa
 
 def _against(results: Sequence[RunResult], run: RunResult, primary: EndPoint) -> float | None:
     """The value to compare a run's with: of another of its arms, or of the same arm in a run of other settings."""
-    against = primary["against"]
+    against, column = primary["against"], primary["column"]
     if isinstance(against, str):
-        return value(run, against, primary["column"])
-    other = next((each for each in results if each["values"] == {**run["values"], **against}), None)
-    return other and value(other, primary["arm"], primary["column"])
+        return value(run, against, column)
+    others = (other for other in results if other["values"] == {**run["values"], **against})
+    return next((value(other, primary["arm"], column) for other in others), None)
 
 
 def _within(group: Sequence[RunResult], primary: EndPoint) -> int | None:
@@ -129,12 +135,6 @@ def _within(group: Sequence[RunResult], primary: EndPoint) -> int | None:
         if low is not None and high is not None:
             excluded.append(low > 0 or high < 0)
     return sum(excluded) if excluded else None
-
-
-def _resolution(run: RunResult, column: str, pairs: Pairs) -> float:
-    """The least step of a column: one item of a suite; for other numbers the rounding of cells.json."""
-    items = _items(run, column)
-    return 1 / items if items else ROUNDED * max(abs(number) for pair in pairs for number in pair)
 
 
 def _items(run: RunResult, column: str) -> int | None:
@@ -176,8 +176,7 @@ def correlate(results: Sequence[RunResult], arm: str, x: str, y: str) -> Correla
                     groups.setdefault(repr((name, condition)), []).append((at_x, at_y))
     r, draws = correlation(list(groups.values()))
     low, high = interval(draws)
-    ordered = zip(*(ranks(np.array(axis)) for axis in ([point["x"] for point in points.values()],
-                                                       [point["y"] for point in points.values()])), strict=True)
+    ordered = zip(ranks(np.array([x for _, x, _ in points])), ranks(np.array([y for _, _, y in points])), strict=True)
     return {"x": x, "y": y, "n": len(points), "groups": len(groups), "r": r, "low": low, "high": high,
             "ranks": correlation([list(ordered)])[0], "points": list(points.values())}
 
