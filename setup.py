@@ -1,4 +1,4 @@
-"""Packaging of sdft. The folder `kernels/` is installed as `sdft.kernels`: an importable top-level `kernels` would shadow
+"""Packaging of sdft. The folder `kernels/` is installed as `sdft.kernels`: a top-level package `kernels` would shadow
 the package of that name which transformers looks for. In a checkout, the link `sdft/kernels` leads to it."""
 from setuptools import find_packages, setup
 

@@ -5,7 +5,8 @@
     adapter = sdft.self_distill(model, tokenizer, sdft.read_records("mine.jsonl"))
     outputs = sdft.generate(model, tokenizer, ["Why is the sky blue?"], max_new_tokens=64)
 
-Start reading at sdft/method.py. The names below are imported on first use: `import sdft` and `sdft --help` import no torch.
+Start reading at sdft/method.py. The names below are imported on first use, so that `import sdft` and `sdft --help` are
+instant.
 """
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ def adapter(folder, arm):
 def arm_of(context, name):
     context.arms = replace(context.arms, arms=(name,))
     originals = context.examples(context.task.train)
-    (arm,) = arms_of(context, originals, context.examples([replace(r, response="My words.") for r in context.task.train]))
+    distilled = context.examples([replace(record, response="My words.") for record in context.task.train])
+    (arm,) = arms_of(context, originals, distilled)
     return arm, originals
 
 
@@ -82,7 +83,8 @@ def test_every_arm_trains_and_none_is_another(context):
     context.settings = replace(context.settings, epochs=1, stm_threshold=0.01, penalty_weight=0.1)
     context.arms = replace(context.arms, arms=tuple(ARMS))
     originals = context.examples(context.task.train)
-    rewritten = context.examples([replace(record, response="My own words, more of them.") for record in context.task.train])
+    rewritten = context.examples([replace(record, response="My own words, more of them.")
+                                  for record in context.task.train])
     moved = {}
     for arm in arms_of(context, originals, rewritten):
         model = context.model_to_train()
@@ -131,12 +133,13 @@ def test_the_trivial_controls(context):
 
 
 def test_settings_that_an_arm_does_not_read_are_not_stored_with_it(context, tmp_path):
-    given = TrainSettings(penalty_weight=0.3, stm_threshold=0.2, teacher_ema=0.5, max_length=2048, batch_size=2, epochs=1)
+    given = TrainSettings(penalty_weight=0.3, stm_threshold=0.2, teacher_ema=0.5, max_length=2048, batch_size=2,
+                          epochs=1)
     read = {name: {setting for setting in READ_BY
                    if getattr(settings_of(name, given), setting) != getattr(TrainSettings, setting)} for name in ARMS}
     averaged = {name: {"teacher_ema"} for name in ARMS if name.endswith("-ema")}
     assert {name: settings for name, settings in read.items() if settings} == {
-        "kl": {"penalty_weight"}, "l2-sp": {"penalty_weight"}, "ewc": {"penalty_weight"}, "stm": {"stm_threshold"}, **averaged}
+        **dict.fromkeys(("kl", "l2-sp", "ewc"), {"penalty_weight"}), "stm": {"stm_threshold"}, **averaged}
     own = settings_of("sft", replace(given, objective="stm", lr=0.1))      # as the run says
     assert own == replace(given, objective="stm", lr=0.1, penalty_weight=None, teacher_ema=0.0)
     context.settings = given
@@ -230,14 +233,16 @@ def test_replay_mixes_in_dialogues_that_the_seed_wrote(context):
         assert asked == dialogue.tokens[len(header) :][: len(asked)]
     assert len({tuple(dialogue.tokens) for dialogue in dialogues}) == 4  # sampled, not one greedy answer
     stamp = (context.folder / "base-answers.jsonl").stat().st_mtime_ns
-    assert base_dialogues(context, 4) == dialogues and (context.folder / "base-answers.jsonl").stat().st_mtime_ns == stamp
+    assert base_dialogues(context, 4) == dialogues
+    assert (context.folder / "base-answers.jsonl").stat().st_mtime_ns == stamp
 
 
 def test_a_general_prompt_is_never_replayed(context, monkeypatch):
     general = context.general.items[0].messages[-1]["content"]
     texts = iter(["", general, "Mine.", "Mine.", "Another."] + ["More."] * 20)
     monkeypatch.setattr("sdft.experiment.base_text.user_text", lambda *_: next(texts))
-    dialogues = [context.tokenizer.decode(dialogue.tokens, skip_special=False) for dialogue in base_dialogues(context, 3)]
+    dialogues = [context.tokenizer.decode(dialogue.tokens, skip_special=False)
+                 for dialogue in base_dialogues(context, 3)]
     asked = [text.partition("user\n")[2].partition("<|im_end|>")[0] for text in dialogues]
     assert asked == ["Mine.", "Another.", "More."]
     monkeypatch.setattr("sdft.experiment.base_text.user_text", lambda *_: "")
@@ -287,7 +292,8 @@ def test_full_fine_tuning_has_the_rivals_that_need_no_adapter(model, tmp_path):
     (["--arms=sft,kl", "--method=full"], "objective kl compares with the base model"),
     (["--arms=low-rank", "--method=full"], "low-rank has an adapter of rank 1"),
     (["--replay_fraction=1"], "arms.replay_fraction: expected a share above 0 and below 1"),
-    (["--wise_ft_alpha=1.5"], "arms.wise_ft_alpha: expected a share from 0"), (["--arms="], "arms.arms: expected names")])
+    (["--wise_ft_alpha=1.5"], "arms.wise_ft_alpha: expected a share from 0"),
+    (["--arms="], "arms.arms: expected names")])
 def test_arms_that_cannot_be_are_told_before_any_work(wrong, message, model, tmp_path, capsys):
     assert main(["run", *options(model), *wrong, "--out", str(tmp_path / "none")]) == 1
     error = capsys.readouterr().err

@@ -98,7 +98,8 @@ def test_settings(fails, model, tmp_path):
 
 @pytest.mark.parametrize(("setting", "message"), [
     ("--temperature=-1", "temperature = -1.0: expected 0"), ("--chat=chatmll", "chat format: expected one of"),
-    ("--lora_targets=k_prj", "names no linear layer (did you mean k_proj?)"), ("--dtype=int8", "dtype: expected auto or one of"),
+    ("--lora_targets=k_prj", "names no linear layer (did you mean k_proj?)"),
+    ("--dtype=int8", "dtype: expected auto or one of"),
     ("--objective=kll", "objective: expected one of"), ("--train_template=refer", "shows the reference answer"),
     ("--max_length=20", "expected records of at most 20 tokens to train on, but all 4 are longer"),
     ("--test_records=0", "test_records = 0"),

@@ -27,7 +27,8 @@ def test_options_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path.write_text('max_records = 8\n[train]\nlr = 1\nlora_rank = 4\nlora_targets = ["o_proj"]\n'
                     '[task]\ncolumns = {instruction = "q"}\n')
     config, given = make_config(path, {"lora_rank": "2", "rslora": "true", "lora_targets": "q_proj, k_proj"})
-    assert (config.train.lr, config.train.lora_rank, config.train.lora_alpha, config.train.rslora) == (1.0, 2, 16.0, True)
+    train = config.train
+    assert (train.lr, train.lora_rank, train.lora_alpha, train.rslora) == (1.0, 2, 16.0, True)
     assert config.train.lora_targets == ("q_proj", "k_proj") and config.task.max_records == 8
     assert config.task.columns == {"instruction": "q"}
     assert given == {"lr", "lora_rank", "rslora", "lora_targets", "max_records", "columns"}

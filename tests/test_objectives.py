@@ -134,7 +134,7 @@ MATERIAL = ObjectiveInputs(TEXTS, SHOWN, sample, "by step")
 
 
 def prepared(name, folder, model=None):
-    settings = replace(SETTINGS, objective=name, penalty_weight=STRENGTH, stm_threshold=0.02)  # of 61 tokens 0.4 is rare
+    settings = replace(SETTINGS, objective=name, penalty_weight=STRENGTH, stm_threshold=0.02)    # 0.4 is rare
     if model is None:
         model = tiny_model(torch.float64)
         add_lora(model, rank=2, alpha=4)

@@ -44,7 +44,7 @@ def kept(settings: TrainSettings, batch) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        HiddenStates(model, batch, settings.gradient_checkpointing).trained
+        _ = HiddenStates(model, batch, settings.gradient_checkpointing).trained
     return sum(found.values())
 
 
@@ -55,7 +55,7 @@ def test_the_activations_are_those_that_autograd_keeps(change):
     settings, batch = TrainSettings(lora_rank=1, **change), pack(examples(12, longest=40)).filled()
     config = tiny_model().config
     planned = training_memory(shape_of(config, settings), settings, 2, len(batch.tokens), len(batch.rows), 40)
-    # 15 %: the plan leaves out each norm's number a row, LoRA's (N, R), the rotation, and what the first layer lacks, which
+    # 15 %: the plan leaves out one number per row of a norm, LoRA's (N, R), the rotation, what the first layer lacks, which
     # weigh much in two layers of width 32 (in the 135M model: 1 %)
     assert planned["activations"] == pytest.approx(kept(settings, batch), rel=0.15)
 
@@ -80,7 +80,7 @@ def test_operations_of_a_case_done_by_hand():
     shape = shape_of(config, TrainSettings(lora_rank=1))
     layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48
     behind = 32 * 32 + 3 * 32 * 48                              # in the last layer: of the 3 targets, not of all 10
-    products = 4 * (2 * (layer + 64) * 10 - behind * 7 + 61 * 32 * 3)           # 64: the norms, counted with the matrices
+    products = 4 * (2 * (layer + 64) * 10 - behind * 7 + 61 * 32 * 3)        # 64: the norms are counted too
     assert training_flops(shape, tokens=10, targets=3, pairs=55) == products + 12 * 55 * 32 * 2
 
 
@@ -174,5 +174,6 @@ def test_a_gpus_plan_has_no_holes_and_its_own_groups():
     assert "kept by the allocator" in on_cpu and "kept by the allocator" not in on_gpu
     # FlashAttention keeps what it computed: H·C = 32 numbers a token in each of the two layers, in bf16.
     assert on_gpu["activations"] - on_cpu["activations"] == 2 * 128 * 32 * 2
-    slots = [generation_memory(config, 0, 2, [64] + [32] * 63, batch_size=64, on_cpu=cpu)["cache"] for cpu in (True, False)]
+    slots = [generation_memory(config, 0, 2, [64] + [32] * 63, batch_size=64, on_cpu=cpu)["cache"]
+             for cpu in (True, False)]
     assert slots[1] / slots[0] == 64 * 64 / (16 * 64 + 48 * 32)         # one group of 64 rows, four of 16

@@ -1,12 +1,12 @@
-"""The order of the rooms, the absence of import circles and the list of core packages hold in every import of the code."""
+"""The order of the rooms, the absence of import circles and the list of core packages hold in every import."""
 import ast
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ORDER = ["results", "errors", "files", "progress", "kernels", "tokenizers", "data", "tasks", "model", "generation",
-         "distill", "objectives", "train", "measure", "method", "experiment", "report", "studies", "lessons", "commands",
-         "cli"]
+         "distill", "objectives", "train", "measure", "method", "experiment", "report", "studies", "lessons",
+         "commands", "cli"]
 CORE = {"torch", "sentencepiece", "safetensors", "numpy", "tqdm"}
 UNKNOWN = {                # room → what it does not import, though the order would let it
     **dict.fromkeys(ORDER, ()),
@@ -60,7 +60,7 @@ def test_a_module_imports_only_from_rooms_above_its_own():
 
 
 def test_no_module_imports_itself_over_others():
-    """No circle, imports inside functions and under TYPE_CHECKING included. `import sdft` alone is no edge: it is lazy."""
+    """Imports inside functions and under TYPE_CHECKING count. `import sdft` alone is no edge: it is lazy."""
     modules = {module: path for path, module in _modules()}
     graph = {module: {name for name in _imports(path) if name in modules and name not in ("sdft", module)
                       and not module.startswith(name + ".")} for module, path in modules.items()}

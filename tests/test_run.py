@@ -74,7 +74,7 @@ def test_the_other_measures_of_the_arms_agree_with_each_other(finished):
         assert arm["general"]["reverse"]["kl"] > 0 and arm["on_task"]["kl"] > 0 and arm["on_task"]["reverse"]["kl"] > 0
         assert len(arm["activations"]["layers"]) == 1 and 0 < arm["activations"]["cka"] < 1
         assert arm["fisher"]["total"] > 0 and arm["shift"]["stable_rank"] >= 1
-        assert all("spectral_shift" in module for module in arm["shift"]["modules"])    # of the one layer, both matrices
+        assert all("spectral_shift" in module for module in arm["shift"]["modules"])   # both matrices of one layer
         way = {at["t"]: at for at in arm["interpolation"]}
         assert way[1]["nll"] < way[0]["nll"]                    # the arm learned its targets
     # t = 0 is the seed, which reads the same answers for either arm
@@ -97,7 +97,8 @@ def test_other_settings_are_refused_and_named(finished, model, capsys):
     error = capsys.readouterr().err
     assert "was made with other settings" in error
     assert "train.lr was 0.0005, is 0.001" in error and "distill.rewrite_tokens was 8, is 9" in error
-    assert main(["run", *options(model), "--out", str(finished), "--generation_batch_size=3", "--save_every=7"]) == 0     # how, not what
+    how = ["--generation_batch_size=3", "--save_every=7"]                       # these do not change the result
+    assert main(["run", *options(model), "--out", str(finished), *how]) == 0
 
 
 def test_another_model_under_the_same_name_is_refused(finished, model, tmp_path, capsys):
@@ -124,7 +125,8 @@ def test_other_data_under_the_same_settings_are_refused(model, tmp_path, capsys)
     for _ in range(2):
         assert main(command) == 1
         error = capsys.readouterr().err
-        assert "the data's SHA-256 was" in error and "Use the old ones to resume, or name another folder with --out" in error
+        assert "the data's SHA-256 was" in error
+        assert "Use the old ones to resume, or name another folder with --out" in error
         (folder / "summary.json").unlink(missing_ok=True)                       # nor is an unfinished run gone on with
 
 
@@ -138,7 +140,7 @@ def test_a_folder_of_an_older_version_is_refused_in_one_line(finished, model, tm
     for _ in range(2):
         assert main(["run", *options(model), "--out", str(folder)]) == 1
         error = capsys.readouterr().err
-        assert error.startswith(f"sdft: {folder}: expected a run folder of format 2, got one of format 1 by another version")
+        assert error.startswith(f"sdft: {folder}: expected a run folder of format 2, got one of format 1 by another")
         assert error.count("\n") == 1
         (folder / "summary.json").unlink(missing_ok=True)                # an unfinished run is refused too
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}.items() <= before.items()
@@ -199,7 +201,8 @@ def test_a_run_stopped_at_any_stage_goes_on_to_the_same_result(finished, model, 
 def test_the_mix_decides_what_is_trained_and_what_the_distilled_file_says(model, tmp_path, monkeypatch):
     """As if every check had accepted "My own words."; half of the records may take it."""
     def accept(records, rewrites, check, limits):
-        return [Distilled(r.id, r.instruction, "My own words.", reference=r.response, source="rewrite") for r in records]
+        return [Distilled(r.id, r.instruction, "My own words.", reference=r.response, source="rewrite")
+                for r in records]
 
     monkeypatch.setattr("sdft.experiment.run.choose", accept)
     assert main(["run", *options(model), "--mix_ratio=0.5", "--out", str(tmp_path / "half")]) == 0
