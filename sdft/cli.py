@@ -89,7 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(_overview())
+        print("usage: sdft COMMAND [options]        sdft COMMAND --help for each\n\nSelf-distillation fine-tuning of "
+              "chat models (arXiv 2402.13669), with measures of its effects.\n\ncommands:")
+        print(*(f"  {name:<10}{text}" for name, (_, text, _) in COMMANDS.items()), sep="\n")
+        print("\nexample:  sdft run      (built-in model and data; ends with a table and a report)")
         return 0 if argv else 2
     if argv[0] == "--version":
         import sdft
@@ -113,7 +116,11 @@ def _main(argv: list[str]) -> int:
         sys.stdout.flush()
         raise
     if unknown:
-        _refuse(parser, unknown)
+        first = unknown[0].partition("=")[0]
+        if not first.startswith("--"):
+            parser.error(f"unexpected argument {unknown[0]!r}")
+        known = [option for action in parser._actions for option in action.option_strings]
+        raise SdftError(f"unknown setting {first}{nearest(first, known)}; `{parser.prog} --help` lists them")
     execute(options)
     return 0
 
@@ -127,20 +134,3 @@ def _underscores(argument: str) -> str:
 def _close_stdout() -> None:
     """Discard the rest of the output, on which Python would fail again when it ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _overview() -> str:
-    lines = ["usage: sdft COMMAND [options]        sdft COMMAND --help for each", "",
-             "Self-distillation fine-tuning of chat models (arXiv 2402.13669), with measures of its effects.", "",
-             "commands:"]
-    lines += [f"  {name:<10}{text}" for name, (_, text, _) in COMMANDS.items()]
-    return "\n".join([*lines, "", "example:  sdft run      (built-in model and data; ends with a table and a report)"])
-
-
-def _refuse(parser: argparse.ArgumentParser, unknown: list[str]) -> None:
-    """Report the first argument that the command does not know."""
-    known = [option for action in parser._actions for option in action.option_strings]
-    name = unknown[0].partition("=")[0]
-    if not name.startswith("--"):
-        parser.error(f"unexpected argument {unknown[0]!r}")
-    raise SdftError(f"unknown setting {name}{nearest(name, known)}; `{parser.prog} --help` lists them")

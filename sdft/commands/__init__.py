@@ -13,13 +13,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from sdft.errors import SdftError
+from sdft.errors import SdftError, nearest
 from sdft.experiment.settings import SECTIONS, Config, kind_of, load_chosen, make_config
 
 if TYPE_CHECKING:
     from sdft.data.records import Record
     from sdft.model.llama import Llama
-    from sdft.tasks import Task
+    from sdft.tasks import Suite, Task
     from sdft.tokenizers.tokenizer import Tokenizer
 
 Execute = Callable[[argparse.Namespace], None]
@@ -73,6 +73,18 @@ def records_of(config: Config) -> list[Record]:
     if data and (Path(data).is_file() or Path(data).suffix in (".json", ".jsonl", ".csv", ".gz")):
         return read_records(data, config.task.columns, config.task.max_records)
     return task_of(config).train
+
+
+def suite_of(config: Config, name: str) -> Suite:
+    """The suite `general`, `instructions`, or one of the task (SdftError where none has this name)."""
+    from sdft.tasks import general_suite, instruction_suite
+
+    known = {suite.name: suite for suite in (general_suite(), instruction_suite())}
+    if name not in known:
+        known |= {suite.name: suite for suite in task_of(config).suites}
+    if name not in known:
+        raise SdftError(f"--suite: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+    return known[name]
 
 
 def existing(path: str, what: str) -> Path:

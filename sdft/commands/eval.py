@@ -5,8 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sdft.commands import Execute, add_settings, load_with_adapter, settings, task_of
-from sdft.errors import SdftError, nearest
+from sdft.commands import Execute, add_settings, load_with_adapter, settings, suite_of, task_of
 
 
 def eval(parser: argparse.ArgumentParser) -> Execute:
@@ -22,19 +21,11 @@ def eval(parser: argparse.ArgumentParser) -> Execute:
         config, _ = settings(options)
         from sdft.experiment.context import sampling
         from sdft.measure.abilities import evaluate, summarise
-        from sdft.tasks import general_suite, instruction_suite
 
-        known = {suite.name: suite for suite in (instruction_suite(), general_suite())}
-        if not options.suite or not set(options.suite) <= known.keys():
-            task = task_of(config)
-            known |= {suite.name: suite for suite in task.suites}
-        chosen = options.suite or [suite.name for suite in task.suites]
-        for name in chosen:
-            if name not in known:
-                raise SdftError(f"--suite: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+        names = dict.fromkeys(options.suite or ())
+        suites = [suite_of(config, name) for name in names] or task_of(config).suites
         out = Path(options.out or Path("eval") / (Path(options.adapter).resolve().name if options.adapter else "base"))
         model, tokenizer = load_with_adapter(config, options.adapter)
-        suites = [known[name] for name in dict.fromkeys(chosen)]
         answers = evaluate(model, tokenizer, suites, out, sampling(config), config.generate.generation_batch_size,
                            config.model.chat)
         for suite in suites:

@@ -14,18 +14,17 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from sdft.commands import Execute, add_settings, existing, load_with_adapter, settings, task_of
+from sdft.commands import Execute, add_settings, existing, load_with_adapter, settings, suite_of
 from sdft.commands.train import training_data
-from sdft.errors import SdftError, nearest
+from sdft.errors import SdftError
 from sdft.experiment.settings import Config
 
 if TYPE_CHECKING:
     from sdft.data.chat import Example
     from sdft.model.llama import Llama
     from sdft.results import AnswerLine
-    from sdft.tasks import Suite
     from sdft.tokenizers.tokenizer import Tokenizer
 
 HELP = """\
@@ -52,7 +51,7 @@ def measure(parser: argparse.ArgumentParser) -> Execute:
     parser.add_argument("--tuned", metavar="MODEL",
                         help="Whole model to measure, as `sdft train --method full` writes it: a folder, a .gguf file "
                         "or a name; shift and fisher read it and the base model in fp32.")
-    parser.add_argument("--spectra", metavar="NAMES",
+    parser.add_argument("--spectra", metavar="NAMES", type=lambda names: names.split(",") if names else [], default=[],
                         help="For shift, weights and between: decompose these matrices (q_proj,…) before and after: "
                         "spectral shift, principal cosines, intruder dimensions.")
     parser.add_argument("--suite", default="general", metavar="NAME",
@@ -68,7 +67,11 @@ def measure(parser: argparse.ArgumentParser) -> Execute:
     def execute(options: argparse.Namespace) -> None:
         config, _ = settings(options)
         _check(options)
-        print(json.dumps(MEASURES[options.what](config, options), ensure_ascii=False))
+        what = options.what
+        measured = (_of_folders(options) if what in FOLDERS else
+                    OF_TARGETS[what](*_targets(options)) if what in OF_TARGETS else
+                    OF_ANSWERS[what](Pair(config, options, exact=what == "shift")))
+        print(json.dumps(measured, ensure_ascii=False))
 
     return execute
 
@@ -95,13 +98,16 @@ class Pair:
     model: the tuned one (the base model itself without --adapter and --tuned). base: the base model where it is another
     model; None where it is `model` with its adapter off. exact: the weights will be subtracted, so both models are in
     fp32 whatever --dtype says, since rounding to bf16 can exceed what training changed.
-
     Raises SdftError where --tuned has other weights or another vocabulary than the base model.
     """
 
     def __init__(self, config: Config, options: argparse.Namespace, exact: bool = False):
         self.config, self.options = config, options
-        self.suite, self.ids = _suite(config, options.suite)
+        self.suite = suite_of(config, options.suite)
+        counts = {"general": config.eval.general_items, "instructions": config.eval.instruction_items}
+        self.ids = {item.id for item in self.suite.items[: counts.get(options.suite)]}
+        if not self.ids:
+            raise SdftError(f"suite {options.suite}: expected prompts, got none; ask for some")
         self.base: Llama | None = None
         if options.tuned:
             self.base, self.model, self.tokenizer = _two_models(config, options.tuned, exact)
@@ -126,14 +132,10 @@ class Pair:
 
     def base_texts(self) -> list[Example]:
         """The base model's answers as examples (SdftError where all are empty)."""
-        if texts := self._texts(self.base_answers()):
+        if texts := self.texts(self.base_answers()):
             return texts
         raise SdftError(f"suite {self.suite.name}: expected answers of the base model to measure on, but all "
                         f"{len(self.ids)} are empty; take another --suite, or more prompts")
-
-    def tuned_texts(self) -> list[Example]:
-        """The tuned model's answers as examples."""
-        return self._texts(self.tuned_answers())
 
     def _answers(self, answering: AbstractContextManager[Llama], folder: Path) -> list[AnswerLine]:
         from sdft.distill.resume import answers
@@ -150,114 +152,82 @@ class Pair:
                              config.generate.generation_batch_size, config.model.chat)[suite.name]
         return [line for line in lines if line["id"] in self.ids]
 
-    def _texts(self, lines: list[AnswerLine]) -> list[Example]:
+    def texts(self, lines: list[AnswerLine]) -> list[Example]:
+        """A model's answers as examples."""
         from sdft.measure.outputs.drift import base_answers
 
         return base_answers(self.tokenizer, self.suite, lines, self.config.model.chat)
 
 
-def _suite(config: Config, name: str) -> tuple[Suite, set[str]]:
-    """The suite of that name, and the ids of the items that the settings ask for."""
-    from sdft.tasks import general_suite, instruction_suite
-
-    known = {suite.name: suite for suite in (general_suite(), instruction_suite())}
-    if name not in known:
-        known |= {suite.name: suite for suite in task_of(config).suites}
-    if name not in known:
-        raise SdftError(f"--suite: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
-    count = {"general": config.eval.general_items, "instructions": config.eval.instruction_items}.get(name)
-    ids = {item.id for item in known[name].items[:count]}
-    if not ids:
-        raise SdftError(f"suite {name}: expected prompts, got none; ask for some")
-    return known[name], ids
-
-
 def _two_models(config: Config, tuned: str, exact: bool) -> tuple[Llama, Llama, Tokenizer]:
-    """The base model, the tuned model, and the base model's tokenizer."""
     if (Path(tuned) / "adapter_config.json").is_file() and not (Path(tuned) / "config.json").is_file():
         raise SdftError(f"--tuned {tuned}: expected a whole model, found an adapter; name it with --adapter")
     name, dtype = config.model.model, "float32" if exact else config.model.dtype
     (base, tokenizer), (model, tuned_tokenizer) = (
         load_with_adapter(replace(config, model=replace(config.model, model=each, dtype=dtype)), None)
         for each in (name, tuned))
-    expected = f"--tuned {tuned}: expected a model tuned from {name}"
-    _same_weights(base, model, expected)
-    _same_vocabulary(tokenizer, tuned_tokenizer, expected)
+
+    def refuse(what: str, here: object, there: object) -> NoReturn:
+        raise SdftError(f"--tuned {tuned}: expected a model tuned from {name}, but {what} is {here} here and {there} "
+                        "there; name its own base model with --model")
+
+    shapes, others = ({name: tuple(weight.shape) for name, weight in each.named_parameters()} for each in (base, model))
+    if shapes != others:
+        weight = min(weight for weight, _ in shapes.items() ^ others.items())
+        refuse(weight, others.get(weight, "missing"), shapes.get(weight, "missing"))
+    for id in range(max(tokenizer.vocab_size, tuned_tokenizer.vocab_size)):
+        if (here := tuned_tokenizer.piece(id)) != (there := tokenizer.piece(id)):
+            refuse(f"token {id}", repr(here), repr(there))
     return base, model, tokenizer
 
 
-def _same_weights(base: Llama, tuned: Llama, expected: str) -> None:
-    shapes, others = ({name: tuple(weight.shape) for name, weight in model.named_parameters()}
-                      for model in (base, tuned))
-    if shapes != others:
-        name = min(name for name, _ in shapes.items() ^ others.items())
-        here, there = (each.get(name, "missing") for each in (others, shapes))
-        raise SdftError(f"{expected}, but {name} is {here} here and {there} there; name its own base model with "
-                        "--model")
-
-
-def _same_vocabulary(tokenizer: Tokenizer, other: Tokenizer, expected: str) -> None:
-    for id in range(max(tokenizer.vocab_size, other.vocab_size)):
-        here, there = other.piece(id), tokenizer.piece(id)
-        if here != there:
-            raise SdftError(f"{expected}, but token {id} is {here!r} here and {there!r} there; name its own base model "
-                            "with --model")
-
-
-def _shift(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+def _shift(pair: Pair) -> Mapping[str, Any]:
     from sdft.measure.weights.shift import module_measures
 
-    pair = Pair(config, options, exact=True)
-    return module_measures(pair.model, pair.base, _spectra(options))
+    return module_measures(pair.model, pair.base, pair.options.spectra)
 
 
-def _fisher(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+def _fisher(pair: Pair) -> Mapping[str, Any]:
     """For an adapter the adapted layers, for a whole model every linear layer of the decoder."""
     from sdft.measure.passes import fitting
     from sdft.measure.weights.fisher import fisher_shift
     from sdft.objectives.fisher import fisher
 
-    pair = Pair(config, options)
     texts = fitting(pair.before, pair.base_texts(), "fisher")
     information = fisher(pair.before, texts)
-    if options.tuned:
-        pair = Pair(config, options, exact=True)
+    if pair.options.tuned:
+        pair = Pair(pair.config, pair.options, exact=True)
     return {**fisher_shift(pair.model, information, pair.base), "n": len(texts)}
 
 
-def _drift(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+def _drift(pair: Pair) -> Mapping[str, Any]:
     from sdft.measure.outputs.drift import base_view, drift, reverse_drift
 
-    pair = Pair(config, options)
-    texts, own = pair.base_texts(), pair.tuned_texts()
+    texts, own = pair.base_texts(), pair.texts(pair.tuned_answers())
     return {**drift(pair.model, base_view(pair.before, texts)), "reverse": reverse_drift(pair.model, own, pair.base)}
 
 
-def _texts(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+def _texts(pair: Pair) -> Mapping[str, Any]:
     from sdft.measure.outputs.texts import compare_texts
 
-    pair = Pair(config, options)
     return compare_texts(pair.tuned_answers(), pair.base_answers())
 
 
-def _activations(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+def _activations(pair: Pair) -> Mapping[str, Any]:
     from sdft.measure.outputs.activations import activation_drift
 
-    pair = Pair(config, options)
     return activation_drift(pair.model, pair.base_texts(), pair.base)
 
 
-def _gap(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
+def _gap(pair: Pair, examples: list[Example]) -> Mapping[str, Any]:
     from sdft.measure.outputs.gap import gap
 
-    pair, examples = _targets(options)
     return gap(pair.model, examples)
 
 
-def _interpolation(config: Config, options: argparse.Namespace) -> list[Any]:
+def _interpolation(pair: Pair, examples: list[Example]) -> list[Any]:
     from sdft.measure.weights.interpolation import loss_along
 
-    pair, examples = _targets(options)
     return list(loss_along(pair.model, examples, base=pair.base))
 
 
@@ -271,39 +241,24 @@ def _targets(options: argparse.Namespace) -> tuple[Pair, list[Example]]:
     return pair, [training_example(pair.tokenizer, record, template, config.model.chat) for record in records]
 
 
-def _adapters(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
-    from sdft.measure.weights.compare import adapter_in, compare_adapters
-
-    first, second = (adapter_in(existing(folder, "an adapter folder")) for folder in options.folders)
-    return compare_adapters(first, second)
-
-
-def _weights(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
-    from sdft.measure.weights.compare import compare_checkpoints
-
-    first, second = _checkpoints(options)
-    return compare_checkpoints(first, second, _spectra(options))
-
-
-def _between(config: Config, options: argparse.Namespace) -> Mapping[str, Any]:
-    from sdft.measure.weights.compare import compare_changes
+def _of_folders(options: argparse.Namespace) -> Mapping[str, Any]:
+    from sdft.measure.weights.compare import adapter_in, compare_adapters, compare_changes, compare_checkpoints
     from sdft.model.io.checkpoints import open_checkpoint
 
+    what = "an adapter folder" if options.what == "adapters" else "a checkpoint folder"
+    folders, spectra = [existing(folder, what) for folder in options.folders], options.spectra
+    if options.what == "adapters":
+        return compare_adapters(*map(adapter_in, folders))
+    if options.what == "weights":
+        return compare_checkpoints(folders[0], folders[1], spectra)
     with ExitStack() as stack:
-        base, first, second = (stack.enter_context(open_checkpoint(folder)) for folder in _checkpoints(options))
-        return compare_changes(base, first, second, _spectra(options))
+        base, first, second = (stack.enter_context(open_checkpoint(folder)) for folder in folders)
+        return compare_changes(base, first, second, spectra)
 
 
-def _checkpoints(options: argparse.Namespace) -> list[Path]:
-    return [existing(folder, "a checkpoint folder") for folder in options.folders]
-
-
-def _spectra(options: argparse.Namespace) -> list[str]:
-    return options.spectra.split(",") if options.spectra else []
-
-
-Measure = Callable[[Config, argparse.Namespace], "Mapping[str, Any] | list[Any]"]
-MEASURES: Mapping[str, Measure] = {
-    "shift": _shift, "fisher": _fisher, "drift": _drift, "texts": _texts, "activations": _activations,
-    "interpolation": _interpolation, "gap": _gap, "adapters": _adapters, "weights": _weights, "between": _between}
 FOLDERS = {"adapters": 2, "weights": 2, "between": 3}           # measure → the number of its folders
+OF_TARGETS: Mapping[str, Callable[[Pair, list[Example]], Mapping[str, Any] | list[Any]]] = {
+    "interpolation": _interpolation, "gap": _gap}
+OF_ANSWERS: Mapping[str, Callable[[Pair], Mapping[str, Any]]] = {
+    "shift": _shift, "fisher": _fisher, "drift": _drift, "texts": _texts, "activations": _activations}
+MEASURES = (*OF_ANSWERS, *OF_TARGETS, *FOLDERS)

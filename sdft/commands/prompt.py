@@ -3,14 +3,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from sdft.commands import Execute, add_settings, records_of, settings
 from sdft.errors import SdftError
-from sdft.experiment.settings import Config
-
-if TYPE_CHECKING:
-    from sdft.data.records import Record
 
 
 def prompt(parser: argparse.ArgumentParser) -> Execute:
@@ -28,12 +23,20 @@ def prompt(parser: argparse.ArgumentParser) -> Execute:
     def execute(options: argparse.Namespace) -> None:
         config, _ = settings(options)
         from sdft.data.chat import Example, encode_example, encode_prompt
+        from sdft.data.records import Record
         from sdft.data.show import show
         from sdft.data.templates import get_template
         from sdft.model import tokenizer_at
         from sdft.model.io.fetch import resolve
 
-        record = _record(config, options)
+        if options.instruction is not None and (config.task.data or options.id):
+            raise SdftError("prompt: expected TEXT or a record of --data or --id, got both; leave one out")
+        records = ([Record("prompt", options.instruction, options.answer or "", options.system)]
+                   if options.instruction is not None else
+                   [record for record in records_of(config) if options.id in (None, record.id)])
+        if not records:
+            raise SdftError(f"--id: no record is called {options.id!r}")
+        record = records[0]
         template = get_template(options.template)
         tokenizer = tokenizer_at(resolve(config.model.model))
         messages = template.messages(record, record.response)
@@ -46,16 +49,3 @@ def prompt(parser: argparse.ArgumentParser) -> Execute:
         print(show(tokenizer, example, colour=sys.stdout.isatty(), lines=options.ids))
 
     return execute
-
-
-def _record(config: Config, options: argparse.Namespace) -> Record:
-    from sdft.data.records import Record
-
-    if options.instruction is not None and (config.task.data or options.id):
-        raise SdftError("prompt: expected TEXT or a record of --data or --id, got both; leave one out")
-    if options.instruction is not None:
-        return Record("prompt", options.instruction, options.answer or "", options.system)
-    for record in records_of(config):
-        if options.id is None or record.id == options.id:
-            return record
-    raise SdftError(f"--id: no record is called {options.id!r}")

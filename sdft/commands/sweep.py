@@ -11,7 +11,7 @@ from sdft.commands.plan import GFLOPS, check_rate, rate
 from sdft.errors import SdftError
 
 if TYPE_CHECKING:
-    from sdft.studies.specification import PlannedRun, Study
+    from sdft.studies.specification import PlannedRun
 
 
 def sweep(parser: argparse.ArgumentParser) -> Execute:
@@ -24,7 +24,12 @@ def sweep(parser: argparse.ArgumentParser) -> Execute:
     parser.add_argument("--dry_run", action="store_true", help="Print the runs and their estimated time, then stop.")
 
     def execute(options: argparse.Namespace) -> None:
+        from sdft.files import locked, write_json
         from sdft.report.drawing import require_matplotlib
+        from sdft.studies.page import write_study
+        from sdft.studies.predictors import predict
+        from sdft.studies.runs import claim
+        from sdft.studies.runs import sweep as make_runs
         from sdft.studies.specification import planned_runs, read_study
 
         check_rate(options.gflops)
@@ -35,43 +40,25 @@ def sweep(parser: argparse.ArgumentParser) -> Execute:
         if study.reads:
             print(f"reads {', '.join(study.reads)}; trains nothing", flush=True)
             if not options.dry_run:
-                _read(study, folder)
+                content = predict(study)
+                with locked(folder):
+                    claim(study, folder)
+                    write_json(folder / "cells.json", content)
+                    print(f"report: {write_study(folder)}")
             return
         runs = planned_runs(study, options.data)
         print(_plan(runs, folder, options.gflops), flush=True)
-        if not options.dry_run:
-            _run(study, runs, folder)
+        if options.dry_run:
+            return
+        with locked(folder):
+            failed = make_runs(study, runs, folder)
+        if len(failed) < len(runs):
+            print(f"report: {write_study(folder)}")
+        if failed:
+            raise SdftError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the others are in "
+                            f"{folder / 'cells.json'}. Correct the settings, and run the same command again")
 
     return execute
-
-
-def _run(study: Study, runs: Sequence[PlannedRun], folder: Path) -> None:
-    """Make the unfinished runs and the page (SdftError where runs failed)."""
-    from sdft.files import locked
-    from sdft.studies.page import write_study
-    from sdft.studies.runs import sweep as make_runs
-
-    with locked(folder):
-        failed = make_runs(study, runs, folder)
-    if len(failed) < len(runs):
-        print(f"report: {write_study(folder)}")
-    if failed:
-        raise SdftError(f"{len(failed)} of {len(runs)} runs failed: {', '.join(failed)}; the others are in "
-                        f"{folder / 'cells.json'}. Correct the settings, and run the same command again")
-
-
-def _read(study: Study, folder: Path) -> None:
-    """Rank the measures of the studies that this one reads, and write the page."""
-    from sdft.files import locked, write_json
-    from sdft.studies.page import write_study
-    from sdft.studies.predictors import predict
-    from sdft.studies.runs import claim
-
-    content = predict(study)
-    with locked(folder):
-        claim(study, folder)
-        write_json(folder / "cells.json", content)
-        print(f"report: {write_study(folder)}")
 
 
 def _plan(runs: Sequence[PlannedRun], folder: Path, gflops: float | None) -> str:

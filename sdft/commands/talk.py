@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -40,13 +39,17 @@ def generate(parser: argparse.ArgumentParser) -> Execute:
         turns = ([{"role": "user", "content": prompt}] for prompt in prompts)
         requests = [Request(str(index), encode_prompt(tokenizer, messages, chat=config.model.chat))
                     for index, messages in enumerate(turns)]
-        answers = stream(model, tokenizer, requests, sampling(config, options.max_new_tokens),
-                         config.generate.generation_batch_size)
-        for answer in _in_order(answers):
-            if options.json:
-                print(json.dumps(asdict(answer), ensure_ascii=False), flush=True)
-            else:
-                print(answer.text, end="\n\n" if len(prompts) > 1 else "\n", flush=True)
+        waiting: dict[int, Output] = {}         # answers come as they finish, and are printed in the prompts' order
+        following = 0
+        for answer in stream(model, tokenizer, requests, sampling(config, options.max_new_tokens),
+                             config.generate.generation_batch_size):
+            waiting[int(answer.id)] = answer
+            while following in waiting:
+                following, answer = following + 1, waiting.pop(following)
+                if options.json:
+                    print(json.dumps(asdict(answer), ensure_ascii=False), flush=True)
+                else:
+                    print(answer.text, end="\n\n" if len(prompts) > 1 else "\n", flush=True)
 
     return execute
 
@@ -63,7 +66,13 @@ def chat(parser: argparse.ArgumentParser) -> Execute:
         model, tokenizer = load_with_adapter(config, options.adapter)
         messages = [{"role": "system", "content": options.system}] if options.system else []
         print("/new starts a new conversation, Ctrl-C stops an answer, Ctrl-D ends", file=sys.stderr)
-        for text in _turns():
+        while True:
+            try:
+                text = input("> " if sys.stdin.isatty() else "").strip()
+            except EOFError:
+                return
+            if not text:
+                continue
             if text == "/new":
                 messages = messages[:1] if options.system else []
                 continue
@@ -79,27 +88,6 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_new_tokens", type=int, default=256, metavar="N",
                         help="Maximum tokens of an answer (default: 256).")
     add_settings(parser, {"model": (), "generate": ()})
-
-
-def _in_order(answers: Iterable[Output]) -> Iterator[Output]:
-    """Yield answers in the order of their ids: each waits for those before it."""
-    waiting: dict[int, Output] = {}
-    following = 0
-    for answer in answers:
-        waiting[int(answer.id)] = answer
-        while following in waiting:
-            yield waiting.pop(following)
-            following += 1
-
-
-def _turns() -> Iterator[str]:
-    while True:
-        try:
-            text = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        if text:
-            yield text
 
 
 def _answer(model: Llama, tokenizer: Tokenizer, messages: list[dict[str, str]], sampling: Sampling,

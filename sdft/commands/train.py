@@ -43,10 +43,8 @@ def train(parser: argparse.ArgumentParser) -> Execute:
 
 
 def training_data(config: Config, given: frozenset[str]) -> tuple[Config, list[Record]]:
-    """The records to train on, and the settings with those that the task decides.
-
-    A file that `sdft distill` or `sdft run` wrote has the task's settings in a file next to it.
-    """
+    """The records to train on, and the settings with those that the task decides. A file that `sdft distill` or `sdft
+    run` wrote has the task's settings in a file next to it."""
     from sdft.distill.resume import settings_path
     from sdft.files import read_json
 

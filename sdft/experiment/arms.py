@@ -74,11 +74,13 @@ def arms_of(context: Context, originals: Sequence[Example], distilled: Sequence[
 
 def settings_of(name: str, settings: TrainSettings) -> TrainSettings:
     """The run's training settings as arm `name` uses them; those that its objective does not read are at their default.
-
-    So the stored settings say what was used, and two runs that differ in nothing else share a training.
-    """
-    changes = DERIVED[name](settings) if name in DERIVED else CHANGES.get(name, {})
-    own = replace(settings, **changes)
+    So the stored settings say what was used, and two runs that differ in nothing else share a training."""
+    changes: Mapping[str, Mapping[str, Any]] = {
+        "low-lr": {"lr": settings.lr / 10},
+        "low-rank": {"lora_rank": 1,            # at the same scale: α/R, or α/√R with rslora
+                     "lora_alpha": settings.lora_alpha / settings.lora_rank ** (0.5 if settings.rslora else 1)},
+        **{objective: {"objective": objective} for objective in OBJECTIVES}, **ON_POLICY}
+    own = replace(settings, **changes.get(name, {}))
     return replace(own, **{setting: getattr(TrainSettings, setting) for setting, objectives in READ_BY.items()
                            if own.objective not in objectives})
 
@@ -106,21 +108,15 @@ def self_output(context: Context, sft: Arm, sdft: Arm) -> Arm:
 
 
 def token_matched(context: Context, sft: Arm, sdft: Arm) -> Arm:
-    """As sft, with the number of steps whose target tokens come nearest to those of all epochs of sdft.
-
-    The learning rate falls to 0 over these steps. Additional epochs continue like the first ones.
-    """
-    settings, ours, theirs = sft.settings, _trained(context, sft.targets), _trained(context, sdft.targets)
+    """As sft, with the number of steps whose target tokens come nearest to those of all epochs of sdft. The learning
+    rate falls to 0 over these steps. Additional epochs continue like the first ones."""
+    settings = sft.settings
+    longest = min(settings.max_length, context.base.config.context_length)
+    ours, theirs = (hold_out(trainable(arm.targets, longest)[0], settings.validation, settings.seed)[0]
+                    for arm in (sft, sdft))
     total = settings.steps or settings.epochs * steps_per_epoch(theirs, settings.batch_size)
     goal = sum(_target_tokens(theirs, step, settings) for step in range(total))
     return replace(sft, settings=replace(settings, steps=_steps_to(goal, ours, settings)))
-
-
-def _trained(context: Context, targets: Sequence[Example]) -> list[Example]:
-    """The examples that an arm trains on: without those that are too long or held out."""
-    settings = context.settings
-    kept, _ = trainable(targets, min(settings.max_length, context.base.config.context_length))
-    return hold_out(kept, settings.validation, settings.seed)[0]
 
 
 def _target_tokens(examples: Sequence[Example], step: int, settings: TrainSettings) -> int:
@@ -143,11 +139,6 @@ def replay(context: Context, sft: Arm, sdft: Arm) -> Arm:
     return replace(sft, targets=[*sft.targets, *base_dialogues(context, count)], target_set="")
 
 
-def wise_ft(context: Context, sft: Arm, sdft: Arm) -> Arm:
-    """Sft, trained once for both arms where sft is one; then the share `wise_ft_alpha` of its ΔW."""
-    return replace(sft, delta_share=context.arms.wise_ft_alpha)
-
-
 def ewc(context: Context, sft: Arm, sdft: Arm) -> Arm:
     """As sft with a penalty by the Fisher information on FISHER_TEXTS dialogues that the base model wrote."""
     return replace(sft, inputs=ObjectiveInputs(base_text=base_dialogues(context, FISHER_TEXTS)))
@@ -161,25 +152,10 @@ def on_policy(context: Context, sft: Arm, sdft: Arm) -> Arm:
                    inputs=student_samples(context, shown))
 
 
-def stm(context: Context, sft: Arm, sdft: Arm) -> Arm:
-    """As sft with only its probable targets, which are therefore not the whole original set."""
-    return replace(sft, target_set="")
-
-
-def _as_sft(context: Context, sft: Arm, sdft: Arm) -> Arm:
-    return sft
-
-
-def _as_sdft(context: Context, sft: Arm, sdft: Arm) -> Arm:
-    return sdft
-
-
 @torch.no_grad()
 def interpolate(model: Llama, base: Llama | None, share: float) -> None:
-    """Set the weights of `model` to (1 − a)·θ₀ + a·θ₁, with a the `share` (WiSE-FT, arXiv 2109.01903).
-
-    With an adapter this is a·ΔW, a factor on B. Else `base` holds θ₀, and the sum is taken in fp32.
-    """
+    """Set the weights of `model` to (1 − a)·θ₀ + a·θ₁, with a the `share` (WiSE-FT, arXiv 2109.01903). With an adapter
+    this is a·ΔW, a factor on B. Else `base` holds θ₀, and the sum is taken in fp32."""
     for layer in lora_layers(model).values():
         layer.lora_B.mul_(share)
     if base is not None:
@@ -188,26 +164,19 @@ def interpolate(model: Llama, base: Llama | None, share: float) -> None:
             weight.copy_(before[name].float().lerp(weight.float(), share))
 
 
-def low_rank(settings: TrainSettings) -> dict[str, Any]:
-    """Rank 1 at the same scale: α/R, or α/√R with rslora."""
-    return {"lora_rank": 1, "lora_alpha": settings.lora_alpha / settings.lora_rank ** (0.5 if settings.rslora else 1)}
-
-
 Prepare = Callable[[Context, Arm, Arm], Arm]        # (context, sft and sdft with the arm's name and settings) → the arm
 OBJECTIVES = ("kl", "l2-sp", "ewc", "dft", "stm", "flow")
 ON_POLICY = {f"sdft-onpolicy{direction}{teacher}": {"objective": f"onpolicy{direction}", "teacher_ema": ema}
              for direction in ("", "-reverse") for teacher, ema in (("", 0.0), ("-ema", 0.99))}
 ARMS: Mapping[str, Prepare] = {
-    "sft": _as_sft, "sdft": _as_sdft, "self-output": self_output,
-    "token-matched-sft": token_matched, "replay": replay, "wise-ft": wise_ft, "low-lr": _as_sft, "low-rank": _as_sft,
-    **dict.fromkeys(OBJECTIVES, _as_sft), "ewc": ewc, "stm": stm, **dict.fromkeys(ON_POLICY, on_policy),
+    "sft": lambda context, sft, sdft: sft, "sdft": lambda context, sft, sdft: sdft,
+    "self-output": self_output, "token-matched-sft": token_matched, "replay": replay,
+    "wise-ft": lambda context, sft, sdft: replace(sft, delta_share=context.arms.wise_ft_alpha),
+    **dict.fromkeys(("low-lr", "low-rank", *OBJECTIVES), lambda context, sft, sdft: sft), "ewc": ewc,
+    "stm": lambda context, sft, sdft: replace(sft, target_set=""),      # only the probable ones of the original set
+    **dict.fromkeys(ON_POLICY, on_policy),
 }
 TRAINED_AS = {"wise-ft": "sft"}                 # arm → the arm whose training it uses
-
-CHANGES: Mapping[str, Mapping[str, Any]] = {         # arm → the training settings that are its own
-    **{name: {"objective": name} for name in OBJECTIVES}, **ON_POLICY}
-DERIVED: Mapping[str, Callable[[TrainSettings], dict[str, Any]]] = {        # arm → those that follow from the run's
-    "low-lr": lambda settings: {"lr": settings.lr / 10}, "low-rank": low_rank}
 # Training setting → the objectives that read it; all others are read by every one.
 READ_BY = {"penalty_weight": ("kl", "l2-sp", "ewc"), "stm_threshold": ("stm",),
            "teacher_ema": ("onpolicy", "onpolicy-reverse")}

@@ -15,7 +15,7 @@ from torch import Tensor
 from sdft.data.chat import Example, training_example
 from sdft.data.records import Record
 from sdft.data.templates import get_template
-from sdft.distill import Distilled, Limits
+from sdft.distill import Limits
 from sdft.distill.rewriting import distill_prompt
 from sdft.errors import SdftError
 from sdft.experiment.settings import Config
@@ -35,8 +35,6 @@ from sdft.tokenizers.tokenizer import Tokenizer
 
 T = TypeVar("T")
 SharedMeasures = dict[str, tuple[Any, Any]]     # measure of the base model → (its weights and texts, its value)
-
-TOKEN_MAP_RECORDS = 4
 
 
 class Context:
@@ -94,9 +92,7 @@ class Context:
 
     def once(self, name: str, model: Llama, sets: Collection[Sequence[Example]], make: Callable[[], T]) -> T:
         """The result of `make`, a measure of a model on sets of examples, kept as the file `name` of the run folder.
-
-        `make` is called where there is no such file, or where it belongs to another model or other examples.
-        """
+        `make` is called where there is no such file, or where it belongs to another model or other examples."""
         path = self.folder / name
         about = {"model": fingerprint(model), "examples": list(map(examples_fingerprint, sets))}
         if not path.exists() or read_json(path).get("of") != about:
@@ -142,10 +138,8 @@ class Context:
         return {"suites": suites, "general": general}
 
     def of_base(self, measure: str, texts: Sequence[Example], make: Callable[[], T], layers: Sequence[str] = ()) -> T:
-        """The result of `make`, a measure of the base model, or of its `layers`, on `texts`.
-
-        The newest result of each measure is kept for the runs that share a memory.
-        """
+        """The result of `make`, a measure of the base model, or of its `layers`, on `texts`. The newest result of each
+        measure is kept for the runs that share a memory."""
         with adapter_off(self.base):
             about = fingerprint(self.base), str(self.base.device), examples_fingerprint(texts), tuple(layers)
         if measure not in self.shared or self.shared[measure][0] != about:
@@ -186,10 +180,6 @@ class Context:
         if self.settings.method == "full":
             return linear_layers(self.base)
         return match_targets(self.base, self.settings.lora_targets)
-
-    def shown(self, distilled: Iterable[Distilled]) -> list[str]:
-        """The ids of the first few accepted rewrites, which the report shows token by token."""
-        return [record.id for record in distilled if record.source == "rewrite"][:TOKEN_MAP_RECORDS]
 
 
 def sampling(config: Config, max_new_tokens: int = Sampling.max_new_tokens) -> Sampling:

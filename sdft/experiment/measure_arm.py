@@ -71,22 +71,16 @@ def compare_with_sft(context: Context, arms: Mapping[str, ArmMeasures]) -> None:
 
 def compare_changes_of(context: Context, arms: list[Arm]) -> dict[str, AdapterComparison]:
     """The weight changes of every two arms compared: "sft, sdft" → cosines, over all and by layer and kind."""
-    compare = _compare_full if context.settings.method == "full" else _compare_adapters
-    return {f"{first.name}, {second.name}": compare(context, first, second) for first, second in combinations(arms, 2)}
-
-
-def _compare_adapters(context: Context, *arms: Arm) -> AdapterComparison:
-    first, second = (adapter_in(context.folder / arm.name) for arm in arms)
-    return _without_modules(compare_adapters(first, second))
-
-
-def _compare_full(context: Context, *arms: Arm) -> AdapterComparison:
-    with ExitStack() as stack:
-        first, second = (stack.enter_context(open_checkpoint(context.folder / arm.name)) for arm in arms)
-        svd = spread_out(context.matrices, context.svd_layers)
-        return _without_modules(compare_changes(weights_of(context.base), first, second, svd))
-
-
-def _without_modules(comparison: AdapterComparison) -> AdapterComparison:
-    comparison.pop("modules", None)
-    return comparison
+    compared: dict[str, AdapterComparison] = {}
+    for pair in combinations(arms, 2):
+        folders = [context.folder / arm.name for arm in pair]
+        if context.settings.method == "full":
+            with ExitStack() as stack:
+                first, second = (stack.enter_context(open_checkpoint(folder)) for folder in folders)
+                svd = spread_out(context.matrices, context.svd_layers)
+                comparison = compare_changes(weights_of(context.base), first, second, svd)
+        else:
+            comparison = compare_adapters(*map(adapter_in, folders))
+        comparison.pop("modules", None)
+        compared[", ".join(arm.name for arm in pair)] = comparison
+    return compared

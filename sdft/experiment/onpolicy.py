@@ -21,10 +21,8 @@ from sdft.objectives import ObjectiveInputs
 
 
 def demonstrations(context: Context) -> list[Example]:
-    """The teacher's prompts, without the template's forced prefix: the student's answer follows them directly.
-
-    Records whose prompt fills the context are skipped and reported. Raises SdftError where none is left.
-    """
+    """The teacher's prompts, without the template's forced prefix: the student's answer follows them directly. Records
+    whose prompt fills the context are skipped and reported. Raises SdftError where none is left."""
     template = replace(context.distill_template, prefix="")
     requests = distill_requests(context.tokenizer, context.task.train, template, context.chat)
     kept = fitting(requests, context.base.config.context_length, "sdft-onpolicy")
@@ -35,17 +33,17 @@ def demonstrations(context: Context) -> list[Example]:
 
 
 def student_samples(context: Context, shown: Sequence[Example]) -> ObjectiveInputs:
-    """Draw the answers of a step at temperature 1 from the current model, each seeded by the step and its record.
-
-    An answer has at most `rewrite_tokens` tokens, and fewer where the teacher's prompt leaves less room in the context.
-    """
+    """Draw the answers of a step at temperature 1 from the current model, each seeded by the step and its record. An
+    answer has at most `rewrite_tokens` tokens, and fewer where the teacher's prompt leaves less room in the context."""
     tokenizer, batch_size = context.tokenizer, context.batch_size
     sampling = Sampling(max_new_tokens=context.sampling.max_new_tokens, temperature=1.0, seed=context.settings.seed)
     end, length = end_of_answer(tokenizer, context.chat), context.base.config.context_length
     room = {prompt.id: min(sampling.max_new_tokens, length - len(prompt.tokens)) for prompt in shown}
 
     def sample(model: Llama, examples: Sequence[Example], step: int) -> list[Example]:
-        prompts = {example.id: _prompt(example) for example in examples}
+        # The prompt: all tokens before the last answer.
+        prompts = {example.id: example.tokens[: len(example.mask) - example.mask[::-1].index(False)]
+                   for example in examples}
         requests = [Request(f"{step} {id}", prompt, room[id]) for id, prompt in prompts.items()]
         outputs = {output.id: output for output in stream(model, tokenizer, requests, sampling, batch_size)}
         answers = [(id, prompt, outputs[f"{step} {id}"]) for id, prompt in prompts.items()]
@@ -53,9 +51,3 @@ def student_samples(context: Context, shown: Sequence[Example]) -> ObjectiveInpu
                 for id, prompt, output in answers]
 
     return ObjectiveInputs(shown=shown, sample=sample, sampling=json.dumps(asdict(sampling), sort_keys=True))
-
-
-def _prompt(example: Example) -> list[int]:
-    """The tokens before the last answer."""
-    last = max(position for position, target in enumerate(example.mask) if not target)
-    return example.tokens[: last + 1]

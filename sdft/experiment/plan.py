@@ -10,6 +10,7 @@ blocks of glibc seldom fit the gaps of others; `KEPT` is that share of the activ
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
@@ -36,7 +37,6 @@ from sdft.model.io.gguf import GGUF, gguf_config
 from sdft.model.llama import Llama
 from sdft.model.lora import match_targets
 from sdft.tasks import Task
-from sdft.tokenizers.tokenizer import Tokenizer
 from sdft.train.order import step_batches, steps_per_epoch
 from sdft.train.settings import TrainSettings
 
@@ -169,10 +169,7 @@ def generation_flops(shape: Shape, prompt: int, written: int, pairs: int) -> flo
 
 def matmul_peak(dtype: torch.dtype, device: str | torch.device = "cpu", size: int | None = None,
                 clock: Callable[[], float] = time.perf_counter) -> float:
-    """The best of five products of two square matrices of `size` rows, in FLOP/s.
-
-    The default size takes milliseconds. Raises SdftError where the device cannot be used here.
-    """
+    """FLOP/s of the best of five products of two square matrices (SdftError where the device cannot be used here)."""
     device = as_device(device)
     size = size or (512 if device.type == "cpu" else 4096)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -186,19 +183,13 @@ def matmul_peak(dtype: torch.dtype, device: str | torch.device = "cpu", size: in
 
 def largest_fit(needed: Callable[[int], Mapping[str, int]], limit: int, room: float) -> int:
     """The largest n ≤ `limit` whose needed(n), which grows with n, is at most `room` bytes; 0 where none is."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if sum(needed(middle).values()) <= room else (low, middle - 1)
-    return low
+    return bisect_right(range(1, limit + 1), room, key=lambda n: sum(needed(n).values()))
 
 
 def needs(config: Config, task: Task, gflops: float | None, memory: float | None) -> Plan:
-    """Plan the two heavy stages of a run: rewriting, and training on the original answers.
-
-    Seconds need `gflops`, the machine's rate; what fits needs `memory`, in GB.
-    """
-    model_config, tokenizer = _model(config)
+    """Plan rewriting and training. Seconds need `gflops`, the machine's rate; what fits needs `memory`, in GB."""
+    path = resolve(config.model.model)
+    model_config, tokenizer = load_config(path) if path.is_dir() else gguf_config(GGUF(path)), tokenizer_at(path)
     train, size = config.train, as_dtype(config.model.dtype, config.model.device).itemsize
     shape = shape_of(model_config, train)
     context = min(train.max_length, model_config.context_length)
@@ -248,9 +239,3 @@ def needs(config: Config, task: Task, gflops: float | None, memory: float | None
                         "tokens in a micro-batch": largest_fit(training, 1 << 20, room),
                         "tokens of the longest record": longest}
     return plan
-
-
-def _model(config: Config) -> tuple[LlamaConfig, Tokenizer]:
-    """The configuration and the tokenizer of a model; its weights are not read."""
-    path = resolve(config.model.model)
-    return (load_config(path) if path.is_dir() else gguf_config(GGUF(path))), tokenizer_at(path)

@@ -25,6 +25,8 @@ from sdft.model.io.fetch import resolve
 from sdft.results import FORMAT, Measures, Summary, TargetMeasures
 from sdft.train import train
 
+TOKEN_MAP_RECORDS = 4           # accepted rewrites that the report shows token by token
+
 
 def compare(context: Context) -> Measures:
     """Fine-tune the base model on the data's answers (sft) and on its own rewrites of them (sdft); measure each arm.
@@ -46,9 +48,10 @@ def compare(context: Context) -> Measures:
     targets = {"original": context.examples(records), "distilled": context.examples(distilled)}
 
     # The gap: how improbable the targets are under the base model, before and after distillation.
+    shown = [record.id for record in distilled if record.source == "rewrite"][:TOKEN_MAP_RECORDS]
     with context.timed("gap"):
         measured = context.once("gap.json", base, targets.values(), lambda: TargetMeasures(
-            gap=gaps(base, targets), token_map=token_map(base, tokenizer, targets, context.shown(distilled)),
+            gap=gaps(base, targets), token_map=token_map(base, tokenizer, targets, shown),
             texts=compare_targets(distilled), audit=audit(rewrites, distilled, context.mix_ratio, tokenizer)))
     arms = {"base": context.abilities("base", base)}
 

@@ -13,6 +13,7 @@ import platform
 import sys
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,8 @@ def default_folder(config: Config) -> Path:
 
 
 def is_new(folder: Path) -> bool:
-    """Whether no run has begun in `folder` (SdftError where it holds something else).
-
-    A process that was killed inside `make_folder` leaves environment.json alone, or a temporary file.
-    """
+    """Whether no run has begun in `folder` (SdftError where it holds something else). A process that was killed inside
+    `make_folder` leaves environment.json alone, or a temporary file."""
     if (folder / "config.toml").exists():
         return False
     if folder.exists() and (not folder.is_dir() or any(path.name != "environment.json" and not is_temporary(path)
@@ -121,9 +120,8 @@ def _version(name: str) -> str | None:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

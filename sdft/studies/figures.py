@@ -58,8 +58,8 @@ def study_figures(content: StudyResults) -> list[Figure]:
     """All figures for which the study has numbers; none of a pilot."""
     if is_pilot(content["runs"]):
         return []
-    drawn = [end_point(content), trade_off(content)]
-    drawn += [pair(content, correlation) for correlation in content["statistics"]["correlations"]]
+    pairs = (pair(content, correlation) for correlation in content["statistics"]["correlations"])
+    drawn = [end_point(content), trade_off(content), *pairs]
     return [figure for figure in drawn if figure is not None]
 
 
@@ -219,6 +219,5 @@ def image(figures: Mapping[str, Figure], name: str) -> str:
 
 
 def _style(content: StudyResults, arm: str) -> tuple[str, str]:
-    """The colour and the marker of an arm."""
     index = list(dict.fromkeys(name for run in content["runs"] for name in run["arms"])).index(arm)
     return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]

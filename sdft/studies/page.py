@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
 from sdft.errors import SdftError
 from sdft.files import read_json, write_text
@@ -15,7 +15,7 @@ from sdft.report.drawing import Figure, require_matplotlib
 from sdft.report.tables import Table, as_markdown, nats, number
 from sdft.studies.figures import axis, by_condition, condition_of, image, measured_on, study_figures, suites_of
 from sdft.studies.ranking import ranking_figures, ranking_page
-from sdft.studies.results import EndPoint, MatchedComparison, RankingResults, RunResult, StudyComparison, StudyResults
+from sdft.studies.results import EndPoint, MatchedComparison, RunResult, StudyComparison, StudyResults
 from sdft.studies.specification import shown
 from sdft.studies.statistics import is_pilot, value
 
@@ -28,32 +28,21 @@ COLUMNS = ("kl", "top1", "rouge_l", "general.bleu", "length", "shift", "target_n
 
 
 def write_study(folder: Path) -> Path:
-    """Write report.md and one SVG for each figure of the study in `folder`; return the path of report.md.
-
-    Raises SdftError where cells.json is no study's, or where matplotlib (extra [report]) is missing.
-    """
+    """Write report.md and one SVG for each figure of the study in `folder`; return the path of report.md. Raises
+    SdftError where cells.json is no study's, or where matplotlib (extra [report]) is missing."""
     require_matplotlib()
-    content = read_study_results(folder)
-    drawn = ranking_figures(content) if "ranking" in content else study_figures(content)
-    figures = {figure.name: figure for figure in drawn}
-    for figure in drawn:
-        write_text(folder / f"{figure.name}.svg", figure.svg)
-    path = folder / "report.md"
-    write_text(path, ranking_page(content, figures) if "ranking" in content else page(content, figures))
-    return path
-
-
-def read_study_results(folder: Path) -> StudyResults | RankingResults:
-    """The content of cells.json. Raises SdftError where `sdft sweep` did not write it, or it holds no run."""
-    path = Path(folder) / NAME
+    path = folder / NAME
     content: Any = read_json(path)
-    if isinstance(content, dict) and {"study", "base_scores", "points", "ranking", "missing"} <= content.keys():
-        return cast(RankingResults, content)
-    if not isinstance(content, dict) or not {"study", "runs", "failed", "statistics"} <= content.keys():
+    ranks = isinstance(content, dict) and {"study", "base_scores", "points", "ranking", "missing"} <= content.keys()
+    if not ranks and (not isinstance(content, dict) or not {"study", "runs", "failed", "statistics"} <= content.keys()):
         raise SdftError(f"{path}: expected a study's runs and statistics; make them with `sdft sweep STUDY.toml`")
-    if not content["runs"]:
+    if not ranks and not content["runs"]:
         raise SdftError(f"{path}: expected at least one finished run, found none; run the same `sdft sweep` again")
-    return cast(StudyResults, content)
+    figures = {figure.name: figure for figure in (ranking_figures(content) if ranks else study_figures(content))}
+    for name, figure in figures.items():
+        write_text(folder / f"{name}.svg", figure.svg)
+    write_text(folder / "report.md", ranking_page(content, figures) if ranks else page(content, figures))
+    return folder / "report.md"
 
 
 def page(content: StudyResults, figures: Mapping[str, Figure]) -> str:
@@ -133,10 +122,7 @@ def _scaled(comparison: Comparison, value: float | None) -> str:
 
 
 def conditions_table(content: StudyResults) -> Table:
-    """Conditions × arms: means over the seeds of scores, drift and training targets.
-
-    An arm that is the same under all conditions has one line.
-    """
+    """Conditions × arms: means over the seeds; an arm that is the same under all conditions has one line."""
     runs = content["runs"]
     suites = suites_of(runs)
     plotted = [column for pair in content["statistics"]["correlations"] for column in (pair["x"], pair["y"])]
@@ -150,10 +136,9 @@ def conditions_table(content: StudyResults) -> Table:
                                      *(number(_mean(trained, arm, suite), 1, 100) for suite in suites),
                                      *(nats(mean) if column == "kl" else number(mean, 0 if column == "length" else 3)
                                        for column in columns for mean in [_mean(trained, arm, column)])]
-    first = {arm: line for arm in dict.fromkeys(arm for _, arm in lines)
-             if (line := lines.get((groups[0][0], arm))) is not None}
-    same = [arm for arm in first if len(groups) > 1
-            and all(lines.get((condition, arm)) == first[arm] for condition, _ in groups)]
+    first = {arm: line for (condition, arm), line in lines.items() if condition == groups[0][0]}
+    same = [arm for arm, line in first.items() if len(groups) > 1
+            and all(lines.get((condition, arm)) == line for condition, _ in groups)]
     counted = {column: measured_on(runs, column) for column in [*suites, *columns]}
     return Table(["condition", "arm", "seeds", *(f"{suite}, % ({_n(counted[suite])})" for suite in suites),
                   *(f"{column} ({_n(counted[column])})" if counted[column] else column for column in columns)],

@@ -31,10 +31,8 @@ GAINED = "gained"           # the score on the run's task − the base model's, 
 
 
 def predict(study: Study) -> RankingResults:
-    """The content of cells.json of a study that reads others.
-
-    A study without a cells.json next to the study file is reported on stderr. Raises SdftError where none has one.
-    """
+    """The content of cells.json of a study that reads others. A study without a cells.json next to the study file is
+    reported on stderr. Raises SdftError where none has one."""
     points: list[ArmPoint] = []
     base_scores: list[BaseScore] = []
     read = []
@@ -100,10 +98,7 @@ def scores_of_base(study: str, results: Sequence[RunResult], outcomes: Sequence[
 
 
 def rank(points: Sequence[ArmPoint], asked: Mapping[str, Sequence[str]]) -> list[RankedMeasure]:
-    """For every outcome the measures, the one that explains most within studies first; none predicts itself.
-
-    below_first: see `difference`; None in the first.
-    """
+    """For every outcome the measures, the one that explains most within studies first; none predicts itself."""
     ranking: list[RankedMeasure] = []
     for outcome in asked["outcomes"]:
         measures = [name for name in dict.fromkeys([*asked["measures"], GAINED])
@@ -118,10 +113,8 @@ def rank(points: Sequence[ArmPoint], asked: Mapping[str, Sequence[str]]) -> list
 
 
 def explain(points: Sequence[ArmPoint], outcome: str, measure: str) -> RankedMeasure | None:
-    """How a measure goes with the drop of an outcome; None where nothing varies, or too few points are left.
-
-    Measures are ranked on different points where some lack a measure, or it does not vary; see n.
-    """
+    """How a measure goes with the drop of an outcome; None where nothing varies, or too few points are left. Measures
+    are ranked on different points where some lack a measure, or it does not vary; see n."""
     groups = _groups(_varying(points, outcome, (measure,)), outcome, measure)
     n = sum(map(len, groups.values()))
     r, draws = correlation(_centred(groups))
@@ -138,10 +131,8 @@ def explain(points: Sequence[ArmPoint], outcome: str, measure: str) -> RankedMea
 
 
 def difference(points: Sequence[ArmPoint], outcome: str, first: str, other: str) -> ExplainedDifference:
-    """R² within studies of one measure − that of another, on the points that have both.
-
-    low, high: the 95 % interval, both taken on the same draws of studies.
-    """
+    """R² within studies of one measure − that of another, on the points that have both. low, high: the 95 % interval,
+    both taken on the same draws of studies."""
     both = _varying(points, outcome, (first, other))
     (r, draws), (s, other_draws) = (correlation(_centred(_groups(both, outcome, name))) for name in (first, other))
     if r is None or s is None:
@@ -151,10 +142,8 @@ def difference(points: Sequence[ArmPoint], outcome: str, first: str, other: str)
 
 
 def _varying(points: Sequence[ArmPoint], outcome: str, measures: Sequence[str]) -> list[ArmPoint]:
-    """The points that have the outcome and the measures, of the studies and tasks in which each measure varies.
-
-    A study in which a measure is the same in every arm has nothing to say, and must not be drawn.
-    """
+    """The points that have the outcome and the measures, of the studies and tasks in which each measure varies. A study
+    in which a measure is the same in every arm has nothing to say, and must not be drawn."""
     complete = [point for point in points if outcome in point["drops"] and point["measures"].keys() >= set(measures)]
     values: dict[tuple[str, str, str], set[float]] = {}
     for point in complete:

@@ -1,14 +1,11 @@
-"""The sweep of a study: its runs one after the other, a folder each. What two runs have in common is made once.
+"""The sweep of a study: its runs one after the other, a folder each; what two runs have in common is made once.
 
     runs/<study>/  study.toml   mix_ratio=0,seed=42/ …a run folder…   mix_ratio=0.5,seed=42/ …   cells.json   report.md
 
-Before a run begins, it takes over the files of every stage that a finished run has made under the same key (stages.py);
-then it resumes after them, as it does after an interruption. Those files themselves say how they were made (model,
-template, sampling, settings, data), and a run refuses or replaces foreign ones, so a wrong key could not make a wrong
-result. Measures of the base model (its hidden states, its Fisher information) stay in memory from run to run.
-
-A study can move to another machine without its run folders: a run whose result is in cells.json, with the same
-settings, data and model, is finished. No result of cells.json is lost: see collect.py.
+Before a run begins, it takes over the files of every stage that a finished run has made under the same key (stages.py),
+and resumes after them. Those files say how they were made, and a run refuses or replaces foreign ones, so a wrong key
+could not make a wrong result. A study can move to another machine without its run folders: a run whose result is in
+cells.json, with the same settings, data and model, is finished.
 
     sdft sweep benchmarks/studies/2-mix-ratio.toml
 """
@@ -18,6 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -80,10 +78,8 @@ def sweep(study: Study, runs: Sequence[PlannedRun], folder: Path) -> dict[str, s
 
 
 def carried(runs: Sequence[PlannedRun], folder: Path) -> dict[str, RunResult]:
-    """The results in cells.json of runs that are not finished in a folder, by name: same settings, data and model.
-
-    A folder in which such a run has begun is left as it is.
-    """
+    """The results in cells.json of runs that are not finished in a folder, by name: same settings, data and model. A
+    folder in which such a run has begun is left as it is."""
     results = {identity(result): result for result in results_in(folder)}
     known = {(name, key) for name, key, _ in results}
     model = cache(lambda name: model_hash(resolve(name)))
@@ -121,10 +117,8 @@ def _make(run: PlannedRun, done: Sequence[PlannedRun], folder: Path, shared: Sha
 
 
 def take_over(run: PlannedRun, done: Sequence[PlannedRun], folder: Path) -> list[str]:
-    """Give `run` the files of the stages that a finished run has made under the same key; return the stages' names.
-
-    A stage of which the run has any file is left as it is: the run was at work on it, or was stopped just here.
-    """
+    """Give `run` the files of the stages that a finished run has made under the same key; return the stages' names. A
+    stage of which the run has any file is left as it is: the run was at work on it, or was stopped just here."""
     made = {stage.key: folder / other.name for other in reversed(done) for stage in stages(other.config).values()}
     target, taken = folder / run.name, []
     for name, stage in stages(run.config).items():
@@ -143,12 +137,10 @@ def take_over(run: PlannedRun, done: Sequence[PlannedRun], folder: Path) -> list
 def _carry(source: Path, target: Path) -> None:
     """Copy a journal, which grows in place; link every other file, which is only ever replaced."""
     if source.suffix != ".jsonl":
-        try:
+        with suppress(OSError):             # a file system without links
             target.parent.mkdir(parents=True, exist_ok=True)
             os.link(source, target)
             return
-        except OSError:                     # a file system without links
-            pass
     write_bytes(target, source.read_bytes())
 
 

@@ -97,10 +97,8 @@ def read_study(path: Path) -> Study:
 
 
 def planned_runs(study: Study, data: str | None = None) -> list[PlannedRun]:
-    """Resolve the settings of every run; data: folder with the files of the tasks that need some.
-
-    Raises SdftError for impossible settings, for a task without its files, and for two runs of the same name.
-    """
+    """Resolve the settings of every run; data: folder with the files of the tasks that need some. Raises SdftError for
+    impossible settings, for a task without its files, and for two runs of the same name."""
     runs: list[PlannedRun] = []
     for values, settings in study.runs:
         options = {**study.settings, **settings}

@@ -41,9 +41,7 @@ class Stage:
 
 def stages(config: Config, arms: Sequence[str] | None = None) -> dict[str, Stage]:
     """The stages whose files another run may take over, by their name in seconds.jsonl; arms: None for the settings'.
-
-    `generation_batch_size` is read by all that generates: in bf16 it can decide a near-tie.
-    """
+    `generation_batch_size` is read by all that generates: in bf16 it can decide a near-tie."""
     arms = config.arms.arms if arms is None else arms
 
     def read(*names: str) -> dict[str, Any]:
@@ -88,5 +86,4 @@ def stages(config: Config, arms: Sequence[str] | None = None) -> dict[str, Stage
 
 
 def _journal(name: str) -> tuple[str, str]:
-    """The files of a journal of answers."""
     return f"{name}.jsonl", f"{name}.settings.json"

@@ -17,18 +17,7 @@ from typing import Any
 import numpy as np
 
 from sdft.measure.statistics import LEVEL, RESAMPLES, holm
-from sdft.studies.results import (
-    Correlation,
-    CorrelationPoint,
-    EndPoint,
-    MatchedComparison,
-    RunResult,
-    SeedDifferences,
-    Settings,
-    StudyComparison,
-    StudyInfo,
-    StudyStatistics,
-)
+from sdft.studies import results as types
 from sdft.studies.specification import SEED
 
 Pairs = Sequence[tuple[float, float]]
@@ -38,7 +27,7 @@ ROUNDED = 1e-6              # relative rounding of the numbers of cells.json
 LIKENESS = ("top1", "rouge_l", "bleu", "cosine", "cka")     # columns whose larger values are less drift
 
 
-def statistics(info: StudyInfo, results: Sequence[RunResult]) -> StudyStatistics:
+def statistics(info: types.StudyInfo, results: Sequence[types.RunResult]) -> types.StudyStatistics:
     """The part "statistics" of cells.json: comparisons of the end point, correlations of the pairs in `plots`."""
     primary = info["primary"]
     first, *columns = compared_columns(primary, info["plots"], results)
@@ -51,7 +40,7 @@ def statistics(info: StudyInfo, results: Sequence[RunResult]) -> StudyStatistics
             "correlations": [correlate(results, primary["arm"], x, y) for x, y in info["plots"]]}
 
 
-def judge(family: Sequence[SeedDifferences]) -> None:
+def judge(family: Sequence[types.SeedDifferences]) -> None:
     """Set p_holm of every comparison of a family that has a p, and whether a difference is detected."""
     tested = [(each, each["p"]) for each in family if each["p"] is not None]
     for (comparison, _), p_holm in zip(tested, holm([p for _, p in tested]), strict=True):
@@ -60,7 +49,7 @@ def judge(family: Sequence[SeedDifferences]) -> None:
         comparison["detected"] = comparison["agree"] == comparison["n"] and comparison.get("p_holm", 1.0) < 1 - LEVEL
 
 
-def compared_columns(primary: EndPoint, plots: Sequence[Sequence[str]], results: Sequence[RunResult]) -> list[str]:
+def compared_columns(primary: types.EndPoint, plots: list[list[str]], results: Sequence[types.RunResult]) -> list[str]:
     """The end point; the task's score, without which drift says little; every other suite; the plots' columns of the
     arm, where they differ over the seeds at all (the gap of one set of targets does not)."""
     tasks = list(dict.fromkeys(run["suite"] for run in results))
@@ -71,14 +60,14 @@ def compared_columns(primary: EndPoint, plots: Sequence[Sequence[str]], results:
     return list(dict.fromkeys([primary["column"], *(tasks if len(tasks) < 2 else [SCORE]), *suites, *plotted]))
 
 
-def compare(results: Sequence[RunResult], primary: EndPoint) -> list[StudyComparison]:
+def compare(results: Sequence[types.RunResult], primary: types.EndPoint) -> list[types.StudyComparison]:
     """One comparison for every condition (a run's values without the seed): arm − against, paired by seed.
 
     A condition has none where every seed gives the very same two numbers and they are not scores: then nothing was
     repeated. p_holm and detected are set by `judge`.
     """
     column, against = primary["column"], primary["against"]
-    comparisons: list[StudyComparison] = []
+    comparisons: list[types.StudyComparison] = []
     for condition, group in conditions(results):
         both = [(value(run, primary["arm"], column), _against(results, run, primary)) for run in group]
         pairs = [(a, b) for a, b in both if a is not None and b is not None]
@@ -94,21 +83,21 @@ def compare(results: Sequence[RunResult], primary: EndPoint) -> list[StudyCompar
     return comparisons
 
 
-def conditions(results: Sequence[RunResult]) -> list[tuple[Settings, list[RunResult]]]:
+def conditions(results: Sequence[types.RunResult]) -> list[tuple[types.Settings, list[types.RunResult]]]:
     """The runs grouped by condition: those of a group differ in their seed alone. In the order of the study."""
-    groups: dict[str, tuple[Settings, list[RunResult]]] = {}
+    groups: dict[str, tuple[types.Settings, list[types.RunResult]]] = {}
     for run in results:
         condition = {name: setting for name, setting in run["values"].items() if name != SEED}
         groups.setdefault(repr(condition), (condition, []))[1].append(run)
     return list(groups.values())
 
 
-def is_pilot(results: Sequence[RunResult]) -> bool:
+def is_pilot(results: Sequence[types.RunResult]) -> bool:
     """Whether no condition has a second training seed, so that nothing can be concluded."""
     return all(len(runs) < 2 for _, runs in conditions(results))
 
 
-def value(run: RunResult, arm: str, column: str, fall_back: bool = True) -> float | None:
+def value(run: types.RunResult, arm: str, column: str, fall_back: bool = True) -> float | None:
     """A column of an arm; with fall_back the column of its run, where the arm has none of this name."""
     if arm not in run["arms"]:
         return None
@@ -116,7 +105,7 @@ def value(run: RunResult, arm: str, column: str, fall_back: bool = True) -> floa
     return run["arms"][arm].get(column, run["measures"].get(column) if fall_back else None)
 
 
-def _against(results: Sequence[RunResult], run: RunResult, primary: EndPoint) -> float | None:
+def _against(results: Sequence[types.RunResult], run: types.RunResult, primary: types.EndPoint) -> float | None:
     """The value to compare a run's with: of another of its arms, or of the same arm in a run of other settings."""
     against, column = primary["against"], primary["column"]
     if isinstance(against, str):
@@ -125,7 +114,7 @@ def _against(results: Sequence[RunResult], run: RunResult, primary: EndPoint) ->
     return next((value(other, primary["arm"], column) for other in others), None)
 
 
-def _within(group: Sequence[RunResult], primary: EndPoint) -> int | None:
+def _within(group: Sequence[types.RunResult], primary: types.EndPoint) -> int | None:
     """In how many runs the run's own interval, over items or answers, excludes zero; None where no run has one."""
     excluded = []
     for run in group:
@@ -137,19 +126,19 @@ def _within(group: Sequence[RunResult], primary: EndPoint) -> int | None:
     return sum(excluded) if excluded else None
 
 
-def _items(run: RunResult, column: str) -> int | None:
+def _items(run: types.RunResult, column: str) -> int | None:
     """How many test items a score is the mean of; None where the column is no suite's score."""
     return run.get("items", {}).get(run["suite"] if column == SCORE else column)
 
 
-def paired(differences: Sequence[float], resolution: float = 0.0) -> SeedDifferences:
+def paired(differences: Sequence[float], resolution: float = 0.0) -> types.SeedDifferences:
     """Mean of paired differences, with Student's 95 % interval and two-sided p.
 
     Differences that scatter less than the values' own `resolution` count as scattered by that: three seeds that are
     each better by one item are no certainty.
     """
     n, mean = len(differences), fmean(differences) if differences else None
-    summary: SeedDifferences = {"n": n, "differences": list(differences), "mean": mean, "low": None, "high": None,
+    summary: types.SeedDifferences = {"n": n, "differences": list(differences), "mean": mean, "low": None, "high": None,
                                 "agree": sum(difference * (mean or 0) > 0 for difference in differences), "p": None}
     if n > 1 and mean is not None:
         error = max(stdev(differences), resolution) / math.sqrt(n)
@@ -159,13 +148,13 @@ def paired(differences: Sequence[float], resolution: float = 0.0) -> SeedDiffere
     return summary
 
 
-def correlate(results: Sequence[RunResult], arm: str, x: str, y: str) -> Correlation:
+def correlate(results: Sequence[types.RunResult], arm: str, x: str, y: str) -> types.Correlation:
     """Correlation of the columns x and y over all arms of all runs: r of a line, and Spearman's ρ of the ranks.
 
     A column that only the run has belongs to its arm `arm`. Equal points of several runs count once. low, high: the
     95 % interval of r when whole groups are drawn; a group is an arm under one condition, with all its training seeds.
     """
-    points: dict[tuple[str, float, float], CorrelationPoint] = {}
+    points: dict[tuple[str, float, float], types.CorrelationPoint] = {}
     groups: dict[str, list[tuple[float, float]]] = {}
     for condition, group in conditions(results):
         for run in group:
@@ -181,7 +170,7 @@ def correlate(results: Sequence[RunResult], arm: str, x: str, y: str) -> Correla
             "ranks": correlation([list(ordered)])[0], "points": list(points.values())}
 
 
-def match(results: Sequence[RunResult], primary: EndPoint, equal: str) -> list[MatchedComparison]:
+def match(results: Sequence[types.RunResult], primary: types.EndPoint, equal: str) -> list[types.MatchedComparison]:
     """The end point of the primary arm minus that of every other arm, where both have the same value of `equal`.
 
     The runs of an arm that differ in their learning rate alone make a path: straight from one rate to the next, and not
@@ -193,7 +182,7 @@ def match(results: Sequence[RunResult], primary: EndPoint, equal: str) -> list[M
     points = sorted({(seed, *point) for arm, _, seeds in arm_paths if arm == primary["arm"]
                      for seed, path in seeds.items() for point in path}, key=repr)
     size = max((abs(y) for _, _, _, y, _ in points), default=0.0)
-    comparisons: list[MatchedComparison] = []
+    comparisons: list[types.MatchedComparison] = []
     for arm, condition, seeds in (path for path in arm_paths if path[0] != primary["arm"]):
         apart: dict[Any, list[tuple[float, float]]] = {}        # by seed: differences of end point and score
         for seed, _, x, y, score in points:
@@ -208,17 +197,15 @@ def match(results: Sequence[RunResult], primary: EndPoint, equal: str) -> list[M
     return comparisons
 
 
-def more_is_better(column: str, results: Sequence[RunResult]) -> bool:
+def more_is_better(column: str, results: Sequence[types.RunResult]) -> bool:
     """Whether a larger end point is less drift or more ability: scores, and likenesses to the base model."""
     return column == SCORE or column.endswith(LIKENESS) or any(column in run.get("items", {}) for run in results)
 
 
-def paths(results: Sequence[RunResult], x: str, y: str) -> list[tuple[str, Settings, dict[Any, RatePath]]]:
-    """Every trained arm under every condition: arm, condition, and for each seed its path over the learning rates.
-
-    An arm that is the same under several conditions, as sft is for all mix ratios, occurs once, with condition {}.
-    """
-    by_condition: dict[str, tuple[str, Settings, dict[Any, RatePath]]] = {}
+def paths(results: Sequence[types.RunResult], x: str, y: str) -> list[tuple[str, types.Settings, dict[Any, RatePath]]]:
+    """Every trained arm under every condition: arm, condition, and for each seed its path over the learning rates. An
+    arm that is the same under several conditions, as sft is for all mix ratios, occurs once, with condition {}."""
+    by_condition: dict[str, tuple[str, types.Settings, dict[Any, RatePath]]] = {}
     for run in results:
         condition = {name: setting for name, setting in run["values"].items() if name not in (SEED, "lr")}
         for arm in run["arms"]:
@@ -226,7 +213,7 @@ def paths(results: Sequence[RunResult], x: str, y: str) -> list[tuple[str, Setti
             if at_x is not None and at_y is not None and score is not None and arm != "base":
                 seeds = by_condition.setdefault(repr((arm, condition)), (arm, condition, {}))[2]
                 seeds.setdefault(run["values"].get(SEED), []).append((run["values"].get("lr", 0.0), at_x, at_y, score))
-    once: dict[str, tuple[str, Settings, dict[Any, RatePath]]] = {}
+    once: dict[str, tuple[str, types.Settings, dict[Any, RatePath]]] = {}
     for arm, condition, seeds in by_condition.values():
         path = {seed: sorted(points) for seed, points in seeds.items()}
         shared = (key := repr((arm, path))) in once
