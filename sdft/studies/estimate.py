@@ -40,18 +40,17 @@ def planned_seconds(runs: Sequence[PlannedRun], folder: Path, rate: Callable[[Co
     total = 0.0
     plans: dict[str, Plan | None] = {}
     for run, names in to_make(runs, folder):
-        config = run.config
-        key = repr((config.task, config.distill, replace(config.train, seed=0), config.model))
+        key = repr((run.config.task, run.config.distill, replace(run.config.train, seed=0), run.config.model))
         if key not in plans:
             try:
-                plans[key] = needs(config, load_chosen(config.task), rate(config), None)
+                plans[key] = needs(run.config, load_chosen(run.config.task), rate(run.config), None)
             except SdftError:
                 plans[key] = None
         if not (plan := plans[key]):
             continue
         rewriting, training = plan["seconds"]["rewrite, at most"], plan["seconds"]["train, each arm"]
         total += rewriting * len({"rewrite", "answer self-output"} & set(names))
-        for settings in (settings_of(name.removeprefix("train "), config.train)
+        for settings in (settings_of(name.removeprefix("train "), run.config.train)
                          for name in names if name.startswith("train ")):
             # On-policy, the model writes all answers again in every pass over the records.
             onpolicy = settings.objective.startswith("onpolicy")
