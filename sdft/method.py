@@ -29,8 +29,9 @@ def self_distill(model: Llama, tokenizer: Tokenizer, records: Sequence[Record], 
                  sampling: Sampling = Sampling(), settings: TrainSettings = TrainSettings()) -> Adapter:
     """Fine-tune `model`, the base model f_θ, on its own rewrites of the reference answers of `records`.
 
-    `check(record, text)` returns the reason to refuse a rewrite, or None; the default refuses nothing beyond `limits`.
-    Leaves the adapter on `model` and returns it.
+    `check(record, text)` returns the reason to reject a rewrite, or None; the default does not check correctness.
+    Empty, unfinished and tell-tale rewrites, and those beyond `limits`, are always rejected. The adapter stays on
+    `model`; the function returns it.
     """
     # 1. Rewrite: the base model reads instruction x and reference answer y, and writes ỹ ~ f_θ(· | c_distill, x, y).
     rewrites = rewrite(model, tokenizer, records, distill_template, sampling)

@@ -289,7 +289,7 @@ class AdapterComparison(PartComparison):
 
 
 class InterpolationPoint(TypedDict):
-    """The loss of the weights θ₀ + t·ΔW on n examples; in measures.json also on the base model's general answers."""
+    """Mean NLL of n examples at the weights θ₀ + t·ΔW; in measures.json also that of the general answers."""
     t: float
     nll: float
     n: int

@@ -55,7 +55,7 @@ def test_the_activations_are_those_that_autograd_keeps(change):
     settings, batch = TrainSettings(lora_rank=1, **change), pack(examples(12, longest=40)).filled()
     config = tiny_model().config
     planned = training_memory(shape_of(config, settings), settings, 2, len(batch.tokens), len(batch.rows), 40)
-    # 15 %: the plan leaves out one number per row of a norm, LoRA's (N, R), the rotation, what the first layer lacks, which
+    # 15 %: the plan leaves out one number per row of a norm, LoRA's (N, R), the rotation, the first layer's lack, which
     # weigh much in two layers of width 32 (in the 135M model: 1 %)
     assert planned["activations"] == pytest.approx(kept(settings, batch), rel=0.15)
 

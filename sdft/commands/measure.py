@@ -1,10 +1,11 @@
-"""`sdft measure`: one measure alone, of a tuned model and its base model, of two adapters, or of any two checkpoints.
+"""`sdft measure`: one measure alone, of one model (gap), of a tuned model and its base model, or of two folders.
 
     --model BASE  --adapter DIR        one model: the base model is the same with the adapter off
     --model BASE  --tuned MODEL        two models: MODEL is a whole model, whoever trained it
 
-Both models answer the prompts of --suite in the base model's tokens and chat format. Their answers are journals as
-`sdft eval` writes them: the base model's in --out, the tuned model's in --own.
+Both models use the tokenizer and the chat format of the base model. drift and texts use the answers of both models to
+the prompts of --suite; fisher and activations use only those of the base model. Answers are JSONL files as `sdft eval`
+writes them, in --out (base model) and --own (tuned model).
 """
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def fetch(parser: argparse.ArgumentParser) -> Execute:
 
 
 def merge(parser: argparse.ArgumentParser) -> Execute:
-    """Save the merged model; print the rounding error of the weight change as JSON."""
+    """Save the model with the adapter added to its weights; print the error of rounding them as JSON."""
     parser.add_argument("adapter", metavar="ADAPTER", help="Folder of the adapter.")
     parser.add_argument("--out", required=True, metavar="DIR", help="Folder for the checkpoint.")
     add_settings(parser, {"model": ("model", "dtype")})

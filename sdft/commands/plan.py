@@ -46,7 +46,7 @@ def check_rate(gflops: float | None) -> None:
 
 
 def rate(gflops: float | None, config: Config) -> float | None:
-    """The given rate, else the measured one of the run's device in its dtype; None without that device."""
+    """Return `gflops`, or measure the run's device in the run's dtype; None if it does not exist or is full."""
     return gflops or _measured(config.model.dtype, config.model.device)
 
 

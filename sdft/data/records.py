@@ -40,7 +40,7 @@ csv.field_size_limit(1 << 30)
 
 @dataclass(frozen=True)
 class Record:
-    """One example of a data set: an instruction x with its reference answer y, and the turns before it."""
+    """One example of a data set: an instruction x, its reference answer y, and the earlier turns of the dialogue."""
 
     id: str
     instruction: str                                          # the user's last turn

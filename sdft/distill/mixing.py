@@ -37,7 +37,7 @@ def mix(distilled: Sequence[Distilled], ratio: float = 1.0, seed: int = 0) -> li
 
 
 def effective_share(distilled: Sequence[Distilled]) -> float:
-    """The share of records whose target differs from the original answer by more than white space around it."""
+    """The share of records whose target differs from the original answer, white space at both ends aside."""
     changed = sum(record.response.strip() != record.reference.strip() for record in distilled)
     return changed / len(distilled) if distilled else 0.0
 

@@ -85,7 +85,7 @@ def distill_requests(tokenizer: Tokenizer, records: Sequence[Record], template: 
 
 
 def distill_prompt(tokenizer: Tokenizer, record: Record, template: Template, chat: str | None = None) -> list[int]:
-    """c_distill(x, y) as token ids, up to where the model begins to write, after the template's forced prefix."""
+    """The prompt c_distill(x, y) as token ids, with the template's forced prefix; the model continues after it."""
     return encode_prompt(tokenizer, template.messages(record, record.response), template.prefix, chat)
 
 

@@ -170,7 +170,7 @@ class Context:
 
     @cached_property
     def fisher(self) -> dict[str, Tensor]:
-        """The diagonal Fisher information of the trained matrices, on the base model's first general answers."""
+        """The diagonal Fisher information of the matrices that training changes, on the base model's answers."""
         texts, layers = self.base_answers[:self.n_probe_texts], self.matrices
         return self.of_base("fisher", texts, lambda: fisher(self.base, texts, layers), layers)
 

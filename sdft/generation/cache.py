@@ -1,14 +1,16 @@
 """The static cache of keys and values, and the attention of prompts and of decoding steps over it.
 
-Each sequence of the batch has a stretch of slots, right-padded: a token's slot is its position, so a sequence needs
-to know nothing of the others, and the next prompt simply overwrites the slots of a finished one.
+Each sequence owns a contiguous range of slots. A token's slot is its position, and unused slots are at the end. So
+sequences are independent, and the next prompt overwrites the slots of a finished sequence.
 
-    sequence 0 │ p r e f i x p r o m p t r e s p · · · · │   The prefix of all prompts is computed once, in sequence 0,
-    sequence 1 │ p r e f i x p r o m r e s p o n s e · · │   and copied to every sequence. `PrefillAttention` writes
-    sequence 2 │ p r e f i x p r o m p t s r · · · · · · │   the rest of each prompt, `DecodeAttention` a step's tokens.
+    sequence 0 │ p r e f i x p r o m p t r e s p · · · · │
+    sequence 1 │ p r e f i x p r o m r e s p o n s e · · │
+    sequence 2 │ p r e f i x p r o m p t s r · · · · · · │
 
-A layer's keys are one array of lines, one for each sequence, key/value head and slot, and so are its values. So a
-step writes all its tokens by one operation. Neighbouring sequences form a group, which attends together.
+All prompts share a prefix: it is computed once, in sequence 0, and copied. `PrefillAttention` writes the rest of each
+prompt, `DecodeAttention` the new tokens of each step. The keys of a layer are one array (lines, C); a line is the key
+of one sequence, one key/value head and one slot. Values are stored the same way, so that one indexed write stores all
+new tokens. Attention is computed for a group of neighbouring sequences at once; each sees only its own slots.
 """
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ class Engine:
                 yield Output(response.request.id, text, response.written, response.finish)
 
     def compact(self) -> None:
-        """Fill free places with sequences from the end: steps then run over active sequences only."""
+        """Move the last sequences of the batch into free places, so that a step computes active sequences only."""
         for index in range(len(self.responses)):
             while self.responses and self.responses[-1] is None:
                 self.responses.pop()

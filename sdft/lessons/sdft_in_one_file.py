@@ -274,7 +274,7 @@ def objection(record: Record, rewritten: Answer) -> str:
 
 
 def answer_occurs(answer: str, text: str) -> bool:
-    """The task's own check: the answer occurs in the text as whole words, whatever their case and punctuation."""
+    """Whether the answer occurs in the text as whole words, whatever their case and punctuation: the task's check."""
     wanted, written = (" ".join(re.findall(r"\w+", each.casefold())) for each in (answer, text))
     return f" {wanted} " in f" {written} "
 

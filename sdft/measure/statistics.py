@@ -1,9 +1,9 @@
-"""Intervals and tests: how certain a mean, or a difference between two arms, is.
+"""Intervals and tests. They say how certain a mean is, or a difference between two arms.
 
 Comparisons of two arms are paired by item, since both answered the same questions. The same values and the same seed
 give the same interval, bit for bit. sdft/studies/statistics.py compares several training seeds.
 
-    scores of two arms     paired_difference (interval over items), mcnemar or sign_flip (p), holm over the family
+    scores of two arms     paired_difference (interval over items), mcnemar or sign_flip (p), holm (all p together)
     means over tokens      bootstrap_ratio (interval over texts), by_position (means by position in the answer)
 
     from sdft.measure.statistics import bootstrap_mean

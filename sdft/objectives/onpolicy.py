@@ -40,7 +40,7 @@ class OnPolicy:
 
 
 def onpolicy(start: Start, reverse: bool = False) -> OnPolicy:
-    """The on-policy objective. Raises SdftError where the inputs have no samples or no demonstrations."""
+    """The on-policy objective. Raises SdftError if the inputs cannot draw samples or have no demonstrations."""
     if start.inputs.sample is None or not start.inputs.shown:
         raise SdftError(f"objective {start.settings.objective} needs the model's own samples and demonstrations: train "
                         "it as an arm, as in `sdft run --arms=sft,sdft-onpolicy`")

@@ -90,7 +90,7 @@ def gap_table(run: Run) -> Table:
 
 
 def paired_table(run: Run) -> Table:
-    """Rewrites compared with originals, record by record: over full targets, and over equal lengths."""
+    """Rewrites compared with originals: over whole targets, and over the length of the shorter one of each pair."""
     rows = []
     for name, gap in run.gaps.items():
         if paired := gap.get("paired"):

@@ -35,8 +35,8 @@ def remaining(runs: Sequence[PlannedRun], folder: Path) -> tuple[float, int] | N
 
 
 def planned_seconds(runs: Sequence[PlannedRun], folder: Path, rate: Callable[[Config], float | None]) -> float:
-    """The seconds of rewriting and training that `sdft plan` gives for the stages that no earlier run makes. rate:
-    GFLOP/s of a run. A run that cannot be planned counts nothing: it is refused when its turn comes."""
+    """Estimate the seconds of all rewriting and training still to do, with the times of `sdft plan`. rate(config): the
+    GFLOP/s of a run. A run that cannot be planned counts as 0 seconds; `sdft sweep` refuses it when it starts."""
     total = 0.0
     plans: dict[str, Plan | None] = {}
     for run, names in to_make(runs, folder):

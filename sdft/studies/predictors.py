@@ -98,7 +98,7 @@ def scores_of_base(study: str, results: Sequence[RunResult], outcomes: Sequence[
 
 
 def rank(points: Sequence[ArmPoint], asked: Mapping[str, Sequence[str]]) -> list[RankedMeasure]:
-    """For every outcome the measures, the one that explains most within studies first; none predicts itself."""
+    """Return the measures for every outcome, sorted by what they explain within studies; none for the same outcome."""
     ranking: list[RankedMeasure] = []
     for outcome in asked["outcomes"]:
         measures = [name for name in dict.fromkeys([*asked["measures"], GAINED])
@@ -131,8 +131,8 @@ def explain(points: Sequence[ArmPoint], outcome: str, measure: str) -> RankedMea
 
 
 def difference(points: Sequence[ArmPoint], outcome: str, first: str, other: str) -> ExplainedDifference:
-    """R² within studies of one measure − that of another, on the points that have both. low, high: the 95 % interval,
-    both taken on the same draws of studies."""
+    """How much better `first` explains the outcome within studies than `other`: the difference of their R², on the arms
+    that have both measures. low, high: its 95 % bootstrap interval; each draw of studies serves both R²."""
     both = _varying(points, outcome, (first, other))
     (r, draws), (s, other_draws) = (correlation(_centred(_groups(both, outcome, name))) for name in (first, other))
     if r is None or s is None:

@@ -89,7 +89,7 @@ def carried(runs: Sequence[PlannedRun], folder: Path) -> dict[str, RunResult]:
 
 
 def to_make(runs: Sequence[PlannedRun], folder: Path) -> list[tuple[PlannedRun, list[str]]]:
-    """Every unfinished run, with the stages that no run before it has made or will have made."""
+    """Every run still to make, with the stages that it must make itself: no finished or earlier run makes them."""
     known = {stage.key for run in runs if is_finished(folder / run.name) for stage in stages(run.config).values()}
     unfinished, elsewhere = [], carried(runs, folder)
     for run in runs:

@@ -48,7 +48,7 @@ Check = Callable[[Record, str], str | None]     # (record, rewrite) → None to 
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that an experiment needs to know about a data set. `suites[0]` measures the target ability."""
+    """Everything that an experiment needs to know about a data set. `suites[0]` tests what the task trains."""
 
     name: str
     train: list[Record]

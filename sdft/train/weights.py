@@ -32,7 +32,7 @@ class Adapter:
                            for name, layer in self.layers.items() for factor in ("lora_A", "lora_B")}
 
     def publish(self) -> None:
-        """Nothing to do: the optimiser changes the model's own factors."""
+        """Do nothing: the optimiser has already changed the factors in the model."""
 
     @torch.no_grad()
     def delta_norm(self) -> Tensor:

