@@ -28,8 +28,10 @@ COLUMNS = ("kl", "top1", "rouge_l", "general.bleu", "length", "shift", "target_n
 
 
 def write_study(folder: Path) -> Path:
-    """Read cells.json in `folder`, and write report.md and one SVG per figure there; return the path of report.md. Raises
-    SdftError if cells.json is not the result of a study, or if matplotlib (extra [report]) is missing."""
+    """Read cells.json in `folder`, write report.md and one SVG per figure there, and return the path of report.md.
+
+    Raises SdftError if cells.json is not the result of a study, or if matplotlib (extra [report]) is missing.
+    """
     require_matplotlib()
     path = folder / NAME
     content: Any = read_json(path)
