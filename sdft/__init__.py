@@ -31,6 +31,7 @@ _EXPORTS = {
     "measure_shift": "sdft.measure.weights.shift",
     "merge": "sdft.model.lora",
     "read_records": "sdft.data.records",
+    "remove_lora": "sdft.model.lora",
     "rewrite": "sdft.distill",
     "save_adapter": "sdft.model.io.adapters",
     "self_distill": "sdft.method",

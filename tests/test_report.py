@@ -69,7 +69,7 @@ def folder(tmp_path):
                   "nominal_ratio": 1.0, "effective_share": .7, "tokens_original": 50, "tokens_distilled": 400,
                   "examples": {"accepted": [], "rejected": []}}})
     write_json(folder / "summary.json", {"seconds": {"rewrite": 12.0}})
-    write_json(folder / "environment.json", {"torch": "2.13.0", "threads": 2})
+    write_json(folder / "environment.json", {"format": 2, "torch": "2.13.0", "threads": 2})
     write_text(folder / "config.toml", '[train]\nlr = 0.0005\n')
     _rows(folder / "rewrites.jsonl",
           [{"id": key, "text": f"rewrite of {key} <b>", "tokens": 9, "finish": "stop"} for key in ids])
@@ -286,3 +286,11 @@ def test_a_figure_names_its_axes_and_counts(measured):
                         "interpolation": ("NLL, nats/token", "base", "tuned")}.items():
         drawn = re.sub(r"<!-- (.*?) -->", r"\1", figures[name].svg)     # matplotlib writes a text above its glyphs
         assert all(text in drawn for text in texts), name
+
+
+@pytest.mark.parametrize("version", [1, None])
+def test_a_run_folder_of_an_older_version_is_refused_in_one_line(folder, version):
+    write_json(folder / "environment.json", {"format": version} if version else {})
+    with pytest.raises(SdftError, match="expected a run folder of format 2, got one of format 1 by another") as error:
+        write_report(folder)
+    assert "\n" not in str(error.value)

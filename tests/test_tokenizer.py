@@ -1,6 +1,7 @@
 """Byte-level BPE against the `tokenizers` library: SmolLM2's files, and Llama 3's ranks with each pre-tokeniser."""
 import base64
 import json
+import pickle
 import random
 import shutil
 from pathlib import Path
@@ -221,3 +222,12 @@ def test_a_saved_folder_stands_alone(smollm2, tmp_path):
     load_tokenizer(smollm2).save(tmp_path / "one")
     shutil.move(tmp_path / "one", tmp_path / "two")
     assert load_tokenizer(tmp_path / "two").encode("x") == load_tokenizer(smollm2).encode("x")
+
+
+def test_a_tokenizer_goes_to_another_process_and_forgets_long_words(pair):
+    """Worker processes get it by pickle, also after use; the cache holds no word of more than 100 characters."""
+    ours, _ = pair
+    text = "Worker " + "x" * 101
+    ids = ours.encode(text)
+    assert pickle.loads(pickle.dumps(ours)).encode(text) == ids == ours.encode(text)
+    assert max(map(len, ours._words)) <= 100

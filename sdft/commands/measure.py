@@ -28,25 +28,27 @@ if TYPE_CHECKING:
     from sdft.results import AnswerLine
     from sdft.tokenizers.tokenizer import Tokenizer
 
-HELP = """\
-Of --adapter or --tuned compared with the base model of --model:
-shift: change of the weights, module by module, with spectrum and ranks;
-fisher: Fisher-weighted change, by how sensitive the base model's answers to --suite are to each weight;
-drift: KL on the base model's answers to --suite, and in `reverse` on the tuned model's own;
-texts: similarity of the two models' answers to --suite: ROUGE-L, BLEU, cosine;
-activations: drift of the hidden states on the base model's answers to --suite, layer by layer;
-interpolation: NLL of the targets in --data between the base model and the tuned model, and beyond.
-Of one model:
-gap: NLL, rank and low-probability share of the targets in --data.
-Of folders:
-adapters: two adapter folders A and B compared;
-weights: the change from checkpoint folder A to B, module by module;
-between: two checkpoints B and C, both tuned from A, compared."""
+HELP = """
+
+These compare --adapter or --tuned with the base model of --model:
+  shift          prints how far the weights moved, module by module, with spectrum and ranks.
+  fisher         weights each change by how sensitive the base model's answers to --suite are to that weight.
+  drift          prints KL on the base model's answers to --suite, and in `reverse` on the tuned model's own.
+  texts          prints how similar both models' answers to --suite are: ROUGE-L, BLEU, cosine.
+  activations    prints the drift of the hidden states on the base model's answers to --suite, layer by layer.
+  interpolation  prints the NLL of the targets in --data between the base and the tuned model, and beyond.
+This one measures one model:
+  gap            prints NLL, rank and low-probability share of the targets in --data.
+These compare folders:
+  adapters       compares two adapter folders A and B.
+  weights        prints the change from checkpoint folder A to B, module by module.
+  between        compares two checkpoints B and C, both tuned from A."""
 
 
 def measure(parser: argparse.ArgumentParser) -> Execute:
     """Print one measure as JSON."""
-    parser.add_argument("what", choices=MEASURES, help=HELP)
+    parser.description = f"{parser.description}{HELP}"
+    parser.add_argument("what", choices=MEASURES, metavar="MEASURE", help="Name of the measure, of the list above.")
     parser.add_argument("folders", nargs="*", metavar="A B", help="Folders of adapters, weights and between.")
     parser.add_argument("--adapter", metavar="DIR", help="Adapter to measure.")
     parser.add_argument("--tuned", metavar="MODEL",

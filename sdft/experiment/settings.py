@@ -32,7 +32,9 @@ class ModelConfig:
     dtype: str = option("auto", "Type of the weights: bfloat16, float16 or float32; auto is bfloat16, or float32 on "
                                 "a CPU without instructions for it.")
     device: str = option("cpu", "Device of the model: cpu, cuda, cuda:1, ….")
-    chat: str | None = option(None, "Chat format; the default is the model's own.")
+    chat: str | None = option(None, "Chat format: llama2, llama3, llama3.1, chatml, smollm2, qwen2, qwen2.5, qwen3, "
+                                    "mistral, mistral-v0.3, zephyr, tinyllama, alpaca or raw; the default is the "
+                                    "model's own.")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class TaskConfig:
     task: str = option("passages", "Task: passages (built in), gsm8k, openfunctions, alpaca, dolly, or custom.")
     data: str | None = option(None, "Folder of the task's files; for task custom, the file.")
     columns: dict[str, str] | None = option(None, "Names of the file's columns: instruction=NAME,response=NAME,….")
-    max_records: int | None = option(None, "Use only the first N training records, and fewer test items.")
+    max_records: int | None = option(None, "Use only the first N training records and max(32, N/2) test items.")
     train_records: int | None = option(None, "Number of training records; the default is the task's.")
     test_records: int | None = option(None, "Number of test items of the task; the default is the task's.")
     data_seed: int = option(0, "Random seed of generated data and of the held-out split.")

@@ -10,6 +10,7 @@ It may import models, chat formats and kernels (tests/test_rooms.py), but knows 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 from sdft.data.chat import encode_prompt
 from sdft.generation.engine import Engine, Output, Report, Request
@@ -57,6 +58,7 @@ def stream_tokens(model: Llama, tokenizer: Tokenizer, tokens: list[int],
 
 def _encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     if isinstance(prompt, str):
-        return encode_prompt(tokenizer, [{"role": "user", "content": prompt}])
-    messages = [part for part in prompt if isinstance(part, dict)]
-    return encode_prompt(tokenizer, messages) if messages else [token for token in prompt if isinstance(token, int)]
+        prompt = [{"role": "user", "content": prompt}]
+    if prompt and isinstance(prompt[0], dict):
+        return encode_prompt(tokenizer, cast(list[dict[str, str]], prompt))
+    return [int(token) for token in cast(list[int], prompt)]

@@ -81,7 +81,7 @@ def add_lora(model: Llama, rank: int = 8, alpha: float = 16, targets: Sequence[s
     layer of the decoder, for an impossible rank or dropout, and if the model already has an adapter.
     """
     if lora_layers(model):
-        raise SdftError("the model has an adapter already: call remove_lora(model) first, or merge and save it")
+        raise SdftError("the model has an adapter already: call sdft.remove_lora(model) first; merge(model) keeps it")
     if rank < 1 or not 0 <= dropout < 1:
         raise SdftError(f"expected a LoRA rank of at least 1 and a dropout in [0, 1), got {rank} and {dropout}")
     names = match_targets(model, targets, rank)

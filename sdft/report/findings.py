@@ -49,7 +49,7 @@ def _sdft_and_sft(sdft: ArmMeasures, sft: ArmMeasures) -> list[str]:
     a, b = sdft["general"], sft["general"]
     if "kl" in a and "kl" in b:
         paired = a.get("against_sft")
-        sentences.append(f"The general answers drifted {_ratio(a['kl'], b['kl'])} with sdft as with sft (KL "
+        sentences.append(f"The general answers drifted {_ratio(a['kl'], b['kl'])} (KL "
                          f"{nats(a['kl'])} and {nats(b['kl'])}"
                          + (f"; paired over {paired['n']} answers: {_difference(paired)}" if paired else "") + ").")
     x, y = a.get("reverse"), b.get("reverse")
@@ -63,11 +63,13 @@ def _sdft_and_sft(sdft: ArmMeasures, sft: ArmMeasures) -> list[str]:
                          f"{nats(first[1])} with sft; from token {b['by_position'][-1]['first']} on, {nats(last[0])} "
                          f"and {nats(last[1])}.")
     if (shift := sdft.get("shift")) and (other := sft.get("shift")):
-        sentences.append(f"The weights moved {_ratio(shift['total'], other['total'])} with sdft as with sft (‖ΔW‖ "
+        sentences.append(f"The weights moved {_ratio(shift['total'], other['total'])} (‖ΔW‖ "
                          f"{shift['total']:.2f} and {other['total']:.2f}; there is no interval, since each arm was "
                          "trained once).")
     return sentences
 
 
 def _ratio(value: float, reference: float) -> str:
-    return f"{value / reference:.2f} times as far" if reference > 0 else "an undefined number of times as far"
+    if reference > 0:
+        return f"{value / reference:.2f} times as far with sdft as with sft"
+    return "farther with sdft than with sft" if value > 0 else "with neither arm"

@@ -10,7 +10,7 @@ from typing import Any
 
 from sdft.errors import SdftError
 from sdft.files import Journal, read_json, read_text
-from sdft.results import AnswerLine, ArmMeasures, DistilledLine, Gap, LogLine, Measures, RewriteLine
+from sdft.results import FORMAT, AnswerLine, ArmMeasures, DistilledLine, Gap, LogLine, Measures, RewriteLine
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,15 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run folder. Raises SdftError when the folder holds no finished run."""
+    """Read a run folder. Raises SdftError where it holds no finished run, or one of another version."""
     folder = Path(folder)
     if not (folder / "measures.json").is_file():
         raise SdftError(f"{folder}: expected a finished run with measures.json, found none; "
                         "make one with `sdft run --out DIR`, or run the same command again to finish it")
+    environment = read_json(folder / "environment.json")
+    if environment.get("format") != FORMAT:
+        raise SdftError(f"{folder}: expected a run folder of format {FORMAT}, got one of format "
+                        f"{environment.get('format', 1)} by another version of sdft; run again in a new folder")
     measures = read_json(folder / "measures.json")
     arms = measures.get("arms") if isinstance(measures, dict) else None
     if not arms or not all(isinstance(arm, dict) and arm.get("suites") for arm in arms.values()):
@@ -67,7 +71,7 @@ def read_run(folder: Path) -> Run:
     summary = read_json(folder / "summary.json") if (folder / "summary.json").is_file() else {}
     return Run(
         folder=folder, measures=measures, seconds=summary.get("seconds") or {},
-        environment=read_json(folder / "environment.json"), config=read_text(folder / "config.toml"),
+        environment=environment, config=read_text(folder / "config.toml"),
         rewrites={line["id"]: line for line in _lines(folder / "rewrites.jsonl") if "text" in line},
         distilled=_lines(folder / "distilled.jsonl"),
         logs={arm: _lines(folder / arm / "log.jsonl") for arm in arms},

@@ -1,6 +1,6 @@
 """cells.json: the results of a study, small enough to be committed. The study's page is made from it alone.
 
-Its types are StudyResults and RunResult in sdft/results.py. A column of a run is a number's path in measures.json
+Its types are StudyResults and RunResult of results.py. A column of a run is a number's path in measures.json
 ("general.kl_low", "training.target_tokens") or the name that summary.json gives it ("kl"); `target_nll` is the NLL of
 the arm's own targets under the base model.
 

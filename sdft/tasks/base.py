@@ -120,7 +120,7 @@ class Selection:
         return self.answered(read_records(path, self.columns), path)
 
     def answered(self, records: list[Record], path: Path) -> list[Record]:
-        """Keep the records that have an answer; the others cannot be rewritten, learned or scored against."""
+        """Keep the records that have an answer; the others cannot be rewritten, trained on or scored against."""
         kept = [record for record in records if record.response.strip()]
         if not kept:
             raise SdftError(f"{path}: expected records with an answer, but none of the {len(records)} has one; fill "

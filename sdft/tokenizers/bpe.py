@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, lru_cache
 from itertools import chain, pairwise
 from typing import Any
 
@@ -20,7 +19,7 @@ from sdft.errors import SdftError
 from sdft.tokenizers.pretokenize import DIGIT, GPT2, PreTokenizer, nfc, replace_surrogates
 from sdft.tokenizers.tokenizer import AddedToken, AddedTokens, Settings, Tokenizer
 
-_CACHED_WORDS = 1 << 17
+_CACHED_WORDS, _LONGEST_CACHED = 1 << 17, 100        # number of words, characters of a word
 
 
 # The character that represents each byte in a vocabulary: itself if printable, else one from U+0100 on
@@ -107,8 +106,7 @@ class ByteLevelBPE(Tokenizer):
         self._pretokenize = PreTokenizer(patterns, where)
         self._added = AddedTokens(added, nfc if normalizers else str)
         self._byte_ids = [[self._vocab[char]] if char in self._vocab else unknown for char in BYTE_CHARS]
-        self._bytes = cache(self._token_bytes)
-        self._encode_cached = lru_cache(_CACHED_WORDS)(self._encode_word)
+        self._words: dict[str, list[int]] = {}                      # the ids of words seen before
         super().__init__(settings, {id: text for text, id in self._vocab.items()}, added, add_bos)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -117,20 +115,30 @@ class ByteLevelBPE(Tokenizer):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += chain.from_iterable(map(self._encode_cached, self._pretokenize(part)))
+                ids += chain.from_iterable(map(self._encode_word, self._pretokenize(part)))
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         hidden = self.special_ids if skip_special else ()
-        return b"".join([self._bytes(id) for id in map(int, ids) if id not in hidden]).decode("utf-8", "replace")
+        return b"".join([self._bytes_of(id) for id in map(int, ids) if id not in hidden]).decode("utf-8", "replace")
 
     def piece(self, id: int) -> str:
-        return self._bytes(id).decode("utf-8", "backslashreplace")
+        return self._bytes_of(id).decode("utf-8", "backslashreplace")
 
     def spec(self) -> Mapping[str, Any]:
         return self._spec
 
     def _encode_word(self, word: str) -> list[int]:
+        if (known := self._words.get(word)) is not None:
+            return known
+        ids = self._merge_word(word)
+        if len(word) <= _LONGEST_CACHED:
+            if len(self._words) >= _CACHED_WORDS:
+                self._words.clear()
+            self._words[word] = ids
+        return ids
+
+    def _merge_word(self, word: str) -> list[int]:
         data = word.encode()
         if self._ignore_merges:
             id = self._vocab.get("".join([BYTE_CHARS[byte] for byte in data]))
@@ -139,7 +147,7 @@ class ByteLevelBPE(Tokenizer):
         ids = [id for byte in data for id in self._byte_ids[byte]]
         return merge(ids, self._ranks, self._merged)
 
-    def _token_bytes(self, id: int) -> bytes:
+    def _bytes_of(self, id: int) -> bytes:
         text = self._texts.get(id, "")              # an id beyond the vocabulary (padded embeddings): no text
         try:
             return bytes(map(_BYTE_OF.__getitem__, text))

@@ -64,8 +64,8 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method
     lora) or model.safetensors with config.json and the tokenizer's files (method full). Where the folder holds a state
     of the same run, training resumes from it; the result is bit for bit that of an uninterrupted run (same machine,
-    same number of threads). Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or
-    SIGTERM (after saving).
+    same number of threads). Without a folder nothing is written. Raises SdftError for a state of another
+    run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
     """
     folder = None if folder is None else Path(folder)
     check_objective(settings)
@@ -120,8 +120,8 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
                 "target_tokens": sum(batch.targets for batch in batches),
                 "tokens_per_second": round(tokens / seconds, 1), "seconds": round(seconds, 4)}
             if not math.isfinite(line["delta_norm"]):
-                raise SdftError(f"step {step + 1}: the update left weights that are not finite; the saved state is "
-                                "older: train again in another folder with a lower lr or weight_decay")
+                raise SdftError(f"step {step + 1}: the update left weights that are not finite: train again "
+                                f"{'' if folder is None else 'in another folder '}with a lower lr or weight_decay")
             if held and (step + 1) % per_epoch == 0:
                 line["validation_loss"] = evaluate(model, held, settings.micro_tokens)
             log.append(line)
@@ -170,7 +170,8 @@ def _not_finite(step: int, loss: float, norm: float, batches: Sequence[Batch], f
     ids = ", ".join(name for batch in batches for name in batch.ids)
     kept = "" if folder is None else f"; the state after step {step} is kept in {folder / NAME}"
     return SdftError(f"step {step + 1}: expected a finite loss, got loss {loss} with gradient norm {norm} on the "
-                     f"records {ids}{kept}: check these records, or train again in another folder with a lower lr")
+                     f"records {ids}{kept}: check these records, or train again "
+                     f"{'' if folder is None else 'in another folder '}with a lower lr")
 
 
 def _summary(log: Journal, records: int, left_out: dict[str, int]) -> TrainingSummary:

@@ -27,4 +27,4 @@ class StopRequest:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
-        print("\nfinishing this step and saving …", file=sys.stderr)
+        print("\nfinishing this step …", file=sys.stderr)

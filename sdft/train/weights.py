@@ -38,7 +38,7 @@ class Adapter:
     def delta_norm(self) -> Tensor:
         return squared_shift(self.layers).clamp_min(0).sqrt()                       # √Σ ‖s·B·A‖²_F
 
-    def save(self, folder: Path, base_name: str = "", tokenizer: Tokenizer | None = None) -> None:
+    def save(self, folder: Path | str, base_name: str = "", tokenizer: Tokenizer | None = None) -> None:
         """Write adapter_model.safetensors and adapter_config.json; the tokenizer is the base model's."""
         save_adapter(self.model, folder, base_name)
 

@@ -51,9 +51,10 @@ class Targets:
 
 def measure_gap(model: Llama, tokenizer: Tokenizer, records: Sequence[Record], template: str = "plain",
                 chat: str | None = None) -> Gap:
-    """How surprising the responses of `records` are to `model`; call it before training, with the base model.
+    """How surprising the responses of `records` are to `model` as it is, with an adapter that is on.
 
-    `template` is the prompt of training, `chat` the chat format (None: the model's own).
+    Call it before training, or inside `with adapter_off(model)`: the gap is that of the base model. `template` is the
+    prompt of training, `chat` the chat format (None: the model's own).
     """
     form = get_template(template)
     return gap(model, [training_example(tokenizer, record, form, chat) for record in records])

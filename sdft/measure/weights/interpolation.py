@@ -27,7 +27,7 @@ AT = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
 def loss_along(model: Llama, examples: Sequence[Example], at: Sequence[float] = AT, base: Llama | None = None,
-               desc: str = "along") -> list[InterpolationPoint]:
+               desc: str = "interpolation") -> list[InterpolationPoint]:
     """The NLL of the examples at each t, between `base`, or `model` with its adapter off, and `model`.
 
     The model is unchanged afterwards, bit for bit. Raises SdftError where it has no adapter and no base is given.

@@ -23,7 +23,7 @@ CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")     # initiali
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]                # layer name → A (R, D), B (O, R)
 
 
-def save_adapter(model: Llama, folder: Path, base_name: str = "") -> None:
+def save_adapter(model: Llama, folder: Path | str, base_name: str = "") -> None:
     """Write the model's adapter to `folder`, each file atomically; the configuration last."""
     layers = lora_layers(model)
     if not layers:
@@ -40,12 +40,12 @@ def save_adapter(model: Llama, folder: Path, base_name: str = "") -> None:
         "target_modules": targets, "bias": "none", "inference_mode": True})
 
 
-def load_adapter(model: Llama, folder: Path) -> None:
+def load_adapter(model: Llama, folder: Path | str) -> None:
     """Add the adapter in `folder` to the model; it replaces the adapter that the model has.
 
     An adapter that is incomplete, damaged, not supported or for another model raises SdftError; the model is unchanged.
     """
-    config, factors = read_adapter(folder)
+    config, factors = read_adapter(Path(folder))
     modules = dict(model.named_modules())
     for name, (A, B) in factors.items():
         base = modules.get(name)
