@@ -93,9 +93,9 @@ def test_an_item_too_long_for_the_context_is_reported_and_counts_as_an_empty_ans
     long = Item("long", [{"role": "user", "content": "word " * 200}])
     rows = run(tmp_path, Suite("small", [long, *ITEMS], length_score, "accuracy", 10))
     assert (rows[0]["id"], rows[0]["output"], rows[0]["tokens"], rows[0]["score"]) == ("long", "", 0, 0.0)
-    assert "evaluate: left out 1 of 9" in capsys.readouterr().err
+    assert "evaluate: skipped 1 of 9" in capsys.readouterr().err
     assert len(run(tmp_path, Suite("small", [long, *ITEMS], length_score, "accuracy", 10))) == 9
-    assert capsys.readouterr().err.count("left out") == 0
+    assert capsys.readouterr().err.count("skipped") == 0
 
 
 def test_a_suite_without_a_score_keeps_the_outputs(tmp_path):

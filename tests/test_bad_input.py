@@ -57,7 +57,7 @@ def test_records_that_do_not_fit_are_told_and_left_out(fails, model, tmp_path, c
     train = ["train", "--model", str(model), "--data", str(data), "--epochs=1", "--out"]
     assert main([*train, str(tmp_path / "out")]) == 0
     streams = capsys.readouterr()
-    assert "left out 1 of 2 records" in streams.err and json.loads(streams.out)["records"] == 1
+    assert "skipped 1 of 2 records" in streams.err and json.loads(streams.out)["records"] == 1
     data.write_text(json.dumps(rows[0]) + "\n")
     assert "no record to train on" in fails(*train, tmp_path / "other")
 

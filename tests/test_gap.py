@@ -95,7 +95,7 @@ def test_sets_of_targets_for_the_same_prompts_have_the_gap_that_each_has_alone(e
             assert [row["id"] for row in found[name]["records"]] == [row["id"] for row in alone["records"]]
             assert found[name]["nll"] == pytest.approx(alone["nll"], abs=1e-5)
             assert found[name]["tokens"] == alone["tokens"]
-    assert "gap, distilled: left out 1 of 7 records" in capsys.readouterr().err
+    assert "gap, distilled: skipped 1 of 7 records" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_or_has_no_target_is_skipped_and_reported(examples, capsys):
@@ -103,8 +103,8 @@ def test_what_does_not_fit_or_has_no_target_is_skipped_and_reported(examples, ca
     found = gap(tiny_chat_model(), [*examples[:2], *odd])["records"]
     assert [row["id"] for row in found] == ["r0", "r1"]
     told = capsys.readouterr().err
-    assert "left out 1 of 4 records: longer than 512 tokens" in told
-    assert "left out 1 of 4 records: no target token" in told
+    assert "skipped 1 of 4 records: longer than 512 tokens" in told
+    assert "skipped 1 of 4 records: no target token" in told
     with pytest.raises(SdftError, match="no record"):
         gap(tiny_chat_model(), odd)
 

@@ -166,7 +166,7 @@ def test_a_record_too_long_for_the_context_is_reported_and_the_others_are_rewrit
     rewrites = run(tmp_path, [*records(3), long])
     assert [rewrite.id for rewrite in rewrites] == ["r0", "r1", "r2"]
     reported = capsys.readouterr().err
-    assert "rewrite: left out 1 of 4, whose prompts fill the model's context of 512 tokens (long)" in reported
+    assert "rewrite: skipped 1 of 4, whose prompts fill the model's context of 512 tokens (long)" in reported
 
 
 def test_a_journal_of_another_model_template_or_sampling_is_refused_and_kept(tmp_path):

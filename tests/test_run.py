@@ -1,4 +1,4 @@
-"""A whole run on a tiny model: every file of the contract, going on after SIGKILL, refusing other settings."""
+"""A whole run on a tiny model: every file of the contract, resuming after SIGKILL, refusing other settings."""
 import json
 import os
 import shutil
@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_run import ARMS, options, save_tiny_model
 
+import sdft
 from sdft.cli import main
 from sdft.distill import Distilled
 from sdft.files import Journal
+from sdft.kernels.lora_linear import lora_linear
 
 
 @pytest.fixture(scope="module")
@@ -228,3 +232,18 @@ def test_full_fine_tuning_is_the_second_way(model, tmp_path):
     assert pair["norms"] == pytest.approx([measures["arms"][arm]["shift"]["total"] for arm in ARMS[1:]], rel=1e-6)
     assert 0 < pair["cosine"] <= 1 and pair["left_cosine"] is not None
     assert main(["generate", "Hello", f"--model={folder / 'sdft'}", "--dtype=float32", "--max_new_tokens=2"]) == 0
+
+
+def test_from_the_command_to_the_lora_gradient_a_reader_passes_seven_files(model, tmp_path, monkeypatch):
+    package, stacks = Path(sdft.__file__).parent, []
+
+    def watched(*arguments):
+        stacks.append([Path(frame.filename) for frame in traceback.extract_stack()])
+        return lora_linear(*arguments)
+
+    monkeypatch.setattr("sdft.model.lora.lora_linear", watched)
+    assert main(["run", *options(model), "--arms=sft", "--out", str(tmp_path / "run")]) == 0
+    training = next(stack for stack in stacks if package / "train/loop.py" in stack)
+    files = [str(path.relative_to(package)) for path in dict.fromkeys(training) if path.is_relative_to(package)]
+    assert files == ["cli.py", "commands/run.py", "experiment/run.py", "train/loop.py", "objectives/hidden_states.py",
+                     "model/llama.py", "model/lora.py"]                     # and kernels/lora_linear.py, which it calls

@@ -157,11 +157,11 @@ def test_records_without_an_answer_are_reported_and_left_out_before_the_split(fo
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = load_task("custom", path)
     assert len(task.train) == 18 and len(task.suites[0].items) == 2 and all(record.response for record in task.train)
-    assert capsys.readouterr().err == f"task custom: left out 20 of 40 records of {path}, which have no answer\n"
+    assert capsys.readouterr().err == f"task custom: skipped 20 of 40 records of {path}, which have no answer\n"
     rows = json.loads((folder / "gsm8k_train.json").read_text())
     (folder / "gsm8k_train.json").write_text(json.dumps([*rows, {"question": "?", "answer": " \n"}]))
     assert len(load_task("gsm8k", folder).train) == 200
-    assert "left out 1 of 201 records of" in capsys.readouterr().err
+    assert "skipped 1 of 201 records of" in capsys.readouterr().err
     path.write_text("".join(json.dumps({"instruction": f"Question {i}?"}) + "\n" for i in range(9)))
     with pytest.raises(SdftError, match="mine.jsonl: expected records with an answer, but none of the 9 has one; fill"):
         load_task("custom", path)

@@ -147,7 +147,7 @@ def test_a_run_leaves_its_log_adapter_and_summary(tmp_path, capsys):
     assert ["validation_loss" in line for line in lines] == [False, False, True] * 2
     assert lines[-1]["validation_loss"] == pytest.approx(evaluate(model, examples(3, seed=9), 100), abs=1e-5)
     assert summary["left_out"] == {"longer than 50 tokens": 1, "no target token": 1}
-    assert "left out 1 of 12 records: longer than 50 tokens" in capsys.readouterr().err
+    assert "skipped 1 of 12 records: longer than 50 tokens" in capsys.readouterr().err
     saved = read_tensors(tmp_path / "adapter_model.safetensors")
     assert len(saved) == 8 and (tmp_path / "adapter_config.json").exists() and not model.training
     with pytest.raises(SdftError, match="no record"):

@@ -78,6 +78,6 @@ def fitting(requests: Iterable[Request], context: int, what: str) -> list[Reques
     requests = list(requests)
     if long := [request.id for request in requests if len(request.tokens) >= context]:
         named = ", ".join(long[:3]) + (", …" if len(long) > 3 else "")
-        print(f"{what}: left out {len(long)} of {len(requests)}, whose prompts fill the model's context of {context} "
+        print(f"{what}: skipped {len(long)} of {len(requests)}, whose prompts fill the model's context of {context} "
               f"tokens ({named})", file=sys.stderr)
     return [request for request in requests if len(request.tokens) < context]

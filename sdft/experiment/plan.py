@@ -213,26 +213,27 @@ def needs(config: Config, task: Task, gflops: float | None, memory: float | None
 
     def training(n: int) -> dict[str, int]:
         return training_memory(shape, train, size, n, max(1, n * largest.targets // len(largest.tokens)),
-                                 min(n, longest), config.model.device == "cpu")
+                               min(n, longest), config.model.device == "cpu")
 
     def generation(batch_size: int) -> dict[str, int]:
         return generation_memory(model_config, shape.weights, size, lengths, batch_size, config.model.device == "cpu")
 
     flops = {"rewrite, at most": generation_flops(shape, sum(prompts), limit * len(prompts),
-                                                    sum(length**2 // 2 for length in lengths)),
+                                                  sum(length**2 // 2 for length in lengths)),
              "train, each arm": total / steps * training_flops(shape, tokens, targets, pairs, train.method == "full")}
     plan: Plan = {
-            "parameters": shape.weights, "trained": shape.weights if train.method == "full" else shape.adapter,
-            "records": len(task.train), "epochs": train.epochs, "steps": total,
-            "tokens": {"prompts to rewrite": sum(prompts), "rewrites, at most": limit * len(prompts),
-                       "training, an epoch": sum(len(example.tokens) for example in examples),
-                       "computed, an epoch": tokens, "targets, an epoch": targets},
-            "tflops": {name: round(value / 1e12, 1) for name, value in flops.items()},
-            "seconds": {name: round(value / 1e9 / gflops, 1) for name, value in flops.items() if gflops},
-            "gflops": gflops,
-            "bytes": {"rewrite": generation(config.generate.generation_batch_size),
-                      "train": training(len(largest.tokens))},
-            "largest_micro_batch": len(largest.tokens)}
+        "parameters": shape.weights, "trained": shape.weights if train.method == "full" else shape.adapter,
+        "records": len(task.train), "epochs": train.epochs, "steps": total,
+        "tokens": {"prompts to rewrite": sum(prompts), "rewrites, at most": limit * len(prompts),
+                   "training, an epoch": sum(len(example.tokens) for example in examples),
+                   "computed, an epoch": tokens, "targets, an epoch": targets},
+        "tflops": {name: round(value / 1e12, 1) for name, value in flops.items()},
+        "seconds": {name: round(value / 1e9 / gflops, 1) for name, value in flops.items() if gflops},
+        "gflops": gflops,
+        "bytes": {"rewrite": generation(config.generate.generation_batch_size),
+                  "train": training(len(largest.tokens))},
+        "largest_micro_batch": len(largest.tokens),
+    }
     if memory is not None:
         room = memory * 1e9
         plan["fits"] = {"memory_gb": memory, "sequences at the same time": largest_fit(generation, len(prompts), room),

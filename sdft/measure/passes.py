@@ -19,7 +19,7 @@ def fitting(model: Llama, examples: Sequence[Example], desc: str) -> list[Exampl
     """The examples that fit the context and have a target token; the others are skipped, and reported on stderr."""
     kept, left_out = trainable(examples, model.config.context_length)
     for reason, count in left_out.items():
-        print(f"{desc}: left out {count} of {len(examples)} records: {reason}", file=sys.stderr)
+        print(f"{desc}: skipped {count} of {len(examples)} records: {reason}", file=sys.stderr)
     return kept
 
 

@@ -126,7 +126,7 @@ class Selection:
             raise SdftError(f"{path}: expected records with an answer, but none of the {len(records)} has one; fill "
                             "the column, or name another with --columns response=NAME")
         if len(kept) < len(records):
-            print(f"task {self.task}: left out {len(records) - len(kept)} of {len(records)} records of {path}, which "
+            print(f"task {self.task}: skipped {len(records) - len(kept)} of {len(records)} records of {path}, which "
                   "have no answer", file=sys.stderr)
         return kept
 

@@ -72,7 +72,7 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     longest = min(settings.max_length, model.config.context_length)
     kept, left_out = trainable(examples, longest)
     for reason, count in left_out.items():
-        print(f"left out {count} of {len(examples)} records: {reason}", file=sys.stderr)
+        print(f"skipped {count} of {len(examples)} records: {reason}", file=sys.stderr)
     examples, held = ((kept, trainable(validation, longest)[0]) if validation
                       else hold_out(kept, settings.validation, settings.seed))
     data = fingerprint([*examples, *held, *inputs.base_text, *inputs.shown])
