@@ -166,17 +166,17 @@ def test_the_standalone_file_holds_the_mix_of_the_run_s_seed(model, data, tmp_pa
     """Every rewrite accepted: a half of them is taken, by train.seed, and the rest say why not."""
     monkeypatch.setattr(sys.modules["sdft.distill.filters"], "reason_against", lambda *_: "")
 
-    def distil(*more):
+    def distill(*more):
         found, told = _told(capsys, "distill", "--model", model, "--dtype=float32", "--data", data, "--columns",
                             "instruction=prompt,response=completion", "--rewrite_tokens=2", "--out", tmp_path / "out",
                             *more)
         assert f"distill: 5 records ({data}, 1 of 6 records held out for the test)" in told
         return found, read_distilled(tmp_path / "out" / "distilled.jsonl")
 
-    everything = distil()[1]
+    everything = distill()[1]
     assert all(row.source == "rewrite" for row in everything)
     for seed in (0, 1, 2):
-        found, rows = distil("--mix_ratio=0.4", f"--seed={seed}")
+        found, rows = distill("--mix_ratio=0.4", f"--seed={seed}")
         assert rows == mix(everything, 0.4, seed)
         assert found["accepted"] == 2 and found["reasons"] == {"not in the mix": 3}
         assert found["effective_share"] == sum(row.response != row.reference for row in rows) / 5
