@@ -142,8 +142,8 @@ def detect_chat_format(chat_template: str | None) -> str:
     for name, signs in _SIGNS:
         if all(sign in chat_template for sign in signs):
             return name
-    raise SdftError("the model's chat template has an unknown format; name a known one with --chat; see "
-                    "`sdft prompt --help`")
+    raise SdftError("the model's chat template has an unknown format; name one of the formats in "
+                    "`sdft prompt --help` with --chat")
 
 
 def bos_template(bos: str, id: int) -> dict[str, Any]:
