@@ -8,7 +8,7 @@ Start reading at run.py; sdft/cli.py dispatches.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -75,16 +75,18 @@ def records_of(config: Config) -> list[Record]:
     return task_of(config).train
 
 
-def suite_of(config: Config, name: str) -> Suite:
-    """The suite `general`, `instructions`, or one of the task (SdftError where none has this name)."""
+def suites_of(config: Config, names: Iterable[str]) -> list[Suite]:
+    """The suites `general`, `instructions`, or of the task, by name (SdftError where none has a name)."""
     from sdft.tasks import general_suite, instruction_suite
 
     known = {suite.name: suite for suite in (general_suite(), instruction_suite())}
-    if name not in known:
+    names = list(dict.fromkeys(names))
+    if not set(names) <= known.keys():
         known |= {suite.name: suite for suite in task_of(config).suites}
-    if name not in known:
-        raise SdftError(f"--suite: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
-    return known[name]
+    for name in names:
+        if name not in known:
+            raise SdftError(f"--suite: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}")
+    return [known[name] for name in names]
 
 
 def existing(path: str, what: str) -> Path:

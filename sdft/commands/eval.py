@@ -5,7 +5,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sdft.commands import Execute, add_settings, load_with_adapter, settings, suite_of, task_of
+from sdft.commands import Execute, add_settings, load_with_adapter, settings, suites_of, task_of
 
 
 def eval(parser: argparse.ArgumentParser) -> Execute:
@@ -22,8 +22,7 @@ def eval(parser: argparse.ArgumentParser) -> Execute:
         from sdft.experiment.context import sampling
         from sdft.measure.abilities import evaluate, summarise
 
-        names = dict.fromkeys(options.suite or ())
-        suites = [suite_of(config, name) for name in names] or task_of(config).suites
+        suites = suites_of(config, options.suite) if options.suite else task_of(config).suites
         out = Path(options.out or Path("eval") / (Path(options.adapter).resolve().name if options.adapter else "base"))
         model, tokenizer = load_with_adapter(config, options.adapter)
         answers = evaluate(model, tokenizer, suites, out, sampling(config), config.generate.generation_batch_size,

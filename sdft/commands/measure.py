@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from sdft.commands import Execute, add_settings, existing, load_with_adapter, settings, suite_of
+from sdft.commands import Execute, add_settings, existing, load_with_adapter, settings, suites_of
 from sdft.commands.train import training_data
 from sdft.errors import SdftError
 from sdft.experiment.settings import Config
@@ -106,7 +106,7 @@ class Pair:
 
     def __init__(self, config: Config, options: argparse.Namespace, exact: bool = False):
         self.config, self.options = config, options
-        self.suite = suite_of(config, options.suite)
+        self.suite = suites_of(config, [options.suite])[0]
         counts = {"general": config.eval.general_items, "instructions": config.eval.instruction_items}
         self.ids = {item.id for item in self.suite.items[: counts.get(options.suite)]}
         if not self.ids:
