@@ -30,6 +30,7 @@ class Item:
     reference: str = ""
     kind: str = ""                                          # results are also reported by kind
     extra: Mapping[str, Any] = field(default_factory=dict)
+    brief: bool = False                                     # whether a one-word answer passes the item's own check
 
 
 @dataclass(frozen=True)
