@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict
 
-FORMAT = 2          # version of a run folder's content; a folder of another version is refused
+FORMAT = 3          # version of a run folder's content; a folder of another version is refused
 
 
 class AnswerLine(TypedDict):
@@ -73,24 +73,63 @@ class Comparison(Difference):
     """Score of this arm − score of another, on the same items."""
     p: float                        # two-sided
     test: str                       # "McNemar" or "sign-flip"
-    p_holm: NotRequired[float]      # Holm's adjustment over all comparisons of the run
+    p_holm: NotRequired[float]      # Holm's adjustment over the run's comparisons; absent in a primary end point's
 
 
-class SuiteResult(TypedDict):
-    """Mean score of one arm on one suite of n items, and its comparisons with other arms."""
-    metric: NotRequired[str]        # name of the score, such as "accuracy"
+class Share(TypedDict):
+    """A share of n items, with Wilson's 95 % interval."""
+    share: float
+    low: float
+    high: float
+    n: int
+
+
+class Flips(TypedDict):
+    """Items of a suite counted one by one. An item is solved where its score is at least ½."""
+    solved_by_base: int
+    lost: int                       # solved by the base model, and no longer by this arm; 0 in arm base
+    gained: int                     # not solved by the base model, but by this arm; 0 in arm base
+
+
+class KindResult(Flips):
+    """The items of one kind."""
+    mean: float
+    n: int
+
+
+class ChanceAdjusted(TypedDict):
+    """Forgetting and backward transfer of multiple choice, without the flips expected of guessing."""
+    forgetting: float
+    backward_transfer: float
+    flips: float                    # expected of guessing, each way, as a share of all n items
+    n: int                          # items with options to choose from
+
+
+class ScoreSummary(TypedDict):
+    """The scores of n items."""
     mean: float
     low: float
     high: float
     n: int
     tokens_mean: float              # mean length of the outputs
-    by_kind: dict[str, float]       # kind of item → mean score
-    against_base: NotRequired[Comparison]           # absent in arm base
+
+
+class SuiteResult(ScoreSummary, Flips):
+    """One arm on one suite: the mean score, what was lost and gained, and comparisons with other arms."""
+    metric: str                     # name of the score, such as "accuracy"
+    by_kind: dict[str, KindResult]  # kind of item → its result
+    forgetting: NotRequired[Share]  # F: lost / solved_by_base; absent in arm base, and where n is 0
+    backward_transfer: NotRequired[Share]           # BT: gained / the others; absent as forgetting is
+    chance_adjusted: NotRequired[ChanceAdjusted]    # absent where no item has options to choose from
+    noise_floor: NotRequired[Share]                 # of arm base: F between two answers of the base model
+    parts: NotRequired[dict[str, SuiteResult]]      # "brief": one word passes the check; "long": it does not
+    against_base: NotRequired[Comparison]           # of the scores; absent in arm base
     against_sft: NotRequired[Comparison]            # absent in arms base and sft, and in a run without sft
+    forgetting_against_sft: NotRequired[Comparison]             # F − F of sft, on the items that the base model solves
 
 
 def comparisons(suite: SuiteResult) -> dict[str, Comparison]:
-    """The comparisons that a suite's result holds: name of the other arm → comparison."""
+    """The comparisons of a suite's scores: name of the other arm → comparison."""
     pairs = (("base", suite.get("against_base")), ("sft", suite.get("against_sft")))
     return {arm: comparison for arm, comparison in pairs if comparison is not None}
 
@@ -166,6 +205,8 @@ class TokenMap(TypedDict):
 class AnswerDrift(TypedDict):
     id: str                         # of the answer's prompt
     kl: float                       # mean over its tokens
+    kl8: float                      # mean over its first 8 tokens; kl32: over its first 32
+    kl32: float
     tokens: int
 
 
@@ -176,14 +217,21 @@ class Drift(TypedDict):
     kl: NotRequired[float]
     kl_low: NotRequired[float]
     kl_high: NotRequired[float]
-    tv: NotRequired[float]          # total variation; this and the rest are absent in arm base, whose drift is 0
+    kl8: NotRequired[float]         # over the first 8 tokens of each answer; this and the rest are absent in arm base
+    kl8_low: NotRequired[float]
+    kl8_high: NotRequired[float]
+    kl32: NotRequired[float]        # over the first 32
+    kl32_low: NotRequired[float]
+    kl32_high: NotRequired[float]
+    tv: NotRequired[float]          # total variation
     tv_low: NotRequired[float]
     tv_high: NotRequired[float]
     top1: NotRequired[float]        # share of tokens where both models have the same most probable token
     by_position: NotRequired[list[Band]]
     answers: NotRequired[list[AnswerDrift]]
     reverse: NotRequired[Drift]     # of an arm: reverse KL on its own answers
-    against_sft: NotRequired[Difference]            # KL − KL of sft, per token
+    against_sft: NotRequired[Difference]            # kl − kl of sft, per token
+    kl8_against_sft: NotRequired[Difference]
 
 
 class Texts(TypedDict, total=False):
@@ -200,8 +248,16 @@ class TargetTexts(Texts, total=False):
     n: int
 
 
+class LongAnswers(Share):
+    """Answers of 25 words or more, among the prompts that the base model answers so: how many an arm keeps as long."""
+    kept: int                       # the share is of these, and n is of the base model's
+    shrunk: int                     # answers of less than a quarter of the base model's words
+    against_sft: NotRequired[Comparison]            # share kept − that of sft
+
+
 class General(Texts, Drift):
-    """An arm on the general prompts: its texts and its drift."""
+    """An arm on the general prompts: its texts, its drift, and the long answers that it keeps."""
+    long_answers: NotRequired[LongAnswers]          # absent where the base model gives no long answer
 
 
 class LayerActivations(TypedDict):

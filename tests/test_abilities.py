@@ -9,7 +9,7 @@ from tiny_chat import byte_tokenizer, tiny_chat_model
 import sdft.measure.abilities as module
 from sdft.errors import SdftError
 from sdft.generation import Sampling
-from sdft.measure.abilities import adjust_together, against, evaluate, summarise
+from sdft.measure.abilities import against, evaluate, summarise
 from sdft.tasks.base import Item, Suite
 
 ITEMS = [Item(f"i{n}", [{"role": "user", "content": f"Say {n}."}], str(n), kind="even" if n % 2 == 0 else "odd")
@@ -107,7 +107,7 @@ def test_scores_are_summarised_and_compared_by_id():
     rows = [{"id": str(i), "kind": "ab"[i % 2], "tokens": i, "score": float(i < 6)} for i in range(8)]
     found = summarise(rows)
     assert (found["mean"], found["n"], found["tokens_mean"]) == (0.75, 8, 3.5)
-    assert found["by_kind"] == {"a": 0.75, "b": 0.75} and found["low"] < 0.75 < found["high"]
+    assert found["low"] < 0.75 < found["high"]
     seed = [{**row, "score": 0.0} for row in reversed(rows)]
     assert against(rows, seed)["difference"] == 0.75
     assert against(rows, rows[::-1]) == {"difference": 0.0, "low": 0.0, "high": 0.0, "n": 8, "p": 1.0,
@@ -124,18 +124,3 @@ def test_scores_of_0_and_1_are_tested_by_mcnemar_and_others_by_flipping_signs():
     assert (found["test"], found["p"], found["n"]) == ("McNemar", 2 / 16, 5)
     found = against(scored(0.5, 0.9, 0.4), scored(0.4, 0.5, 0.2))
     assert (found["test"], found["p"]) == ("sign-flip", 2 / 8)
-
-
-def test_all_comparisons_of_a_run_are_one_family():
-    def suite(**p):
-        return {"mean": 0.5, **{f"against_{arm}": {"p": value} for arm, value in p.items()}}
-
-    arms = {"base": {"suites": {"task": suite(), "other": suite()}},
-            "sft": {"suites": {"task": suite(base=0.01), "other": suite(base=0.04)}},
-            "sdft": {"suites": {"task": suite(base=0.02, sft=0.5), "other": suite(base=0.9, sft=0.03)}}}
-    adjust_together(arms)
-    assert {(arm, name, key): found["p_holm"] for arm, row in arms.items() for name, suite in row["suites"].items()
-            for key, found in suite.items() if key != "mean"} == pytest.approx({
-                ("sft", "task", "against_base"): 0.06, ("sdft", "task", "against_base"): 0.1,
-                ("sdft", "other", "against_sft"): 0.12, ("sft", "other", "against_base"): 0.12,
-                ("sdft", "task", "against_sft"): 1.0, ("sdft", "other", "against_base"): 1.0})

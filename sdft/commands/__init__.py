@@ -76,10 +76,10 @@ def records_of(config: Config) -> list[Record]:
 
 
 def suites_of(config: Config, names: Iterable[str]) -> list[Suite]:
-    """The suites `general`, `instructions`, or of the task, by name (SdftError where none has a name)."""
-    from sdft.tasks import general_suite, instruction_suite
+    """The suites `general`, `elaborate`, `instructions`, or of the task, by name (SdftError where none has a name)."""
+    from sdft.tasks import elaborate_suite, general_suite, instruction_suite
 
-    known = {suite.name: suite for suite in (general_suite(), instruction_suite())}
+    known = {suite.name: suite for suite in (general_suite(), elaborate_suite(), instruction_suite())}
     names = list(dict.fromkeys(names))
     if not set(names) <= known.keys():
         known |= {suite.name: suite for suite in task_of(config).suites}

@@ -12,7 +12,8 @@ def eval(parser: argparse.ArgumentParser) -> Execute:
     """Write every answer with its score to <out>/<suite>.jsonl; print one JSON line per suite."""
     parser.add_argument("--adapter", metavar="DIR", help="Adapter to load onto the model.")
     parser.add_argument("--suite", action="append", metavar="NAME",
-                        help="Suite: one of the task, instructions, or general; repeatable (default: the task's).")
+                        help="Suite: one of the task, elaborate, instructions, or general; repeatable (default: the "
+                        "task's).")
     parser.add_argument("--out", metavar="DIR",
                         help="Folder for the answers (default: eval/NAME of the adapter's folder, or eval/base).")
     add_settings(parser, {"model": (), "task": (), "generate": ()})

@@ -33,6 +33,7 @@ HELP = """
 These compare --adapter or --tuned with the base model of --model:
   shift          prints how far the weights moved, module by module, with spectrum and ranks.
   fisher         weights each change by how sensitive the base model's answers to --suite are to that weight.
+  forgetting     counts, item by item, what the base model solves in --suite and the tuned model lost, and gained.
   drift          prints KL on the base model's answers to --suite, and in `reverse` on the tuned model's own.
   texts          prints how similar both models' answers to --suite are: ROUGE-L, BLEU, cosine.
   activations    prints the drift of the hidden states on the base model's answers to --suite, layer by layer.
@@ -58,14 +59,14 @@ def measure(parser: argparse.ArgumentParser) -> Execute:
                         help="For shift, weights and between: decompose these matrices (q_proj,…) before and after: "
                         "spectral shift, principal cosines, intruder dimensions.")
     parser.add_argument("--suite", default="general", metavar="NAME",
-                        help="Suite whose prompts are answered: general, instructions, or one of the task (default: "
-                        "general).")
+                        help="Suite whose prompts are answered: general, elaborate, instructions, or one of the task "
+                        "(default: general).")
     parser.add_argument("--out", default="eval/base", metavar="DIR",
                         help="Folder of the base model's answers; missing ones are generated (default: eval/base).")
     parser.add_argument("--own", metavar="DIR",
                         help="Folder of the tuned model's answers (default: its name, in the folder that holds --out).")
     add_settings(parser, {"model": (), "task": (), "generate": (),
-                          "eval": ("train_template", "general_items", "instruction_items")})
+                          "eval": ("train_template", "general_items", "elaborate_items", "instruction_items")})
 
     def execute(options: argparse.Namespace) -> None:
         config, _ = settings(options)
@@ -107,7 +108,8 @@ class Pair:
     def __init__(self, config: Config, options: argparse.Namespace, exact: bool = False):
         self.config, self.options = config, options
         self.suite = suites_of(config, [options.suite])[0]
-        counts = {"general": config.eval.general_items, "instructions": config.eval.instruction_items}
+        counts = {"general": config.eval.general_items, "elaborate": config.eval.elaborate_items,
+                  "instructions": config.eval.instruction_items}
         self.ids = {item.id for item in self.suite.items[: counts.get(options.suite)]}
         if not self.ids:
             raise SdftError(f"suite {options.suite}: expected prompts, got none; ask for some")
@@ -203,6 +205,16 @@ def _fisher(pair: Pair) -> Mapping[str, Any]:
     return {**fisher_shift(pair.model, information, pair.base), "n": len(texts)}
 
 
+def _forgetting(pair: Pair) -> Mapping[str, Any]:
+    from sdft.measure.forgetting import suite_result
+
+    if pair.suite.score is None:
+        raise SdftError(f"measure forgetting: expected a suite that is scored, got {pair.suite.name}; name another "
+                        "with --suite")
+    suite = replace(pair.suite, items=[item for item in pair.suite.items if item.id in pair.ids])
+    return suite_result(suite, pair.tuned_answers(), pair.base_answers())
+
+
 def _drift(pair: Pair) -> Mapping[str, Any]:
     from sdft.measure.outputs.drift import base_view, drift, reverse_drift
 
@@ -263,5 +275,6 @@ FOLDERS = {"adapters": 2, "weights": 2, "between": 3}           # measure → th
 OF_TARGETS: Mapping[str, Callable[[Pair, list[Example]], Mapping[str, Any] | list[Any]]] = {
     "interpolation": _interpolation, "gap": _gap}
 OF_ANSWERS: Mapping[str, Callable[[Pair], Mapping[str, Any]]] = {
-    "shift": _shift, "fisher": _fisher, "drift": _drift, "texts": _texts, "activations": _activations}
+    "shift": _shift, "fisher": _fisher, "forgetting": _forgetting, "drift": _drift, "texts": _texts,
+    "activations": _activations}
 MEASURES = (*OF_ANSWERS, *OF_TARGETS, *FOLDERS)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from sdft.data.records import Record
 from sdft.data.templates import get_template
 from sdft.distill import Limits
 from sdft.distill.rewriting import distill_prompt
-from sdft.errors import SdftError
+from sdft.errors import SdftError, nearest
 from sdft.experiment.settings import Config
 from sdft.files import Journal, read_json, write_json
 from sdft.generation import Sampling
-from sdft.measure.abilities import against, evaluate, summarise
+from sdft.measure.abilities import evaluate
+from sdft.measure.forgetting import flips, long_answers, share, solved, suite_result
 from sdft.measure.outputs.drift import BaseView, base_answers, base_view
 from sdft.measure.outputs.texts import compare_texts
 from sdft.model.batches import fingerprint as examples_fingerprint
@@ -29,8 +31,8 @@ from sdft.model.io.checkpoints import fingerprint
 from sdft.model.llama import Llama
 from sdft.model.lora import adapter_off, match_targets, remove_lora
 from sdft.objectives.fisher import fisher, linear_layers
-from sdft.results import AnswerLine, ArmMeasures, General, SuiteResult
-from sdft.tasks import Suite, Task, general_suite, instruction_suite
+from sdft.results import AnswerLine, ArmMeasures, General, Share
+from sdft.tasks import Suite, Task, elaborate_suite, general_suite, instruction_suite
 from sdft.tokenizers.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -51,7 +53,9 @@ class Context:
         self.limits = Limits(distill.max_repeated_ngrams, distill.max_length_ratio, distill.max_words)
         self.distill_template = get_template(distill.template or task.distill_template)
         self.train_template = get_template(config.eval.train_template or task.train_template)
-        self.suites = [*task.suites, *first_items(instruction_suite(), config.eval.instruction_items)]
+        self.suites = [*task.suites, *first_items(elaborate_suite(), config.eval.elaborate_items),
+                       *first_items(instruction_suite(), config.eval.instruction_items)]
+        self.primary = primary_end_points(config.eval.primary, self.suites)
         self.general = first_items(general_suite(), config.eval.general_items)[0]
         self.n_probe_texts, self.svd_layers = config.eval.n_probe_texts, config.eval.svd_layers
         self.answers: dict[str, dict[str, list[AnswerLine]]] = {}          # arm → suite → answers
@@ -121,21 +125,36 @@ class Context:
             remove_lora(model)
 
     def abilities(self, arm: str, model: Llama) -> ArmMeasures:
-        """Answer all suites; summarise the scores, and compare scores and general answers with the base model's."""
+        """Answer all suites, and compare scores and general answers with the base model's, item by item."""
         with self.timed(f"eval {arm}"):
             answers = evaluate(model, self.tokenizer, [*self.suites, self.general], self.folder / "eval" / arm,
                                self.sampling, self.batch_size, self.chat)
         self.answers[arm] = answers
-        suites: dict[str, SuiteResult] = {}
-        for suite in self.suites:
-            suites[suite.name] = {"metric": suite.metric, **summarise(answers[suite.name])}
-            if arm != "base":
-                suites[suite.name]["against_base"] = against(answers[suite.name], self.answers["base"][suite.name])
-        general = cast(General, compare_texts(answers[self.general.name], self.answers["base"][self.general.name]))
+        base = self.answers["base"]
+        suites = {suite.name: suite_result(suite, answers[suite.name], base[suite.name]) for suite in self.suites}
+        general = cast(General, compare_texts(answers[self.general.name], base[self.general.name]))
+        if kept := long_answers(answers[self.general.name], base[self.general.name]):
+            general["long_answers"] = kept
         if arm == "base":
             general |= {"kl": 0.0, "kl_low": 0.0, "kl_high": 0.0, "top1": 1.0, "n": len(answers[self.general.name]),
                         "tokens": sum(sum(answer.mask) for answer in self.base_answers)}
         return {"suites": suites, "general": general}
+
+    def noise_floor(self, suite: Suite) -> Share | None:
+        """F between two answers of the base model to the items that it solves: how much forgetting is only noise.
+
+        The second answers are sampled with another seed; greedy ones are decoded with another number of sequences at a
+        time, which in bf16 can decide a near-tie. None where the base model solves no item.
+        """
+        lines = self.answers["base"][suite.name]
+        items = [item for item in suite.items if item.id in solved(lines)]
+        if not items:
+            return None
+        again = replace(self.sampling, seed=self.sampling.seed + 1) if self.sampling.temperature else self.sampling
+        with self.timed("eval base again"):
+            second = evaluate(self.base, self.tokenizer, [replace(suite, items=items)], self.folder / "eval/base-again",
+                              again, max(1, self.batch_size // 4), self.chat)[suite.name]
+        return share(flips(second, [line for line in lines if line["id"] in solved(lines)])["lost"], len(items))
 
     def of_base(self, measure: str, texts: Sequence[Example], make: Callable[[], T], layers: Sequence[str] = ()) -> T:
         """The result of `make`, a measure of the base model, or of its `layers`, on `texts`. The newest result of each
@@ -187,6 +206,19 @@ def sampling(config: Config, max_new_tokens: int = Sampling.max_new_tokens) -> S
     generate = config.generate
     return Sampling(max_new_tokens=max_new_tokens, temperature=generate.temperature, top_k=generate.top_k,
                     top_p=generate.top_p, repetition_penalty=generate.repetition_penalty, seed=generate.sampling_seed)
+
+
+def primary_end_points(names: Sequence[str], suites: Sequence[Suite]) -> set[str]:
+    """The end points `names` of a run with these suites, the task's own first: "task" and its parts are named by it.
+
+    An end point is a suite, for its mean score, or SUITE.forgetting. Raises SdftError for one that no suite has.
+    """
+    known = {suite.name for suite in (*suites, elaborate_suite(), instruction_suite())} | {"task"}
+    for name in names:
+        if (suite := name.removesuffix(".forgetting")) not in known:
+            raise SdftError("primary: expected task, a suite, or SUITE.forgetting, got "
+                            f"{name!r}{nearest(suite, known)}")
+    return {re.sub(r"^task(?=\.|$)", suites[0].name, name) for name in names}
 
 
 def first_items(suite: Suite, count: int | None) -> list[Suite]:

@@ -12,13 +12,14 @@ Expensive measures use only the first `n_probe_texts` texts; every value is repo
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import combinations
 
 from sdft.experiment.arms import Arm
 from sdft.experiment.context import Context
 from sdft.measure.abilities import against
+from sdft.measure.forgetting import compare_forgetting, compare_long_answers
 from sdft.measure.outputs.activations import activation_drift
 from sdft.measure.outputs.drift import drift, drift_difference, reverse_drift
 from sdft.measure.weights.compare import adapter_in, compare_adapters, compare_changes, weights_of
@@ -27,7 +28,7 @@ from sdft.measure.weights.interpolation import loss_along
 from sdft.measure.weights.shift import module_measures, spread_out
 from sdft.model.io.checkpoints import open_checkpoint
 from sdft.model.llama import Llama
-from sdft.results import AdapterComparison, ArmMeasures, MeasuredArm
+from sdft.results import AdapterComparison, AnswerLine, ArmMeasures, MeasuredArm, SuiteResult
 
 INTERPOLATION = (0.0, 0.5, 1.0, 1.5)      # t: 0 is the base model, 1 the arm, beyond 1 extrapolation
 
@@ -63,10 +64,26 @@ def compare_with_sft(context: Context, arms: Mapping[str, ArmMeasures]) -> None:
     for arm, measures in arms.items():
         if arm in ("base", "sft") or "sft" not in arms:
             continue
-        for suite, result in measures["suites"].items():
-            result["against_sft"] = against(context.answers[arm][suite], context.answers["sft"][suite])
-        measures["general"]["against_sft"] = drift_difference(measures["general"]["answers"],
-                                                              arms["sft"]["general"]["answers"])
+        ours, theirs, base = (context.answers[name] for name in (arm, "sft", "base"))
+        for suite in context.suites:
+            _compare_suite(measures["suites"][suite.name], *(lines[suite.name] for lines in (ours, theirs, base)))
+            parts = measures["suites"][suite.name].get("parts", {})
+            for name, part in parts.items():
+                ids = {item.id for item in suite.items if item.brief == (name == "brief")}
+                _compare_suite(part, *([line for line in lines[suite.name] if line["id"] in ids]
+                                       for lines in (ours, theirs, base)))
+        general, name = measures["general"], context.general.name
+        drifts = general["answers"], arms["sft"]["general"]["answers"]
+        general |= {"against_sft": drift_difference(*drifts), "kl8_against_sft": drift_difference(*drifts, "kl8")}
+        if kept := compare_long_answers(ours[name], theirs[name], base[name]):
+            general["long_answers"]["against_sft"] = kept
+
+
+def _compare_suite(result: SuiteResult, lines: Sequence[AnswerLine], others: Sequence[AnswerLine],
+                   base_lines: Sequence[AnswerLine]) -> None:
+    result["against_sft"] = against(lines, others)
+    if forgetting := compare_forgetting(lines, others, base_lines):
+        result["forgetting_against_sft"] = forgetting
 
 
 def compare_changes_of(context: Context, arms: list[Arm]) -> dict[str, AdapterComparison]:

@@ -18,7 +18,7 @@ from sdft.experiment.measure_arm import compare_changes_of, compare_with_sft, me
 from sdft.experiment.run_folder import check_folder, data_hash, default_folder, hashes, is_finished, is_new, make_folder
 from sdft.experiment.settings import Config, of_task, resolve_settings
 from sdft.files import locked, write_json
-from sdft.measure.abilities import adjust_together
+from sdft.measure.forgetting import adjust_together
 from sdft.measure.outputs.gap import gaps, token_map
 from sdft.measure.outputs.texts import compare_targets
 from sdft.model.io.fetch import resolve
@@ -54,6 +54,9 @@ def compare(context: Context) -> Measures:
             gap=gaps(base, targets), token_map=token_map(base, tokenizer, targets, shown),
             texts=compare_targets(distilled), audit=audit(rewrites, distilled, context.mix_ratio, tokenizer)))
     arms = {"base": context.abilities("base", base)}
+    for suite in context.suites:
+        if f"{suite.name}.forgetting" in context.primary and (floor := context.noise_floor(suite)):
+            arms["base"]["suites"][suite.name]["noise_floor"] = floor
 
     # 3. Fine-tune LoRA on the targets of each arm; measure abilities, drift of the outputs and shift of the weights.
     trained = []
@@ -72,7 +75,7 @@ def compare(context: Context) -> Measures:
         context.remove_adapter(model)
         trained.append(arm)
     compare_with_sft(context, arms)
-    adjust_together(arms)
+    adjust_together(arms, context.primary)
     return {**measured, "arms": arms, "between": compare_changes_of(context, trained)}
 
 
@@ -113,9 +116,14 @@ def summary(measures: Measures, seconds: dict[str, float], source: str, report: 
     table: dict[str, dict[str, float | None]] = {}
     for arm, measured in measures["arms"].items():
         general, shift = measured["general"], measured.get("shift")
-        table[arm] = {**{suite: result["mean"] for suite, result in measured["suites"].items()},
-                      "kl": general["kl"], "top1": general["top1"], "rouge_l": general["rouge_l"],
-                      "length": general["length_mean"], "shift": shift["total"] if shift else None,
+        flips = {f"{suite}.{name}": result[name]["share"] if name in result else None
+                 for suite, result in measured["suites"].items() for name in ("forgetting", "backward_transfer")}
+        kept = general.get("long_answers")
+        means = {suite: result["mean"] for suite, result in measured["suites"].items()}
+        table[arm] = {**means, **flips,
+                      "kl8": general.get("kl8"), "kl32": general.get("kl32"), "kl": general["kl"],
+                      "long_answers": kept["share"] if kept else None, "top1": general["top1"],
+                      "rouge_l": general["rouge_l"], "length": general["length_mean"], "shift": shift["total"] if shift else None,
                       "relative_shift": shift["relative"] if shift else None}
     return {"format": FORMAT, "columns": list(table["base"]), "table": table, "seconds": seconds, "source": source,
             "report": str(report)}

@@ -80,6 +80,15 @@ class EvalConfig:
     """What is measured in addition to the task."""
 
     train_template: str | None = option(None, "Template of the training prompt; the default is the task's.")
+    primary: tuple[str, ...] = option(("task", "elaborate.forgetting"), "Primary end points, named before the run: "
+                                      "task or a suite, for its mean score, or SUITE.forgetting. Their p-values are "
+                                      "not corrected; those of all other comparisons are, together.")
+    measure: str = option("main", "What is measured of an arm: main (what answers the question: abilities, forgetting, "
+                                  "gap, KL, ‖ΔW‖) or all (also reverse KL, drift on the task, activations, "
+                                  "interpolation, Fisher, spectra).")
+    eval_every: int = option(0, "Every N optimiser steps, measure task accuracy, forgetting and KL on few items; 0 is "
+                                "never.")
+    elaborate_items: int | None = option(240, "Number of items of the suite `elaborate`; 0 none.")
     instruction_items: int | None = option(None, "Number of items of the suite `instructions`; default all, 0 none.")
     general_items: int | None = option(None, "Number of general prompts; the default is all.")
     n_probe_texts: int = option(16, "Number of texts of each kind for the expensive measures: activations, Fisher, "
@@ -96,6 +105,7 @@ class ArmsConfig:
                                    "token-matched-sft, replay, wise-ft, low-lr, low-rank, kl, l2-sp, ewc, dft, stm, "
                                    "flow, sdft-onpolicy, also with -reverse, -ema or both.")
     replay_fraction: float = option(0.1, "Arm replay: share of the training examples that the base model wrote.")
+    then: tuple[str, ...] = option((), "Tasks that every arm is trained on afterwards, one after the other.")
     wise_ft_alpha: float = option(0.5, "Arm wise-ft: share of the weight change that remains.")
 
 
@@ -254,6 +264,9 @@ CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "max_repeated_ngrams": (lambda share: 0 < share <= 1, "a share above 0, up to 1"),
     "max_length_ratio": (lambda ratio: ratio >= 1, "at least 1"),
     "max_words": (lambda count: count >= 1, "at least 1"),
+    "elaborate_items": (lambda count: count >= 0, "0 (none) or more"),
+    "measure": (lambda name: name in ("main", "all"), "main or all"),
+    "eval_every": (lambda steps: steps >= 0, "0 (never) or more steps"),
     "instruction_items": (lambda count: count >= 0, "0 (none) or more"),
     "general_items": (lambda count: count >= 1, "at least 1, since drift is measured on them"),
     "n_probe_texts": (lambda count: count >= 1, "at least 1"),

@@ -18,11 +18,11 @@ from sdft.data.chat import encode_prompt
 from sdft.distill.resume import fitting, resume
 from sdft.errors import SdftError
 from sdft.generation import Request, Sampling, stream
-from sdft.measure.statistics import bootstrap_mean, holm, mcnemar, paired_difference, sign_flip
+from sdft.measure.statistics import bootstrap_mean, mcnemar, paired_difference, sign_flip
 from sdft.model.io.checkpoints import fingerprint
 from sdft.model.llama import Llama
 from sdft.progress import progress
-from sdft.results import AnswerDrift, AnswerLine, ArmMeasures, Comparison, SuiteResult, comparisons
+from sdft.results import AnswerDrift, AnswerLine, Comparison, ScoreSummary
 from sdft.tasks.base import Item, Suite
 from sdft.tokenizers.tokenizer import Tokenizer
 
@@ -86,31 +86,26 @@ def _scores(lines: Sequence[AnswerLine]) -> list[float]:
     return [line["score"] for line in lines if line["score"] is not None]
 
 
-def summarise(lines: Sequence[AnswerLine], seed: int = 0) -> SuiteResult:
-    """The mean score of a scored suite with its 95 % interval, and the mean of every kind of item."""
+def summarise(lines: Sequence[AnswerLine], seed: int = 0) -> ScoreSummary:
+    """The mean score of a scored suite with its 95 % interval, and the mean length of the outputs."""
     mean, low, high = bootstrap_mean(_scores(lines), seed)
-    by_kind = {kind: fmean(_scores([line for line in lines if line["kind"] == kind]))
-               for kind in sorted({line["kind"] for line in lines} - {""})}
     return {"mean": mean, "low": low, "high": high, "n": len(lines),
-            "tokens_mean": fmean(line["tokens"] for line in lines), "by_kind": by_kind}
+            "tokens_mean": fmean(line["tokens"] for line in lines)}
 
 
 def against(lines: Sequence[AnswerLine], references: Sequence[AnswerLine], seed: int = 0) -> Comparison:
     """The mean of score − reference's score over the same items, with its 95 % interval and a two-sided p-value."""
     a, b = (_scores(side) for side in by_same_id(lines, references))
+    return compare_scores(a, b, seed)
+
+
+def compare_scores(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Comparison:
+    """The mean of a − b over the same items, with its 95 % interval and a two-sided p-value."""
     difference, low, high = paired_difference(a, b, seed)
     binary = {*a, *b} <= {0, 1}                                 # right or wrong
     p = mcnemar(a, b) if binary else sign_flip([x - y for x, y in zip(a, b, strict=True)], seed)
     return {"difference": difference, "low": low, "high": high, "n": len(a), "p": p,
             "test": "McNemar" if binary else "sign-flip"}
-
-
-def adjust_together(arms: Mapping[str, ArmMeasures]) -> None:
-    """Add Holm's adjusted p-value, p_holm, to every comparison of a run: all of them are one family."""
-    family = [comparison for arm in arms.values() for suite in arm["suites"].values()
-              for comparison in comparisons(suite).values()]
-    for comparison, adjusted in zip(family, holm([comparison["p"] for comparison in family]), strict=True):
-        comparison["p_holm"] = adjusted
 
 
 def by_same_id(lines: Sequence[Line], references: Sequence[Line]) -> tuple[list[Line], list[Line]]:

@@ -3,6 +3,7 @@
 Comparisons of two arms are paired by item, since both answered the same questions. The same values and the same seed
 give the same interval, bit for bit. sdft/studies/statistics.py compares several training seeds.
 
+    counts of one arm      wilson (interval of a share)
     scores of two arms     paired_difference (interval over items), mcnemar or sign_flip (p), holm (all p together)
     means over tokens      bootstrap_ratio (interval over texts), by_position (means by position in the answer)
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import Literal
 
 import numpy as np
@@ -49,6 +50,16 @@ def bootstrap_ratio(totals: Sequence[float], counts: Sequence[float], seed: int 
     low, high = np.quantile(sums[0] / sums[1], (tail, 1 - tail))
     total, count = pairs.sum(1)
     return float(total / count), float(low), float(high)
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval (1927) of the share count / n: (low, high). It has a width at 0 and at 1, too."""
+    if not 0 <= count <= n or n == 0:
+        raise SdftError(f"expected a count from 0 to n, with n at least 1, got {count} of {n}")
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    centre, width = count + z * z / 2, z * math.sqrt(count * (n - count) / n + z * z / 4)
+    low, high = (centre - width) / (n + z * z), (centre + width) / (n + z * z)
+    return (low if count else 0.0), (high if count < n else 1.0)
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:

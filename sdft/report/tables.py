@@ -72,7 +72,7 @@ def reasons_table(run: Run) -> Table:
 def kinds_table(run: Run, suite: str) -> Table:
     """Mean scores of one suite by kind of item and by arm."""
     scores = [result["suites"][suite]["by_kind"] for result in run.results.values()]
-    return Table(["kind", *run.arms], [[kind, *(number(by_kind.get(kind), 0, 100) for by_kind in scores)]
+    return Table(["kind", *run.arms], [[kind, *(number(by_kind[kind]["mean"], 0, 100) for by_kind in scores)]
                                        for kind in scores[0]])
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from sdft.experiment.arms import ARMS, OBJECTIVES, ON_POLICY, TRAINED_AS, settings_of
 from sdft.experiment.settings import SECTION_OF, SECTIONS, Config
 
-UNREAD = ("arms",)          # settings that no stage reads: `arms` says which stages there are
+UNREAD = ("arms", "primary", "then")        # settings that no stage reads: `arms` says which stages there are
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def stages(config: Config, arms: Sequence[str] | None = None) -> dict[str, Stage
 
     inputs = (Stage(section("model")), Stage(section("task")))
     writing = read("rewrite_tokens") | section("generate")
-    items = read("instruction_items", "general_items") | section("generate")
+    items = read("elaborate_items", "instruction_items", "general_items") | section("generate")
     partly = 0 < config.distill.mix_ratio < 1                   # then the seed draws which records keep their answer
     choosing = read("mix_ratio", "max_repeated_ngrams", "max_length_ratio", "max_words", *(["seed"] if partly else []))
     dialogues = read("rewrite_tokens", "sampling_seed", "generation_batch_size", "general_items")   # base_text.py
@@ -71,12 +71,12 @@ def stages(config: Config, arms: Sequence[str] | None = None) -> dict[str, Stage
     made = {"rewrite": rewrite, "gap": Stage({}, (chosen,), ("gap.json",)), "eval base": base}
     for arm in (arm for arm in arms if arm in ARMS):            # an unknown arm is refused when its run begins
         folder = TRAINED_AS.get(arm, arm)
-        training = Stage(asdict(settings_of(folder, config.train)), targets[arm], (folder,))
+        training = Stage(asdict(settings_of(folder, config.train)) | read("eval_every"), targets[arm], (folder,))
         if folder == arm or folder not in arms:
             made[f"train {arm}"] = training
         finished = read("wise_ft_alpha") if arm == "wise-ft" else {}
         made[f"eval {arm}"] = Stage(items | finished, (training,), (f"eval/{arm}",))
-        made[f"measure {arm}"] = Stage(read("n_probe_texts", "svd_layers"), (base, made[f"eval {arm}"]),
+        made[f"measure {arm}"] = Stage(read("measure", "n_probe_texts", "svd_layers"), (base, made[f"eval {arm}"]),
                                        (f"measured/{arm}.json",))
     if "self-output" in arms:
         made["answer self-output"] = answers

@@ -13,10 +13,11 @@ from pathlib import Path
 from sdft.errors import SdftError, nearest
 from sdft.tasks import free_text, gsm8k, openfunctions, passages
 from sdft.tasks.base import Item, Selection, Suite, Task
+from sdft.tasks.elaborate import elaborate_suite
 from sdft.tasks.general import general_suite
 from sdft.tasks.instructions import instruction_suite
 
-__all__ = ["Item", "Selection", "Suite", "TASKS", "Task", "general_suite", "instruction_suite", "load_task"]
+__all__ = ["Item", "Selection", "Suite", "TASKS", "Task", "elaborate_suite", "general_suite", "instruction_suite", "load_task"]
 
 TASKS = {"passages": passages.load, "gsm8k": gsm8k.load, "openfunctions": openfunctions.load,
          **dict.fromkeys(("alpaca", "dolly", "custom"), free_text.load)}

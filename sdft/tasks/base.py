@@ -31,6 +31,7 @@ class Item:
     kind: str = ""                                          # results are also reported by kind
     extra: Mapping[str, Any] = field(default_factory=dict)
     brief: bool = False                                     # whether a one-word answer passes the item's own check
+    choices: int = 0                                        # options of a multiple-choice item, one of them right
 
 
 @dataclass(frozen=True)
