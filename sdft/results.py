@@ -390,6 +390,45 @@ class TrainingSummary(TypedDict):
     delta_norm: float               # ‖ΔW‖_F
 
 
+class TrajectoryPoint(TypedDict):
+    """A line of <arm>/trajectory.jsonl: an arm after some optimiser steps, on the first items of two suites."""
+    step: int                       # 0 is the base model
+    accuracy: float                 # mean of `scores`
+    scores: list[float]             # of the first items of the task's suite, in their order
+    solved_by_base: int             # of the first items of the suite `elaborate`
+    lost: int                       # of those
+    forgetting: float | None        # F: lost / solved_by_base; None where that is 0
+    kept: list[int]                 # for each item that the base model solves, in their order: 1 still solved, 0 lost
+    kl32: float                     # KL over the first 32 tokens of the base model's first general answers
+    delta_norm: float               # ‖ΔW‖_F
+    seconds: float                  # spent on this point
+
+
+class Matched(Difference):
+    """F of an arm − F of sft where their task accuracy is equal; n items that the base model solves."""
+    accuracy: float                 # the highest that both reach
+    forgetting: float               # F of this arm where it first reaches it; forgetting_with: of sft
+    forgetting_with: float
+    step: float                     # the step at which this arm first reaches it; step_with: sft
+    step_with: float
+    n_task: int                     # items that the accuracy is of
+
+
+class RecoveryCheck(TypedDict):
+    """F after some steps of further training on k dialogues of the base model."""
+    k: int
+    step: int
+    forgetting: float
+
+
+class Recovery(TypedDict):
+    """Training an arm further on k dialogues of the base model until F < 10 %: spurious or real forgetting."""
+    forgetting: float               # F before the first step
+    n: int                          # items that F is of: the base model solves them
+    steps: dict[str, int | None]    # "k1", "k3", "k10", "k30" → the first checked step with F < 10 %; None: no check
+    checks: list[RecoveryCheck]     # in order; none after F < 10 %
+
+
 class ArmChange(TypedDict, total=False):
     """What training changed; absent in arm base."""
     shift: Shift
@@ -409,6 +448,8 @@ class ArmMeasures(ArmChange):
     general: General
     targets: NotRequired[str]       # "original", "distilled", or "" where the arm has targets of its own
     training: NotRequired[TrainingSummary]
+    matched: NotRequired[Matched]   # with sft at equal task accuracy; absent without eval_every
+    recovery: NotRequired[Recovery]                 # absent where it was not asked for
 
 
 class TargetMeasures(TypedDict):
