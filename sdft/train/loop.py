@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -58,7 +58,8 @@ def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, check
 
 def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, folder: Path | None = None,
           validation: Sequence[Example] = (), base_name: str = "", tokenizer: Tokenizer | None = None,
-          inputs: ObjectiveInputs = ObjectiveInputs()) -> TrainingSummary:
+          inputs: ObjectiveInputs = ObjectiveInputs(), watch: Callable[[LogLine], None] | None = None
+          ) -> TrainingSummary:
     """Train `model` in place and leave the trained adapter on it; return a summary of the run.
 
     Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method
@@ -66,6 +67,9 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     of the same run, training resumes from it; the result is bit for bit that of an uninterrupted run (same machine,
     same number of threads). Without a folder nothing is written. Raises SdftError for a state of another
     run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
+
+    `watch` is called with the log line of every step but the last, while the model is in eval mode. It must not change
+    the model. Steps that run again after an interruption are watched again.
     """
     folder = None if folder is None else Path(folder)
     check_objective(settings)
@@ -125,6 +129,10 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             if held and (step + 1) % per_epoch == 0:
                 line["validation_loss"] = evaluate(model, held, settings.micro_tokens)
             log.append(line)
+            if watch is not None and step + 1 < total:
+                model.eval()
+                watch(line)                                             # before the state: a saved step was watched
+                model.train()
             asked = stop.asked                                          # once: it may come between the two uses
             if (step + 1) % settings.save_every == 0 or step + 1 == total or asked:
                 save(step + 1)
