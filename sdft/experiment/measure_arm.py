@@ -1,11 +1,17 @@
 """All measures of one trained arm: its outputs and its weights. Formulas and sources: sdft/measure/.
 
-    general            forward KL on the base model's answers to general prompts, reverse KL on the arm's own
-    shift              ‖ΔW‖ and spectra, module by module; full decompositions in `svd_layers` layers
+    always, with abilities and forgetting the answer to what a run asks:
+    general            forward KL on the base model's answers to general prompts
+    shift              ‖ΔW‖, module by module, with spectrum and ranks of an adapter's ΔW
+
+    with the setting measure = all; without it by `sdft measure`:
+    general.reverse    reverse KL on the arm's own answers to general prompts
+    shift              in `svd_layers` layers also full decompositions before and after training
     on_task            forward and reverse KL on answers to the task's test items: said to predict forgetting (drift.py)
     activations        after every layer, on the base model's general answers
     interpolation      NLL at θ₀ + t·ΔW of the arm's targets, and of the base model's general answers
     fisher             ΔW weighted by how sensitive the base model's general answers are to each weight
+
     between arms       cosine and common directions of the ΔW of two arms
 
 Expensive measures use only the first `n_probe_texts` texts; every value is reported with its sample size.
@@ -35,28 +41,35 @@ INTERPOLATION = (0.0, 0.5, 1.0, 1.5)      # t: 0 is the base model, 1 the arm, b
 
 def measure_arm(context: Context, arm: Arm, model: Llama) -> MeasuredArm:
     """The measures listed above of the trained `model`, as measures.json holds them."""
-    base, n = context.separate_base(model), context.n_probe_texts
+    base = context.separate_base(model)
+    measures: MeasuredArm = {
+        "general": drift(model, context.base_view, f"drift, {arm.name}"),
+        "shift": module_measures(model, base, spread_out(context.matrices, context.svd_layers)),
+    }
+    if context.measure == "all":
+        _measure_more(context, arm, model, base, measures)
+    return measures
+
+
+def _measure_more(context: Context, arm: Arm, model: Llama, base: Llama | None, measures: MeasuredArm) -> None:
+    """Add the measures of measure = all."""
+    n = context.n_probe_texts
     texts, task = context.base_answers[:n], context.task.suites[0]
     own_general, own_task = (context.own_answers(arm.name, suite) for suite in (context.general, task))
     on_targets, on_general = (loss_along(model, examples, INTERPOLATION, base, f"interpolation, {arm.name}")
                               for examples in (arm.targets[:n], texts))
-    measures: MeasuredArm = {
-        "general": {**drift(model, context.base_view, f"drift, {arm.name}"),
-                    "reverse": reverse_drift(model, own_general, base, f"reverse drift, {arm.name}")},
-        "shift": module_measures(model, base, spread_out(context.matrices, context.svd_layers)),
-        "activations": activation_drift(model, texts, base, f"activations, {arm.name}"),
-        "interpolation": [{"t": target["t"], "nll": target["nll"], "n": target["n"], "nll_general": general["nll"],
-                           "n_general": general["n"]}
-                          for target, general in zip(on_targets, on_general, strict=True)],
-        "fisher": fisher_shift(model, context.fisher, base),
-    }
+    measures["general"]["reverse"] = reverse_drift(model, own_general, base, f"reverse drift, {arm.name}")
+    measures["activations"] = activation_drift(model, texts, base, f"activations, {arm.name}")
+    measures["interpolation"] = [
+        {"t": target["t"], "nll": target["nll"], "n": target["n"], "nll_general": general["nll"],
+         "n_general": general["n"]} for target, general in zip(on_targets, on_general, strict=True)]
+    weighted = fisher_shift(model, context.fisher, base)
+    weighted.pop("modules", None)                                       # would be most of the file
+    measures["fisher"] = {**weighted, "n": len(texts)}
     if context.task_view is not None:
         measures["on_task"] = {**drift(model, context.task_view, f"drift on the task, {arm.name}"),
                                "reverse": reverse_drift(model, own_task[:n], base,
                                                         f"reverse drift on the task, {arm.name}")}
-    measures["fisher"].pop("modules", None)                             # would be most of the file
-    measures["fisher"]["n"] = len(texts)
-    return measures
 
 
 def compare_with_sft(context: Context, arms: Mapping[str, ArmMeasures]) -> None:
