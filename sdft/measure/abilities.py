@@ -32,7 +32,7 @@ Line = TypeVar("Line", AnswerLine, AnswerDrift)
 class AnswerSheet:
     """The answers to one suite: those that its journal holds, and those that are still missing."""
 
-    def __init__(self, suite: Suite, path: Path, made_with: Mapping[str, Any]):
+    def __init__(self, suite: Suite, path: Path | None, made_with: Mapping[str, Any]):
         self.suite, self.path = suite, path
         self.journal, lines = resume(path, made_with)
         self.lines = cast(dict[str, AnswerLine], lines)
@@ -50,17 +50,18 @@ class AnswerSheet:
         self.journal.append(self.lines[item.id])
 
 
-def evaluate(model: Llama, tokenizer: Tokenizer, suites: Sequence[Suite], folder: Path,
+def evaluate(model: Llama, tokenizer: Tokenizer, suites: Sequence[Suite], folder: Path | None,
              sampling: Sampling = Sampling(), batch_size: int = 32, chat: str | None = None
              ) -> dict[str, list[AnswerLine]]:
     """Answer every item of the suites, with at most its suite's max_new_tokens; return suite → lines in item order.
 
     All suites share one stream, so the next suite fills the batch as one ends. An interrupted call resumes after the
-    last line of the journals. An item that does not fit the model's context is reported on stderr, and counts as an
-    empty answer. Raises SdftError when a journal was made with another model, chat format or sampling, or other items.
+    last line of the journals in `folder`; with None nothing is written. An item that does not fit the model's context
+    is reported on stderr, and counts as an empty answer. Raises SdftError when a journal was made with another model,
+    chat format or sampling, or other items.
     """
     made_with = {"model": fingerprint(model), "chat": chat or tokenizer.chat}
-    sheets = [AnswerSheet(suite, Path(folder) / f"{suite.name}.jsonl", made_with | {
+    sheets = [AnswerSheet(suite, None if folder is None else Path(folder) / f"{suite.name}.jsonl", made_with | {
         "sampling": asdict(replace(sampling, max_new_tokens=suite.max_new_tokens))}) for suite in suites]
     asked = {f"{sheet.suite.name} {item.id}": (sheet, item)
              for sheet in sheets for item in sheet.suite.items if item.id not in sheet.lines}
