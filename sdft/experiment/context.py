@@ -57,6 +57,7 @@ class Context:
                        *first_items(instruction_suite(), config.eval.instruction_items)]
         self.primary = primary_end_points(config.eval.primary, self.suites)
         self.general = first_items(general_suite(), config.eval.general_items)[0]
+        self.eval_every, self.recovery = config.eval.eval_every, config.eval.recovery
         self.measure, self.n_probe_texts = config.eval.measure, config.eval.n_probe_texts
         self.svd_layers = config.eval.svd_layers if self.measure == "all" else 0
         self.answers: dict[str, dict[str, list[AnswerLine]]] = {}          # arm → suite → answers

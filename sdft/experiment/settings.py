@@ -88,6 +88,8 @@ class EvalConfig:
                                   "interpolation, Fisher, spectra).")
     eval_every: int = option(0, "Every N optimiser steps, measure task accuracy, forgetting and KL on few items; 0 is "
                                 "never.")
+    recovery: bool = option(False, "Measure after how many steps of training on the base model's own answers an arm no "
+                                   "longer forgets: `sdft measure recovery`.")
     elaborate_items: int | None = option(240, "Number of items of the suite `elaborate`; 0 none.")
     instruction_items: int | None = option(None, "Number of items of the suite `instructions`; default all, 0 none.")
     general_items: int | None = option(None, "Number of general prompts; the default is all.")

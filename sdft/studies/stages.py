@@ -71,13 +71,15 @@ def stages(config: Config, arms: Sequence[str] | None = None) -> dict[str, Stage
     made = {"rewrite": rewrite, "gap": Stage({}, (chosen,), ("gap.json",)), "eval base": base}
     for arm in (arm for arm in arms if arm in ARMS):            # an unknown arm is refused when its run begins
         folder = TRAINED_AS.get(arm, arm)
-        training = Stage(asdict(settings_of(folder, config.train)) | read("eval_every"), targets[arm], (folder,))
+        along = read("eval_every") | (items if config.eval.eval_every else {})             # trajectory.py
+        training = Stage(asdict(settings_of(folder, config.train)) | along, targets[arm], (folder,))
         if folder == arm or folder not in arms:
             made[f"train {arm}"] = training
         finished = read("wise_ft_alpha") if arm == "wise-ft" else {}
         made[f"eval {arm}"] = Stage(items | finished, (training,), (f"eval/{arm}",))
-        made[f"measure {arm}"] = Stage(read("measure", "n_probe_texts", "svd_layers"), (base, made[f"eval {arm}"]),
-                                       (f"measured/{arm}.json",))
+        measured = (f"measured/{arm}.json", *([f"measured/{arm}.recovery.json"] if config.eval.recovery else []))
+        made[f"measure {arm}"] = Stage(read("measure", "n_probe_texts", "svd_layers", "recovery"),
+                                       (base, made[f"eval {arm}"]), measured)
     if "self-output" in arms:
         made["answer self-output"] = answers
     if texts := tuple(text for arm, text in base_text.items() if arm in arms):
