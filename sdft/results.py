@@ -429,6 +429,38 @@ class Recovery(TypedDict):
     checks: list[RecoveryCheck]     # in order; none after F < 10 %
 
 
+class Retained(TypedDict):
+    """What is left of a task's gain over the base model: 1 is all, below 0 is worse than the base model."""
+    share: float
+    low: float
+    high: float
+    n: int                          # test items of the task
+
+
+class Transfer(TypedDict):
+    """What a later stage changed of a task that an earlier stage trained, its own stage."""
+    base: float                     # mean score of the base model
+    altitude: float                 # directly after the task's own stage
+    after: float                    # after the later stage
+    raw: Comparison                 # after − altitude
+    retained: NotRequired[Retained]                 # absent where the task's own stage taught too little
+    solved: int                     # items solved after the task's own stage
+    lost: int                       # of these, by the later stage
+    gained: int                     # of the others
+    forgetting: NotRequired[Share]  # F: lost / solved; absent where that is 0
+    backward_transfer: NotRequired[Share]           # BT: gained / the others; absent where there are none
+    retained_against_sft: NotRequired[Difference]   # absent in arm sft, and where either share is absent
+
+
+class LaterStage(TypedDict):
+    """One arm after a later stage of a run: a task of the setting `then`."""
+    task: str
+    suites: dict[str, SuiteResult]  # first suite of every task so far, and `elaborate`; against the base model
+    transfer: dict[str, Transfer]   # first suite of every earlier task; {} in arm base
+    training: NotRequired[TrainingSummary]          # absent in arm base
+    accepted: NotRequired[int]      # rewrites that this arm is trained on; absent in arms without rewrites
+
+
 class ArmChange(TypedDict, total=False):
     """What training changed; absent in arm base."""
     shift: Shift
@@ -450,6 +482,7 @@ class ArmMeasures(ArmChange):
     training: NotRequired[TrainingSummary]
     matched: NotRequired[Matched]   # with sft at equal task accuracy; absent without eval_every
     recovery: NotRequired[Recovery]                 # absent where it was not asked for
+    then: NotRequired[dict[str, LaterStage]]        # "1", "2", … → stage; absent where no task follows
 
 
 class TargetMeasures(TypedDict):

@@ -36,15 +36,16 @@ def add_settings(parser: argparse.ArgumentParser, sections: Mapping[str, tuple[s
             kind, default = kind_of(setting.name), cast(Any, setting.default)
             shown = ",".join(default) if kind is tuple else str(default).lower() if kind is bool else default
             text = setting.metadata["help"] + ("" if default is None else f" (default: {shown})")
-            optional: dict[str, Any] = {"nargs": "?", "const": "true"} if kind is bool else {}
+            special: dict[type, dict[str, Any]] = {bool: {"nargs": "?", "const": "true"}, tuple: {"action": "append"}}
             group.add_argument(f"--{setting.name}", f"--{section}.{setting.name}", dest=f"{section}.{setting.name}",
                                metavar=METAVARS[kind], default=argparse.SUPPRESS, help=text.replace("%", "%%"),
-                               **optional)
+                               **special.get(kind, {}))
 
 
 def settings(options: argparse.Namespace, path: str | None = None) -> tuple[Config, frozenset[str]]:
     """The settings of the TOML file `path`, overridden by the parsed options; and the names of those that were set."""
-    given = {key: value for key, value in vars(options).items() if "." in key}
+    given = {key: ",".join(value) if isinstance(value, list) else value         # a list: names, given one by one
+             for key, value in vars(options).items() if "." in key}
     return make_config(Path(path) if path else None, given)
 
 

@@ -35,7 +35,9 @@ from sdft.measure.weights.shift import module_measures, spread_out
 from sdft.model.io.checkpoints import open_checkpoint
 from sdft.model.llama import Llama
 from sdft.results import AdapterComparison, AnswerLine, ArmMeasures, MeasuredArm, SuiteResult
+from sdft.tasks import Suite
 
+Answers = Mapping[str, list[AnswerLine]]       # suite → answers
 INTERPOLATION = (0.0, 0.5, 1.0, 1.5)      # t: 0 is the base model, 1 the arm, beyond 1 extrapolation
 
 
@@ -78,18 +80,22 @@ def compare_with_sft(context: Context, arms: Mapping[str, ArmMeasures]) -> None:
         if arm in ("base", "sft") or "sft" not in arms:
             continue
         ours, theirs, base = (context.answers[name] for name in (arm, "sft", "base"))
-        for suite in context.suites:
-            _compare_suite(measures["suites"][suite.name], *(lines[suite.name] for lines in (ours, theirs, base)))
-            parts = measures["suites"][suite.name].get("parts", {})
-            for name, part in parts.items():
-                ids = {item.id for item in suite.items if item.brief == (name == "brief")}
-                _compare_suite(part, *([line for line in lines[suite.name] if line["id"] in ids]
-                                       for lines in (ours, theirs, base)))
+        compare_suites(context.suites, measures["suites"], ours, theirs, base)
         general, name = measures["general"], context.general.name
         drifts = general["answers"], arms["sft"]["general"]["answers"]
         general |= {"against_sft": drift_difference(*drifts), "kl8_against_sft": drift_difference(*drifts, "kl8")}
         if kept := compare_long_answers(ours[name], theirs[name], base[name]):
             general["long_answers"]["against_sft"] = kept
+
+
+def compare_suites(suites: Sequence[Suite], results: Mapping[str, SuiteResult], *answers: Answers) -> None:
+    """Add to an arm's results on `suites` its differences from sft; answers: the arm's, those of sft and of base."""
+    for suite in suites:
+        result = results[suite.name]
+        _compare_suite(result, *(lines[suite.name] for lines in answers))
+        for name, part in result.get("parts", {}).items():
+            ids = {item.id for item in suite.items if item.brief == (name == "brief")}
+            _compare_suite(part, *([line for line in lines[suite.name] if line["id"] in ids] for lines in answers))
 
 
 def _compare_suite(result: SuiteResult, lines: Sequence[AnswerLine], others: Sequence[AnswerLine],

@@ -16,7 +16,8 @@ from sdft.experiment.arms import arms_of, check_arms
 from sdft.experiment.context import Context, SharedMeasures
 from sdft.experiment.measure_arm import compare_changes_of, compare_with_sft, measure_arm
 from sdft.experiment.run_folder import check_folder, data_hash, default_folder, hashes, is_finished, is_new, make_folder
-from sdft.experiment.settings import Config, of_task, resolve_settings
+from sdft.experiment.sequence import later_stages, train_later
+from sdft.experiment.settings import Config, load_later, of_task, resolve_settings
 from sdft.files import locked, write_json
 from sdft.measure.forgetting import adjust_together
 from sdft.measure.outputs.gap import gaps, token_map
@@ -90,7 +91,8 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     config, task = resolve_settings(config, given)
     folder = folder or default_folder(config)
     path = resolve(config.model.model)
-    made_of = hashes(path, data_hash(task))
+    later = load_later(config, task)
+    made_of = hashes(path, data_hash(task, *later))
     if not is_new(folder):
         check_folder(folder, config, made_of)
     if is_finished(folder):
@@ -99,6 +101,7 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
     context = Context(config, folder, model, tokenizer, task, shared)
     check_arms(config.arms.arms, config.train)
     context.check()
+    stages = later_stages(config, context, later)
     with locked(folder):
         if is_new(folder):                      # only now: a folder with impossible settings would refuse better ones
             make_folder(folder, config, made_of)
@@ -106,6 +109,7 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
             check_folder(folder, config, made_of)
         write_json(settings_path(folder / "distilled.jsonl"), of_task(config))
         measures = compare(context)
+        train_later(context, stages, measures["arms"])
         write_json(folder / "measures.json", measures)
         write_json(folder / "summary.json", summary(measures, context.seconds(), task.source, folder / "report.html"))
     return folder

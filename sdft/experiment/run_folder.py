@@ -61,9 +61,10 @@ def hashes(model: Path, data: str) -> dict[str, str]:
     return {"model_sha256": model_hash(model), "data_sha256": data}
 
 
-def data_hash(task: Task) -> str:
-    """SHA-256 over the records and the test items, with everything that scores them."""
-    return hashlib.sha256(repr([task.train, *(suite.items for suite in task.suites)]).encode()).hexdigest()
+def data_hash(*tasks: Task) -> str:
+    """SHA-256 over the records and the test items of a run's tasks, with everything that scores them."""
+    parts = [part for task in tasks for part in (task.train, *(suite.items for suite in task.suites))]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def free(config: Config) -> list[str]:

@@ -107,7 +107,8 @@ class ArmsConfig:
                                    "token-matched-sft, replay, wise-ft, low-lr, low-rank, kl, l2-sp, ewc, dft, stm, "
                                    "flow, sdft-onpolicy, also with -reverse, -ema or both.")
     replay_fraction: float = option(0.1, "Arm replay: share of the training examples that the base model wrote.")
-    then: tuple[str, ...] = option((), "Tasks that every arm is trained on afterwards, one after the other.")
+    then: tuple[str, ...] = option((), "Tasks that every arm is trained on afterwards, one after the other: names, or "
+                                   "paths of files. Tasks that need files read them in the folder `data`.")
     wise_ft_alpha: float = option(0.5, "Arm wise-ft: share of the weight change that remains.")
 
 
@@ -154,6 +155,25 @@ def load_chosen(settings: TaskConfig, name: str | None = None) -> Task:
                      settings.train_records, settings.test_records, settings.data_seed)
 
 
+def load_later(config: Config, first: Task) -> list[Task]:
+    """Load the tasks of the setting `then`, of the same sizes as the first task; their files have the usual columns.
+
+    Raises SdftError as `load_task` does, and for a task that comes twice.
+    """
+    settings = replace(config.task, columns=None)
+    later = [load_chosen(_with_own_data(settings, name), name) for name in config.arms.then]
+    names = [task.name for task in (first, *later)]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise SdftError(f"then: expected every task of a run once, got {repeated[0]} twice: results are kept by the "
+                        "task's name; set epochs to train longer on one task")
+    return later
+
+
+def _with_own_data(settings: TaskConfig, name: str) -> TaskConfig:
+    """The settings of one of several tasks: passages, and a file named by its path, read nothing in the folder."""
+    return replace(settings, data=None) if name == "passages" or Path(name).is_file() else settings
+
+
 def with_task(config: Config, explicit: frozenset[str], epochs: int, distill_template: str, train_template: str,
               rewrite_tokens: int) -> Config:
     """The settings with those that the task decides, where they were not set explicitly."""
@@ -162,6 +182,17 @@ def with_task(config: Config, explicit: frozenset[str], epochs: int, distill_tem
                    distill=replace(config.distill, template=config.distill.template or distill_template,
                                    rewrite_tokens=config.distill.rewrite_tokens or rewrite_tokens),
                    eval=replace(config.eval, train_template=config.eval.train_template or train_template))
+
+
+def with_later_task(config: Config, first: Task, later: Task) -> Config:
+    """The settings of a later stage: a setting that is at the default of the first task takes that of the later task.
+
+    So the settings of a finished run, which are all set, say the same as those that it was started with.
+    """
+    chosen = {name: value for name, value in of_task(config).items() if value != first.default_settings[name]}
+    undecided = replace(config, distill=replace(config.distill, template=None, rewrite_tokens=None),
+                        eval=replace(config.eval, train_template=None, primary=()))
+    return with_task(undecided, frozenset(), **{**later.default_settings, **chosen})
 
 
 def of_task(config: Config) -> dict[str, Any]:
@@ -178,12 +209,14 @@ def with_machine(config: Config) -> Config:
     model, dtype = Path(name).expanduser(), as_dtype(config.model.dtype, config.model.device)
     return replace(config, model=replace(config.model, model=str(model.resolve()) if model.exists() else name,
                                          dtype=str(dtype).removeprefix("torch.")),
+                   arms=replace(config.arms, then=tuple(str(Path(task).resolve()) if Path(task).is_file() else task
+                                                        for task in config.arms.then)),
                    task=replace(config.task, data=str(Path(data).resolve()) if data else None))
 
 
 def resolve_settings(config: Config, explicit: frozenset[str]) -> tuple[Config, Task]:
     """The settings with those that the task and the machine decide, and the task."""
-    task = load_chosen(config.task)
+    task = load_chosen(_with_own_data(config.task, config.task.task) if config.arms.then else config.task)
     return with_machine(with_task(config, explicit, **task.default_settings)), task
 
 

@@ -6,6 +6,7 @@ give the same interval, bit for bit. sdft/studies/statistics.py compares several
     counts of one arm      wilson (interval of a share)
     scores of two arms     paired_difference (interval over items), mcnemar or sign_flip (p), holm (all p together)
     means over tokens      bootstrap_ratio (interval over texts), by_position (means by position in the answer)
+    ratios of two arms     bootstrap_ratios (interval of their difference over items)
 
     from sdft.measure.statistics import bootstrap_mean
     mean, low, high = bootstrap_mean([1, 0, 1, 1])
@@ -41,15 +42,36 @@ def bootstrap_ratio(totals: Sequence[float], counts: Sequence[float], seed: int 
     For a mean over the tokens of several texts: whole texts are drawn, each with its sum and its number of tokens.
     """
     pairs = np.stack([np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)])      # (2, n)
-    n = pairs.shape[1]
+    sums, (total, count) = _resampled(pairs, seed), pairs.sum(1)
+    low, high = _interval(sums[0] / sums[1])
+    return float(total / count), low, high
+
+
+def bootstrap_ratios(first: tuple[Sequence[float], Sequence[float]], second: tuple[Sequence[float], Sequence[float]],
+                     seed: int = 0) -> tuple[float, float, float]:
+    """The difference of two ratios Σ totals / Σ counts over the same items, each given as (totals, counts), with its
+    95 % percentile bootstrap interval: (difference, low, high). Items are drawn for both at once."""
+    values = np.asarray([*first, *second], dtype=np.float64)                                            # (4, n)
+    sums, whole = _resampled(values, seed), values.sum(1)
+    low, high = _interval(sums[0] / sums[1] - sums[2] / sums[3])
+    return float(whole[0] / whole[1] - whole[2] / whole[3]), low, high
+
+
+def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
+    """The sums over items of `values` (k, n) in every bootstrap sample: (k, RESAMPLES)."""
+    n = values.shape[1]
     if n == 0:
         raise SdftError("expected at least one item to take a mean of, got none")
-    generator, step, tail = np.random.default_rng(seed), max(1, _AT_ONCE // n), (1 - LEVEL) / 2
+    generator, step = np.random.default_rng(seed), max(1, _AT_ONCE // n)
     drawn = (generator.integers(n, size=(min(step, RESAMPLES - start), n)) for start in range(0, RESAMPLES, step))
-    sums = np.concatenate([pairs[:, block].sum(-1) for block in drawn], axis=1)                    # (2, RESAMPLES)
-    low, high = np.quantile(sums[0] / sums[1], (tail, 1 - tail))
-    total, count = pairs.sum(1)
-    return float(total / count), float(low), float(high)
+    return np.concatenate([values[:, block].sum(-1) for block in drawn], axis=1)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of bootstrap values."""
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(values, (tail, 1 - tail))
+    return float(low), float(high)
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:

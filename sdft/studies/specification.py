@@ -36,7 +36,7 @@ from typing import Any
 
 from sdft.errors import SdftError, nearest
 from sdft.experiment.run_folder import data_hash
-from sdft.experiment.settings import Config, flatten, make_config, parse, resolve_settings, setting_name
+from sdft.experiment.settings import Config, flatten, load_later, make_config, parse, resolve_settings, setting_name
 from sdft.files import read_toml
 from sdft.studies.results import EndPoint, Settings
 
@@ -102,18 +102,19 @@ def planned_runs(study: Study, data: str | None = None) -> list[PlannedRun]:
     runs: list[PlannedRun] = []
     for values, settings in study.runs:
         options = {**study.settings, **settings}
-        if data and "data" not in options and options.get("task", "passages") != "passages":
+        if data and "data" not in options and (options.get("task", "passages") != "passages" or options.get("then")):
             options["data"] = data
         try:
             config, explicit = make_config(None, options)
             config, task = resolve_settings(config, explicit)
+            data_sha256 = data_hash(task, *load_later(config, task))
         except SdftError as error:
             raise SdftError(f"{study.path}: {error}") from error
         name = run_name(values)
         if any(run.name == name for run in runs):
             raise SdftError(f"{study.path}: two runs are named {name!r}; let them differ in a setting, or leave one "
                             "out")
-        runs.append(PlannedRun(name, values, config, explicit, data_hash(task)))
+        runs.append(PlannedRun(name, values, config, explicit, data_sha256))
     trained = dict.fromkeys(("base", *(arm for run in runs for arm in run.config.arms.arms)))
     for key, arm in (("arm", study.primary["arm"]), ("against", study.primary["against"])):
         if isinstance(arm, str) and arm not in trained:

@@ -58,8 +58,8 @@ def gradient(model: Llama, batches: Sequence[Batch], objective: Objective, check
 
 def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, folder: Path | None = None,
           validation: Sequence[Example] = (), base_name: str = "", tokenizer: Tokenizer | None = None,
-          inputs: ObjectiveInputs = ObjectiveInputs(), watch: Callable[[LogLine], None] | None = None
-          ) -> TrainingSummary:
+          inputs: ObjectiveInputs = ObjectiveInputs(), watch: Callable[[LogLine], None] | None = None,
+          continued: bool = False) -> TrainingSummary:
     """Train `model` in place and leave the trained adapter on it; return a summary of the run.
 
     Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method
@@ -70,6 +70,9 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
 
     `watch` is called with the log line of every step but the last, while the model is in eval mode. It must not change
     the model. Steps that run again after an interruption are watched again.
+
+    continued: train the adapter that the model has further, instead of a fresh one. It is expected to be of the
+    settings' shape; steps and learning rate begin again, and `delta_norm` is its whole distance from the base model.
     """
     folder = None if folder is None else Path(folder)
     check_objective(settings)
@@ -81,7 +84,7 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
                       else hold_out(kept, settings.validation, settings.seed))
     data = fingerprint([*examples, *held, *inputs.base_text, *inputs.shown])
     about = describe(settings, data, model_fingerprint(model)) | {"sampling": inputs.sampling}
-    trained = trained_weights(model, settings)
+    trained = trained_weights(model, settings, continued)
     parameters = trained.parameters
     optimiser = adamw(parameters, settings)
     teacher = EmaTeacher(model, parameters, settings.teacher_ema)

@@ -14,10 +14,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from sdft.errors import SdftError
 from sdft.model.io.adapters import save_adapter
 from sdft.model.io.checkpoints import save_checkpoint
 from sdft.model.llama import Llama
-from sdft.model.lora import add_lora, lora_layers, squared_shift
+from sdft.model.lora import add_lora, lora_layers, match_targets, squared_shift
 from sdft.tokenizers.tokenizer import Tokenizer
 from sdft.train.settings import TrainSettings
 
@@ -83,10 +84,27 @@ def _hand_over(master: Tensor, weight: Tensor) -> None:
 Trained = Adapter | FullWeights
 
 
-def trained_weights(model: Llama, settings: TrainSettings) -> Trained:
-    """Prepare `model` for training: a fresh adapter (method lora), or every weight (method full)."""
+def trained_weights(model: Llama, settings: TrainSettings, continued: bool = False) -> Trained:
+    """Prepare `model` for training: a fresh adapter, or if `continued` its own (method lora), or every weight (full).
+
+    Raises SdftError where the adapter to continue is missing, or is not of the shape that the settings ask for.
+    """
     if settings.method == "full":
         return FullWeights(model)
+    if continued:
+        _check_adapter(model, settings)
+        return Adapter(model)
     add_lora(model, rank=settings.lora_rank, alpha=settings.lora_alpha, targets=settings.lora_targets,
              dropout=settings.lora_dropout, rslora=settings.rslora, seed=settings.seed)
     return Adapter(model)
+
+
+def _check_adapter(model: Llama, settings: TrainSettings) -> None:
+    asked = settings.lora_rank, settings.lora_alpha, settings.lora_dropout, settings.rslora
+    layers = lora_layers(model)
+    found = {(layer.rank, layer.alpha, layer.dropout, layer.rslora) for layer in layers.values()}
+    if list(layers) != match_targets(model, settings.lora_targets) or found != {asked}:
+        raise SdftError("expected the adapter to continue to have the lora_rank, lora_alpha, lora_dropout, rslora and "
+                        f"lora_targets of the settings, {asked} on {', '.join(settings.lora_targets)}; got "
+                        f"{', '.join(map(str, found)) or 'no adapter'} on {len(layers)} layers; load the adapter that "
+                        "these settings trained")
