@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from sdft.tasks import general_suite, instruction_suite
-from sdft.tasks.instructions import DEMANDS, satisfies
+from sdft.tasks.demands import DEMANDS, satisfies
 
 CASES = {
     "lower_case": ({}, ["all small, with 3 digits."], ["Not all small", "123"]),
@@ -29,6 +29,17 @@ CASES = {
                                  "1. One.\n2. Two."],
                   ["One.", "One. Two. Three.", "One. Two", "One. Two. And"]),
     "paragraphs": ({"count": 2}, ["One.\n\nTwo.", "One\nstill one\n \n\nTwo\n"], ["One.\nTwo.", "a\n\nb\n\nc"]),
+    "sentences_at_least": ({"count": 2}, ["One. Two!", "One. Two. And", "1. One.\n2. Two."],
+                           ["One.", "Dr. May came.", "One and two", "1. a\n2. b"]),
+    "lines_at_least": ({"count": 2, "words": 3}, ["a b c\nd e f g", "x\na b c\n\nd e f"],
+                       ["a b c\nd e", "a b c d e f"]),
+    "lines_begin": ({"heads": ["Q:", "A:"], "count": 2},
+                    ["Q: a?\nA: b\nQ: c?\nA: d", "**Q:** a?\n**A:** b\n\n* Q: c\n A: d"],
+                    ["Q: a?\nA: b", "Q: a?\nA:\nQ: c?\nA:", "Q: a? A: b Q: c? A: d", "Q: a\nQ: b\nQ: c\nA: d"]),
+    # the five words of four letters or more count, and four of them are 80 %
+    "keeps": ({"text": "The cats sleep under the warm sofa.", "percent": 80},
+              ["The SOFA is warm, and cats sleep."], ["Cats sleep under it.", "A cat sleeps under a warm sofa."]),
+    "differs": ({"text": "It is “warm”."}, ["It is hot.", "It is warm"], ['It is "warm".', 'Say: it  is "warm". Yes']),
     "no_commas": ({}, ["None here; really."], ["One, here"]),
     "quoted": ({}, ['"Patience."', "“Patience.”\n"], ["Patience", 'He said "yes".', '"', '""', "'single'"]),
     "one_of": ({"options": ["yes", "it depends"]}, ["Yes.", " it depends\n", '"YES"', "**yes**"],
@@ -58,7 +69,7 @@ def test_an_empty_response_satisfies_no_prompt():
 def test_there_are_enough_prompts_of_every_kind_and_all_differ():
     items = instruction_suite().items
     kinds = Counter(item.kind for item in items)
-    assert len(items) >= 150 and set(kinds) == set(DEMANDS) and min(kinds.values()) >= 9
+    assert len(items) >= 150 and len(kinds) == 18 and set(kinds) <= set(DEMANDS) and min(kinds.values()) >= 9
     assert len({item.messages[0]["content"] for item in items}) == len({item.id for item in items}) == len(items)
 
 

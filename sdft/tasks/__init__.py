@@ -1,7 +1,8 @@
-"""Tasks: one file per task, and the two suites that every experiment runs besides the target task.
+"""Tasks: one file per task, and the three suites that every experiment runs besides the target task.
 
 May import: sdft.data. Start at base.py (the types), then scorers.py and passages.py (the built-in task). gsm8k.py,
-openfunctions.py and free_text.py read the user's files; instructions.py and general.py are the suites of every run.
+openfunctions.py and free_text.py read the user's files. The suites of every run are elaborate.py and instructions.py,
+whose checkers are in demands.py, and general.py.
 
     task = sdft.tasks.load_task("passages")
 """
@@ -17,7 +18,8 @@ from sdft.tasks.elaborate import elaborate_suite
 from sdft.tasks.general import general_suite
 from sdft.tasks.instructions import instruction_suite
 
-__all__ = ["Item", "Selection", "Suite", "TASKS", "Task", "elaborate_suite", "general_suite", "instruction_suite", "load_task"]
+__all__ = ["Item", "Selection", "Suite", "TASKS", "Task", "elaborate_suite", "general_suite", "instruction_suite",
+           "load_task"]
 
 TASKS = {"passages": passages.load, "gsm8k": gsm8k.load, "openfunctions": openfunctions.load,
          **dict.fromkeys(("alpaca", "dolly", "custom"), free_text.load)}

@@ -1,0 +1,142 @@
+"""Demands that a prompt makes and a program can verify: the checkers of the suites `instructions` and `elaborate`.
+
+Verifiable demands are the idea of IFEval (arXiv 2311.07911); the demands and their functions are our own. A function is
+strict about what the prompt says and indifferent to the rest: quotation marks or asterisks around a whole response do
+not hide its first or last words, and a Markdown fence around JSON is allowed.
+
+Some demands are met by any short answer ("no commas"), so a model that forgot how to write more than a word passes
+them. `one_word_passes` tells such demands apart without a model: one of ONE_WORD_ANSWERS passes the checker.
+
+    python -c "from sdft.tasks.demands import satisfies; print(satisfies('bullets', '- a\\n- b', {'count': 2}))"
+"""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+_WRAPPING = " \t\r\n\"'“”‘’*_"
+_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|vs|no|e\.g|i\.e)\.(?=\s)", re.IGNORECASE)
+_LIST_NUMBER = re.compile(r"^\s*\d+[.)](?=\s)", re.MULTILINE)
+_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s|$)")
+
+# Fifty answers of one word, as a model gives them that was fine-tuned on short answers.
+ONE_WORD_ANSWERS = (
+    "yes", "no", "Yes", "No", "Yes.", "No.", "YES", "NO!", '"Yes."', "**No**", "maybe", "Maybe.", "ok", "sure", "true",
+    "False", "none", "unknown", "positive", "Negative.", "1", "2", "3.", "1.", "42", "100", "1987", "3.5", "50%", "two",
+    "seven", "Four.", "the", "it", "...", "?", "- yes", "1. Yes", "water", "Paris", "Anna", "Monday.", "March", "blue",
+    "winter", "bicycles", "Cats.", "trains", "bread", "friendship!")
+
+
+def _occurrences(word: str, response: str) -> int:
+    """Count `word` as a whole word or phrase, in any case."""
+    return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", response, re.IGNORECASE))
+
+
+def _plain(text: str) -> str:
+    """Unify quotes, apostrophes, white space and case, which keyboards and models write differently."""
+    return " ".join(text.replace("’", "'").replace("“", '"').replace("”", '"').split()).casefold()
+
+
+def numbered(response: str, count: int) -> bool:
+    """The lines that begin with a number ("1." or "1)") are numbered 1 … count."""
+    numbers = re.findall(r"^[ \t]*(\d+)[.)][ \t]+\S", response, re.MULTILINE)
+    return [int(number) for number in numbers] == list(range(1, count + 1))
+
+
+def json_keys(response: str, keys: list[str]) -> bool:
+    """The whole response is one JSON object with exactly these keys."""
+    fenced = re.fullmatch(r"```(?:json)?\s*\n(.*?)\n?\s*```", response.strip(), re.DOTALL | re.IGNORECASE)
+    try:
+        value = json.loads(fenced.group(1) if fenced else response)
+    except (json.JSONDecodeError, RecursionError):
+        return False
+    return isinstance(value, dict) and set(value) == set(keys)
+
+
+def starts_with(response: str, phrase: str) -> bool:
+    """The response begins with the phrase."""
+    text, wanted = _plain(response.lstrip(_WRAPPING)), _plain(phrase)
+    return text.startswith(wanted) and not text[len(wanted):][:1].isalnum()
+
+
+def ends_with(response: str, phrase: str) -> bool:
+    """The response ends with the phrase, with nothing after it."""
+    text, wanted = _plain(response.rstrip(_WRAPPING)), _plain(phrase)
+    return text.endswith(wanted) and not text[: -len(wanted)][-1:].isalnum()
+
+
+def _sentence_ends(text: str) -> list[int]:
+    """Where the sentences of `text` end. "Dr." and the "1." of a list end no sentence."""
+    return [match.end() for match in _SENTENCE_END.finditer(text)]
+
+
+def _unnumbered(response: str) -> str:
+    return _LIST_NUMBER.sub("", _ABBREVIATION.sub("", response)).strip()
+
+
+def sentences(response: str, count: int) -> bool:
+    """There are exactly `count` sentences, the last one finished."""
+    text = _unnumbered(response)
+    ends = _sentence_ends(text)
+    return len(ends) == count and ends[-1] == len(text)
+
+
+def keeps(response: str, text: str, percent: int) -> bool:
+    """At least `percent` % of the different content words of `text`, those of four letters or more, occur."""
+    content = set(re.findall(r"\w{4,}", _plain(text)))
+    return 100 * sum(bool(_occurrences(word, response)) for word in content) >= percent * len(content)
+
+
+def lines_begin(response: str, heads: list[str], count: int) -> bool:
+    """At least `count` lines begin with each head and continue, such as "Anna: Good morning." for the head "Anna:"."""
+    lines = [line.lstrip(_WRAPPING) for line in response.splitlines()]
+    return all(sum(starts_with(line, head) and re.search(r"\w", line[len(head):]) is not None for line in lines)
+               >= count for head in heads)
+
+
+DEMANDS: dict[str, Callable[..., bool]] = {
+    # the response has letters, none of them a capital (all of them capitals)
+    "lower_case": lambda response: response == response.lower() and any(c.isalpha() for c in response),
+    "upper_case": lambda response: response == response.upper() and any(c.isalpha() for c in response),
+    # exactly `count` lines begin with a bullet: "-", "*" or "•"
+    "bullets": lambda response, count: len(re.findall(r"^[ \t]*[-*•][ \t]+\S", response, re.MULTILINE)) == count,
+    "numbered": numbered,
+    "contains": lambda response, words: all(_occurrences(word, response) for word in words),
+    "avoids": lambda response, words: not any(_occurrences(word, response) for word in words),
+    "repeats": lambda response, word, count: _occurrences(word, response) >= count,       # at least `count` times
+    "json_keys": json_keys,
+    "starts_with": starts_with,
+    "ends_with": ends_with,
+    "words_at_most": lambda response, count: len(response.split()) <= count,
+    "words_at_least": lambda response, count: len(response.split()) >= count,
+    "sentences": sentences,
+    "sentences_at_least": lambda response, count: len(_sentence_ends(_unnumbered(response))) >= count,
+    # exactly `count` paragraphs, separated by blank lines
+    "paragraphs": lambda response, count: len(re.split(r"\n[ \t]*\n\s*", response.strip())) == count,
+    # at least `count` lines of at least `words` words
+    "lines_at_least": lambda response, count, words: sum(len(line.split()) >= words
+                                                         for line in response.splitlines()) >= count,
+    "lines_begin": lines_begin,
+    "keeps": keeps,
+    # the response does not repeat `text` word for word
+    "differs": lambda response, text: _plain(text) not in _plain(response),
+    "no_commas": lambda response: "," not in response,
+    # the whole response is in double quotation marks
+    "quoted": lambda response: re.fullmatch(r'["“].+["”]', response.strip(), re.DOTALL) is not None,
+    # one of the options and nothing else; case and a full stop do not matter
+    "one_of": lambda response, options: _plain(response.strip(_WRAPPING + ".!")) in map(_plain, options),
+    # a title in double angular brackets, such as <<The Long Way Home>>, occurs
+    "title": lambda response: re.search(r"<<[^<>\n]*\w[^<>\n]*>>", response) is not None,
+}
+
+
+def satisfies(kind: str, response: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether the response satisfies the demand `kind` with its arguments; an empty response satisfies none."""
+    return bool(response.strip()) and DEMANDS[kind](response, **arguments)
+
+
+def one_word_passes(check: Callable[[str], bool]) -> bool:
+    """Whether the empty answer or one of ONE_WORD_ANSWERS passes the check of an item."""
+    return any(check(answer) for answer in ("", *ONE_WORD_ANSWERS))

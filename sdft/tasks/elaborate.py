@@ -1,0 +1,134 @@
+"""The suite `elaborate`: prompts made by code whose demands no one-word answer meets, 40 topics × the kinds below.
+
+It measures what fine-tuning on terse targets takes away first: writing more than a word where the prompt asks for it
+(the base model's ability on tasks that nobody trained, arXiv 2402.13669, section 4). Every demand is verified by a
+program, as in IFEval (arXiv 2311.07911), and brevity cannot meet it: each item's check fails on the empty answer, on
+every answer of one word, and on the prompt itself. So no short answer "wins" an item and hides one that was lost. Kinds
+and wordings were chosen by what the base model smollm2-135m can do, never by the result of a tuned model.
+
+The order of the items is balanced: in any prefix, the numbers of items of two kinds differ by at most one, and so do
+those of two topics. A run can therefore take the first 240 or 120 items.
+
+    sdft eval --suite elaborate
+"""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdft.tasks.base import Item, Suite
+from sdft.tasks.demands import satisfies
+
+MAX_NEW_TOKENS = 128
+NAMES = ("Anna", "Tom", "Maria", "Paul", "Lucy", "Peter", "Emma", "Jack")
+
+Fields = Mapping[str, Any]                      # what a wording can name: topic, text, first, second, a, b, count, …
+Demand = tuple[str, dict[str, Any]]             # a demand of demands.py and its arguments
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of item: its wordings, the counts they ask for, and the demands that they make of an answer."""
+
+    wordings: tuple[str, ...]
+    demands: Callable[[Fields], list[Demand]]
+    counts: tuple[int, ...] = (0,)
+
+
+def _words(count: int) -> Demand:
+    return "words_at_least", {"count": count}
+
+
+KINDS: dict[str, Kind] = {
+    "numbered": Kind((
+        "Write a numbered list of exactly {count} facts about {topic}.",
+        "Give exactly {count} reasons why {topic} can matter to people, as a numbered list.",
+        "Write exactly {count} questions about {topic} as a numbered list.",
+    ), lambda f: [("numbered", {"count": f["count"]})], (3, 4)),
+    "lines": Kind((
+        "Write {count} short slogans about {topic}, each on its own line and with at least 3 words.",
+        "Write {count} titles of books about {topic}, each on its own line and with at least 3 words.",
+    ), lambda f: [("lines_at_least", {"count": f["count"], "words": 3})], (3, 4)),
+    "sentences": Kind((
+        "Write exactly {count} sentences about {topic}.",
+        "Write a short text about {topic} with exactly {count} sentences.",
+    ), lambda f: [("sentences", {"count": f["count"]})], (3, 4)),
+    "sentences-at-least": Kind((
+        "Write at least {count} sentences about {topic}.",
+        "Write a text of at least {count} sentences about {topic}.",
+    ), lambda f: [("sentences_at_least", {"count": f["count"]})], (2, 3)),
+    "words": Kind((
+        "Write at least {count} words about {topic}.",
+        "Describe {topic} in at least {count} words.",
+        "What is interesting about {topic}? Answer with at least {count} words.",
+    ), lambda f: [_words(f["count"])], (25, 30, 40)),
+    "paragraphs": Kind((
+        "Write a short essay of exactly {count} paragraphs about {topic}, separated by a blank line.",
+        "Write exactly {count} short paragraphs about {topic}, separated by a blank line.",
+    ), lambda f: [("paragraphs", {"count": f["count"]})], (2,)),
+    "title": Kind((
+        "Write \"Title:\" and a title for a text about {topic}. Then write \"Text:\" and the text.",
+        "Write a title and a short text about {topic}. Begin the line of the title with \"Title:\" and the text with "
+        "\"Text:\".",
+    ), lambda f: [("lines_begin", {"heads": ["Title:", "Text:"], "count": 1})]),
+    "tale": Kind((
+        "Write a story about {topic} in at least {count} words. It begins with \"Once upon a time\".",
+        "Tell a story about {topic} that begins with \"Once upon a time\" and has at least {count} words.",
+    ), lambda f: [("starts_with", {"phrase": "Once upon a time"}), _words(f["count"])], (25, 30)),
+    "continue": Kind((
+        "Continue this story with at least {count} words: \"One day {event}.\"",
+        "A story begins like this: \"One day {event}.\" Write at least {count} words that come next.",
+    ), lambda f: [_words(f["count"])], (30, 40)),
+    "compare": Kind((
+        "What is the difference between {first} and {second}? Name both at least twice.",
+        "Write two sentences about {first} and two sentences about {second}. Name both at least twice.",
+    ), lambda f: [("repeats", {"word": f[name], "count": 2}) for name in ("first", "second")]),
+    "rewrite": Kind((
+        "Rewrite this text in a friendly tone, and keep most of its words: {text}",
+        "Make this text more formal, and keep most of its words: {text}",
+    ), lambda f: [("keeps", {"text": f["text"], "percent": 70}), ("differs", {"text": f["text"]})]),
+    "rewrite-begin": Kind((
+        "Write this text again, but begin with the words \"It is known that\": {text}",
+    ), lambda f: [("starts_with", {"phrase": "It is known that"}), ("keeps", {"text": f["text"], "percent": 70})]),
+    "letter": Kind((
+        "Write a short letter about {topic}. Begin with \"Dear {name},\" and end with \"Best wishes\".",
+        "Write a message to a friend about {topic}. It has the greeting \"Dear {name},\" and the closing \"Best "
+        "wishes\".",
+    ), lambda f: [("starts_with", {"phrase": f"Dear {f['name']},"}), ("contains", {"words": ["Best wishes"]})]),
+    "questions": Kind((
+        "Write {count} questions about {topic} with answers. Begin each question with \"Q:\" and each answer with "
+        "\"A:\".",
+    ), lambda f: [("lines_begin", {"heads": ["Q:", "A:"], "count": f["count"]})], (2,)),
+}
+
+
+def elaborate_suite() -> Suite:
+    """Return the suite: each prompt is a plain user turn, and a response that satisfies all its demands scores 1."""
+    lines = Path(__file__).with_name("elaborate.jsonl").read_text(encoding="utf-8").splitlines()
+    topics, kinds = [json.loads(line) for line in lines], list(KINDS)
+    # Item i has kind i mod K and topic i mod T; after lcm(K, T) items the pairs would repeat, so topics shift by one.
+    period = math.lcm(len(kinds), len(topics))
+    numbers = [(i + i // period) % len(topics) for i in range(len(kinds) * len(topics))]
+    items = [_item(kinds[i % len(kinds)], number, topics[number], i // len(kinds)) for i, number in enumerate(numbers)]
+    return Suite("elaborate", items, score, "demands satisfied", MAX_NEW_TOKENS)
+
+
+def score(item: Item, output: str) -> float:
+    """1.0 where the output satisfies every demand of the item, else 0.0."""
+    return float(all(satisfies(demand, output, arguments) for demand, arguments in item.extra["demands"]))
+
+
+def _item(name: str, number: int, topic: Fields, turn: int) -> Item:
+    """Item of the kind `name` about topic `number`; the kind's turn 0, 1, … chooses wording, count and name."""
+    kind = KINDS[name]
+    fields = {"topic": topic["topic"], "text": topic["text"], "event": topic["events"][0],
+              "events": ", ".join(topic["events"][:-1]) + ", and " + topic["events"][-1],
+              **dict(zip(("first", "second", "a", "b", "c"), topic["compare"] + topic["words"], strict=True)),
+              "name": NAMES[turn % len(NAMES)], "count": kind.counts[turn // len(kind.wordings) % len(kind.counts)]}
+    prompt = kind.wordings[turn % len(kind.wordings)].format(**fields)
+    return Item(f"elaborate-{name}-{number:02d}", [{"role": "user", "content": prompt}], kind=name,
+                extra={"demands": kind.demands(fields)})
