@@ -18,6 +18,7 @@ from sdft.experiment.measure_arm import compare_changes_of, compare_with_sft, me
 from sdft.experiment.run_folder import check_folder, data_hash, default_folder, hashes, is_finished, is_new, make_folder
 from sdft.experiment.sequence import later_stages, train_later
 from sdft.experiment.settings import Config, load_later, of_task, resolve_settings
+from sdft.experiment.trajectory import Trajectory, compare_trajectories
 from sdft.files import locked, write_json
 from sdft.measure.forgetting import adjust_together
 from sdft.measure.outputs.gap import gaps, token_map
@@ -63,9 +64,10 @@ def compare(context: Context) -> Measures:
     trained = []
     for arm in arms_of(context, *targets.values()):
         model = context.model_to_train()
+        along = Trajectory(context, arm, model) if context.eval_every else None
         with context.timed(f"train {arm.name}"):
             training = train(model, arm.targets, arm.settings, context.folder / arm.folder,
-                             base_name=context.model_name, tokenizer=tokenizer, inputs=arm.inputs)
+                             base_name=context.model_name, tokenizer=tokenizer, inputs=arm.inputs, watch=along)
             arm.finish(context, model)
         abilities = context.abilities(arm.name, model)
         with context.timed(f"measure {arm.name}"):
@@ -73,9 +75,12 @@ def compare(context: Context) -> Measures:
                                   partial(measure_arm, context, arm, model))
         arms[arm.name] = {**abilities, **change, "general": {**abilities["general"], **change["general"]},
                           "targets": arm.target_set, "training": training}
+        if along is not None:
+            along.finish(training, change["general"])
         context.remove_adapter(model)
         trained.append(arm)
     compare_with_sft(context, arms)
+    compare_trajectories(context, arms)
     adjust_together(arms, context.primary)
     return {**measured, "arms": arms, "between": compare_changes_of(context, trained)}
 
