@@ -12,16 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_llama
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_parts import examples, tiny_model
 
 from sdft.model.batches import pack_within
+from sdft.model.lora import add_lora, lora_layers, shift_norm
 from sdft.objectives import HiddenStates, cross_entropy
 from sdft.objectives.penalties import EWC, KL, L2SP
 from sdft.objectives.weighted import Weighted, dft
 from sdft.train import TrainSettings
 from sdft.train.loop import gradient
-from sdft.train.optimiser import adamw
+from sdft.train.optimiser import adamw, step_if_finite
 from sdft.train.weights import trained_weights
 
 CPU, CUDA = 0, 1            # c10::DeviceType
@@ -114,7 +117,7 @@ def test_a_step_needs_no_host_sync_and_stays_on_its_device(cuda_without_gpu, met
         optimiser = adamw(trained.parameters, settings)
         loss = gradient(model, batches, cross_entropy)
         norm = torch.nn.utils.clip_grad_norm_(trained.parameters.values(), 1.0)
-        optimiser.step()
+        step_if_finite(optimiser, torch.stack((loss, norm)))
         trained.publish()
         tensors = [loss, norm, trained.delta_norm(), *trained.parameters.values()]
         assert {x.device.type for x in tensors} == {"cuda"}
@@ -138,3 +141,47 @@ def test_the_baselines_need_no_host_sync_either(cuda_without_gpu, name):
                      "ewc": EWC(0.1, fisher)}[name]
         loss = gradient(model, batches, objective)
         assert {x.device.type for x in (loss, *(x.grad for x in adapter.parameters.values()))} == {"cuda"}
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operations that a GPU would run: all but views."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not (func.is_view or func is torch.ops.aten.detach.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_norm_of_the_change_is_exact_and_takes_few_kernels():
+    torch.manual_seed(0)
+    model = tiny_llama("llama2", num_hidden_layers=12)
+    add_lora(model, 3, targets=("q_proj", "v_proj", "down_proj"))
+    layers = lora_layers(model)
+    for layer in layers.values():
+        torch.nn.init.normal_(layer.lora_B)
+    with Kernels() as kernels:
+        norm = shift_norm(layers)
+    exact = sum((layer.scale * layer.lora_B.double() @ layer.lora_A.double()).square().sum()
+                for layer in layers.values())
+    assert norm.item() == pytest.approx(exact.sqrt().item(), rel=1e-12)          # both are sums in fp64
+    assert not norm.requires_grad and kernels.count <= 3 + 12 * 3                # a dozen a shape, however many layers
+
+
+def test_a_step_is_adamws_where_all_is_finite_and_none_otherwise():
+    found = []
+    for step in (lambda optimiser, values: optimiser.step(), step_if_finite):
+        weight = torch.nn.Parameter(torch.linspace(-1, 1, 64).view(8, 8))
+        optimiser = adamw({"weight": weight}, TrainSettings(lr=0.1, weight_decay=0.01))
+        for number in range(3):
+            weight.grad = torch.cos(weight.detach() * 7 + number)
+            step(optimiser, torch.tensor([1.0, 3.0]))
+        found.append((weight.detach().clone(), *(x.clone() for x in optimiser.state[weight].values())))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*found, strict=True))
+    for wrong in (float("nan"), float("inf")):
+        weight.grad = torch.full_like(weight, wrong)
+        step_if_finite(optimiser, torch.tensor([1.0, wrong]))
+        now = weight.detach(), *optimiser.state[weight].values()
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(now, found[1], strict=True))

@@ -10,7 +10,7 @@ import pytest
 
 from sdft.errors import SdftError
 from sdft.experiment.run_folder import check_folder, is_new, make_folder
-from sdft.experiment.settings import make_config
+from sdft.experiment.settings import make_config, with_machine
 from sdft.files import locked
 
 
@@ -56,8 +56,9 @@ def test_with_dropout_the_packs_are_part_of_the_run(tmp_path):
     made_of = {"model_sha256": "a" * 64, "data_sha256": "b" * 64}
     for dropout in ("0", "0.1"):
         folder = tmp_path / dropout
-        make_folder(folder, make_config(None, {"lora_dropout": dropout})[0], made_of)
-        other, _ = make_config(None, {"lora_dropout": dropout, "micro_tokens": "64", "save_every": "3"})
+        config, other = (with_machine(make_config(None, {"lora_dropout": dropout, **more})[0])
+                         for more in ({}, {"micro_tokens": "64", "save_every": "3"}))
+        make_folder(folder, config, made_of)
         if dropout == "0":
             check_folder(folder, other, made_of)
         else:

@@ -21,7 +21,7 @@ from sdft.model.lora import add_lora, lora_layers
 from sdft.objectives import cross_entropy
 from sdft.train import TrainSettings
 from sdft.train.loop import gradient
-from sdft.train.optimiser import adamw
+from sdft.train.optimiser import adamw, step_if_finite
 from sdft.train.weights import trained_weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and torch sees none here")
@@ -152,11 +152,11 @@ def test_a_training_step_never_waits_for_the_device(dtype, method) -> None:
 
     def step() -> torch.Tensor:
         loss = gradient(model, batches, cross_entropy)
-        torch.nn.utils.clip_grad_norm_(trained.parameters.values(), 1.0)
-        optimiser.step()
+        norm = torch.nn.utils.clip_grad_norm_(trained.parameters.values(), 1.0)
+        step_if_finite(optimiser, torch.stack((loss, norm)))
         optimiser.zero_grad()
         trained.publish()
-        return torch.stack((loss, trained.delta_norm()))
+        return torch.stack((loss, trained.delta_norm(), norm))
 
     first = step()                                  # makes the moments, and what else is made once
     with no_wait():

@@ -190,7 +190,7 @@ def needs(config: Config, task: Task, gflops: float | None, memory: float | None
     """Plan rewriting and training. Seconds need `gflops`, the machine's rate; what fits needs `memory`, in GB."""
     path = resolve(config.model.model)
     model_config, tokenizer = load_config(path) if path.is_dir() else gguf_config(GGUF(path)), tokenizer_at(path)
-    train, size = config.train, as_dtype(config.model.dtype, config.model.device).itemsize
+    train, size = config.train.resolved(config.model.device), as_dtype(config.model.dtype, config.model.device).itemsize
     shape = shape_of(model_config, train)
     context = min(train.max_length, model_config.context_length)
     template = get_template(config.eval.train_template or task.train_template)

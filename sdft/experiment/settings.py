@@ -202,7 +202,8 @@ def of_task(config: Config) -> dict[str, Any]:
 
 
 def with_machine(config: Config) -> Config:
-    """The settings with those that the machine decides: the dtype, and absolute paths, valid from any folder."""
+    """The settings with those that the machine decides: the dtype, the size of a micro-batch, and absolute paths, valid
+    from any folder."""
     from sdft.model.io.checkpoints import as_dtype
 
     name, data = config.model.model, config.task.data
@@ -211,7 +212,8 @@ def with_machine(config: Config) -> Config:
                                          dtype=str(dtype).removeprefix("torch.")),
                    arms=replace(config.arms, then=tuple(str(Path(task).resolve()) if Path(task).is_file() else task
                                                         for task in config.arms.then)),
-                   task=replace(config.task, data=str(Path(data).resolve()) if data else None))
+                   task=replace(config.task, data=str(Path(data).resolve()) if data else None),
+                   train=config.train.resolved(config.model.device))
 
 
 def resolve_settings(config: Config, explicit: frozenset[str]) -> tuple[Config, Task]:

@@ -14,6 +14,7 @@ the base model, without a copy.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -198,3 +199,20 @@ def squared_shift(layers: Mapping[str, LoRALinear]) -> Tensor:
     """Return Σ ‖s·B·A‖²_F over the layers, from the factors' R × R Gram matrices; fp64, with a gradient."""
     factors = [(layer.scale, layer.lora_A, layer.lora_B) for layer in layers.values()]
     return sum((scale**2 * inner_product(A, B, A, B) for scale, A, B in factors), torch.zeros((), dtype=torch.float64))
+
+
+@torch.no_grad()
+def shift_norm(layers: Mapping[str, LoRALinear]) -> Tensor:
+    """Return √Σ ‖s·B·A‖²_F over the layers, fp64: `squared_shift` with all layers of one shape in one product.
+
+    On a GPU these are some twenty kernels in place of twenty a layer. The sums are in another order.
+    """
+    alike: dict[tuple[torch.Size, torch.Size, float], list[LoRALinear]] = defaultdict(list)
+    for layer in layers.values():
+        alike[layer.lora_A.shape, layer.lora_B.shape, layer.scale].append(layer)
+    total = torch.zeros((), dtype=torch.float64)
+    for (_, _, scale), group in alike.items():
+        A = torch.stack([layer.lora_A for layer in group]).double()                  # (n, R, D)
+        B = torch.stack([layer.lora_B for layer in group]).double()                  # (n, O, R)
+        total = total + scale**2 * ((B.mT @ B) * (A @ A.mT)).sum()                  # of (n, R, R)
+    return total.clamp_min(0).sqrt()

@@ -36,7 +36,8 @@ from sdft.objectives.hidden_states import HiddenStates, Objective, Start, cross_
 from sdft.progress import progress
 from sdft.results import LogLine, TrainingSummary
 from sdft.tokenizers.tokenizer import Tokenizer
-from sdft.train.optimiser import adamw, learning_rate
+from sdft.train.deterministic import deterministic
+from sdft.train.optimiser import adamw, learning_rate, step_if_finite
 from sdft.train.order import hold_out, step_examples, steps_per_epoch
 from sdft.train.settings import TrainSettings
 from sdft.train.signals import StopRequest
@@ -65,8 +66,9 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     Writes to `folder`: log.jsonl, state.safetensors, and adapter_model.safetensors with adapter_config.json (method
     lora) or model.safetensors with config.json and the tokenizer's files (method full). Where the folder holds a state
     of the same run, training resumes from it; the result is bit for bit that of an uninterrupted run (same machine,
-    same number of threads). Without a folder nothing is written. Raises SdftError for a state of another
-    run, a loss that is not finite, and Ctrl-C or SIGTERM (after saving).
+    same number of threads; on a GPU only with `deterministic`, otherwise it differs by rounding). Without a folder
+    nothing is written. Raises SdftError for a state of another run, a loss that is not finite, and Ctrl-C or SIGTERM
+    (after saving).
 
     `watch` is called with the log line of every step but the last, while the model is in eval mode. It must not change
     the model. Steps that run again after an interruption are watched again.
@@ -74,7 +76,7 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
     continued: train the adapter that the model has further, instead of a fresh one. It is expected to be of the
     settings' shape; steps and learning rate begin again, and `delta_norm` is its whole distance from the base model.
     """
-    folder = None if folder is None else Path(folder)
+    folder, settings = None if folder is None else Path(folder), settings.resolved(model.device)
     check_objective(settings)
     longest = min(settings.max_length, model.config.context_length)
     kept, left_out = trainable(examples, longest)
@@ -106,27 +108,28 @@ def train(model: Llama, examples: Sequence[Example], settings: TrainSettings, fo
             torch.manual_seed(settings.seed * 1_000_003 + step)         # dropout: by step, so that it can be resumed
             lr = learning_rate(step, total, settings)
 
-            loss = gradient(model, batches, objective, settings.gradient_checkpointing)
+            with deterministic(settings.deterministic):
+                loss = gradient(model, batches, objective, settings.gradient_checkpointing)
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), settings.max_grad_norm or math.inf)
-            loss, norm = torch.stack((loss, norm)).tolist()             # the step's only wait for the device
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            step_if_finite(optimiser, torch.stack((loss, norm)))
+            optimiser.zero_grad()
+            trained.publish()
+            loss, norm, shift = torch.stack((loss, norm, trained.delta_norm())).tolist()    # the step's only wait
             if not math.isfinite(loss + norm):
                 save(step)
                 raise _not_finite(step, loss, norm, batches, folder)
-            for group in optimiser.param_groups:
-                group["lr"] = lr
-            optimiser.step()
-            optimiser.zero_grad()
-            trained.publish()
             teacher.follow()
 
             seconds = time.perf_counter() - started
             tokens = sum(sum(batch.lengths) for batch in batches)
             line: LogLine = {
                 "step": step + 1, "epoch": round((step + 1) / per_epoch, 4), "loss": loss, "lr": lr, "grad_norm": norm,
-                "delta_norm": trained.delta_norm().item(), "tokens": tokens,
+                "delta_norm": shift, "tokens": tokens,
                 "target_tokens": sum(batch.targets for batch in batches),
                 "tokens_per_second": round(tokens / seconds, 1), "seconds": round(seconds, 4)}
-            if not math.isfinite(line["delta_norm"]):
+            if not math.isfinite(shift):
                 raise SdftError(f"step {step + 1}: the update left weights that are not finite: train again "
                                 f"{'' if folder is None else 'in another folder '}with a lower lr or weight_decay")
             if held and (step + 1) % per_epoch == 0:

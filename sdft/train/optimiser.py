@@ -1,4 +1,4 @@
-"""AdamW on named fp32 tensors, and its learning rate by step."""
+"""AdamW on named fp32 tensors, its learning rate by step, and a step that leaves out what is not finite."""
 from __future__ import annotations
 
 import math
@@ -23,3 +23,9 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
 def adamw(parameters: Mapping[str, Tensor], settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101) with β 0.9 and 0.999, ε 1e-8; fused: one call for all."""
     return torch.optim.AdamW(list(parameters.values()), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+
+
+def step_if_finite(optimiser: torch.optim.AdamW, values: Tensor) -> None:
+    """Take a step where all `values` are finite, and none otherwise. The device decides: the host does not wait."""
+    vars(optimiser)["found_inf"] = values.isfinite().all().logical_not().float()    # as torch.amp.GradScaler sets it
+    optimiser.step()

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sdft.errors import SdftError, nearest
 
 METHODS = ("lora", "full")
 SCHEDULES = ("cosine", "constant")
+MICRO_TOKENS, GPU_MICRO_TOKENS = 2048, 16384    # a GPU takes as long for few tokens: launching kernels bounds it
 LARGEST_SEED = 2**32 - 1            # the loop multiplies it to seed every step, and torch must accept the product
 # Settings that may change when a run resumes: they do not change the gradient, up to rounding of micro_tokens' sums.
-FREE = ("save_every", "micro_tokens", "gradient_checkpointing")
+FREE = ("save_every", "micro_tokens", "gradient_checkpointing", "deterministic")
 RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (              # settings, what is expected, the condition
-    ("epochs batch_size micro_tokens save_every lora_rank", "at least 1", lambda value: value >= 1),
+    ("epochs batch_size save_every lora_rank", "at least 1", lambda value: value >= 1),
     ("steps", "at least 1", lambda value: value is None or value >= 1),
     ("max_length", "at least 2", lambda value: value >= 2),
     ("lr lora_alpha", "a positive number up to a million", lambda value: 0 < value <= 1e6),
+    ("micro_tokens", "at least 1, or 0 for the device's default", lambda value: value >= 0),
     ("warmup weight_decay max_grad_norm", "0 or more", lambda value: 0 <= value < math.inf),
     ("seed", f"a whole number from 0 to {LARGEST_SEED}", lambda value: 0 <= value <= LARGEST_SEED),
     ("penalty_weight", "0 or more", lambda value: value is None or 0 <= value < math.inf),
@@ -50,8 +52,9 @@ class TrainSettings:
     epochs: int = option(2, "Passes over the training records.")
     steps: int | None = option(None, "Number of optimiser steps; overrides epochs.")
     batch_size: int = option(8, "Records per optimiser step.")
-    micro_tokens: int = option(2048, "Maximum tokens per micro-batch; smaller uses less memory and gives the same "
-                                     "gradient. A longer record is a micro-batch of its own.")
+    micro_tokens: int = option(0, "Maximum tokens per micro-batch; smaller uses less memory and gives the same "
+                                  "gradient. A longer record is a micro-batch of its own. 0 is 2048 on a CPU and "
+                                  "16384 on a GPU.")
     warmup: int = option(0, "Steps over which the learning rate rises from 0.")
     schedule: str = option("cosine", "Learning rate after the warm-up: cosine (falls to 0 at the end) or constant.")
     weight_decay: float = option(0.0, "Decoupled weight decay of AdamW.")
@@ -65,6 +68,9 @@ class TrainSettings:
     gradient_checkpointing: bool = option(False, "Keep only the inputs of the layers, and recompute the rest in the "
                                                  "backward pass; this saves memory and costs time.")
     validation: float = option(0.0, "Share of the records held out; their loss is logged after every epoch.")
+    deterministic: bool = option(False, "On a GPU, compute gradients with slower kernels that add in a fixed order, so "
+                                        "that a resumed run equals an uninterrupted one bit for bit; on a CPU it "
+                                        "always does.")
     save_every: int = option(20, "Steps between saved states.")
     seed: int = option(42, "Random seed of the adapter, of the order of the records and of the dropout.")
 
@@ -81,3 +87,8 @@ class TrainSettings:
                     raise SdftError(f"{name}: expected {expected}, got {value}")
         if not self.lora_targets:
             raise SdftError("lora_targets: expected at least one name of a linear layer, such as q_proj; got none")
+
+    def resolved(self, device: object) -> TrainSettings:
+        """The settings with those that the device ("cuda:1", or torch's) decides: `micro_tokens`, where it is 0."""
+        default = GPU_MICRO_TOKENS if str(device).startswith("cuda") else MICRO_TOKENS
+        return replace(self, micro_tokens=self.micro_tokens or default)

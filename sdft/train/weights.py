@@ -18,7 +18,7 @@ from sdft.errors import SdftError
 from sdft.model.io.adapters import save_adapter
 from sdft.model.io.checkpoints import save_checkpoint
 from sdft.model.llama import Llama
-from sdft.model.lora import add_lora, lora_layers, match_targets, squared_shift
+from sdft.model.lora import add_lora, lora_layers, match_targets, shift_norm
 from sdft.tokenizers.tokenizer import Tokenizer
 from sdft.train.settings import TrainSettings
 
@@ -35,9 +35,8 @@ class Adapter:
     def publish(self) -> None:
         """Do nothing: the optimiser has already changed the factors in the model."""
 
-    @torch.no_grad()
     def delta_norm(self) -> Tensor:
-        return squared_shift(self.layers).clamp_min(0).sqrt()                       # √Σ ‖s·B·A‖²_F
+        return shift_norm(self.layers)
 
     def save(self, folder: Path | str, base_name: str = "", tokenizer: Tokenizer | None = None) -> None:
         """Write adapter_model.safetensors and adapter_config.json; the tokenizer is the base model's."""
@@ -63,8 +62,8 @@ class FullWeights:
 
     @torch.no_grad()
     def publish(self) -> None:
-        for name, weight in self.model.named_parameters():
-            weight.copy_(self.parameters[name])                                     # rounded
+        weights = dict(self.model.named_parameters())
+        torch._foreach_copy_(list(weights.values()), [self.parameters[name] for name in weights])      # rounded
 
     def delta_norm(self) -> Tensor:
         norms = [(master.detach() - self.base[name]).norm() for name, master in self.parameters.items()]

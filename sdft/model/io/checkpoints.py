@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -100,12 +101,19 @@ def multiplies_bfloat16() -> bool:
 
 
 def as_device(device: str | torch.device) -> torch.device:
-    """Return the torch device of a name such as "cuda:1" (SdftError if it is unknown or missing)."""
+    """Return the torch device of a name such as "cuda:1" (SdftError if it is unknown or missing).
+
+    A GPU becomes the current one, for CUDA graphs capture what runs on the current device. Its matrix products get a
+    workspace of fixed size, without which PyTorch has no deterministic ones; torch reads the variable once.
+    """
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
         if resolved.type not in ("cpu", "cuda"):
             raise RuntimeError("sdft was not tested on it")
+        if resolved.type == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.cuda.set_device(resolved.index or 0)
     except (RuntimeError, AssertionError) as error:
         raise SdftError(f"device: {device!s} cannot be used here ({str(error).splitlines()[0][:100]}); expected cpu, "
                         "or cuda with a GPU") from error
