@@ -12,9 +12,9 @@ from sdft.report import write_report
 from sdft.report.figures import draw_figures
 from sdft.report.findings import findings
 from sdft.report.run import read_run
+from sdft.report.suite_tables import difference_table
 from sdft.report.tables import (
     between_table,
-    difference_table,
     drift_table,
     gap_table,
     nats,
@@ -34,7 +34,9 @@ def _rows(path, rows):
 
 def _arm(mean, kl, total, rng, trained=True):
     suite = {"metric": "accuracy", "mean": mean, "low": mean - .05, "high": mean + .04, "n": 8, "tokens_mean": 20.0,
-             "by_kind": {"life": mean, "cargo": 0.5}}
+             "solved_by_base": 0, "lost": 0, "gained": 0,
+             "by_kind": {kind: {"mean": score, "n": 4, "solved_by_base": 0, "lost": 0, "gained": 0}
+                         for kind, score in (("life", mean), ("cargo", 0.5))}}
     general = {"kl": kl, "kl_low": kl * .8, "kl_high": kl * 1.2, "top1": 1 - kl, "tokens": 300, "length_mean": 30.5,
                "lengths": rng.integers(5, 60, 6).tolist(), "rouge_l": 0.5, "n": 6,
                "by_position": [{"first": first, "last": last, "kl": kl * factor, "tokens": 100}
@@ -69,7 +71,7 @@ def folder(tmp_path):
                   "nominal_ratio": 1.0, "effective_share": .7, "tokens_original": 50, "tokens_distilled": 400,
                   "examples": {"accepted": [], "rejected": []}}})
     write_json(folder / "summary.json", {"seconds": {"rewrite": 12.0}})
-    write_json(folder / "environment.json", {"format": 2, "torch": "2.13.0", "threads": 2})
+    write_json(folder / "environment.json", {"format": 3, "torch": "2.13.0", "threads": 2})
     write_text(folder / "config.toml", '[train]\nlr = 0.0005\n')
     _rows(folder / "rewrites.jsonl",
           [{"id": key, "text": f"rewrite of {key} <b>", "tokens": 9, "finish": "stop"} for key in ids])
@@ -291,6 +293,6 @@ def test_a_figure_names_its_axes_and_counts(measured):
 @pytest.mark.parametrize("version", [1, None])
 def test_a_run_folder_of_an_older_version_is_refused_in_one_line(folder, version):
     write_json(folder / "environment.json", {"format": version} if version else {})
-    with pytest.raises(SdftError, match="expected a run folder of format 2, got one of format 1 by another") as error:
+    with pytest.raises(SdftError, match="expected a run folder of format 3, got one of format 1 by another") as error:
         write_report(folder)
     assert "\n" not in str(error.value)

@@ -17,7 +17,7 @@ from sdft.report.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-COLOURS = ("#5f6368", "#d1590b", "#1f6fc4", "#2e8540", "#8e44ad", "#b8860b", "#c2185b", "#00838f")
+COLOURS = ("#5f6368", "#b84a00", "#1f6fc4", "#2e8540", "#8e44ad", "#b8860b", "#c2185b", "#00838f")
 MARKERS = "osD^vPX*"
 T = TypeVar("T")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdft.report.answer import retained
 from sdft.report.drawing import COLOURS, MARKERS, Figure, line_style, require_matplotlib, sizes_of, svg_of
 from sdft.report.run import Run
 from sdft.results import Band, TokenMapText
@@ -29,13 +30,44 @@ SMALL: dict[str, Any] = {"markersize": 3, "linewidth": 1}
 def draw_figures(run: Run) -> list[Figure]:
     """Draw every figure for which the run has the measures."""
     require_matplotlib()
-    functions = (trade_off, drift_by_position, lengths, gap_distribution, gap_by_position, target_nll, training, shift,
-                 spectrum, fisher, activations, interpolation)
+    functions = (learned_and_lost, trade_off, drift_by_position, lengths, gap_distribution, gap_by_position, target_nll,
+                 training, shift, spectrum, fisher, activations, interpolation)
     drawn = ((function.__name__, *svg_of(partial(function, run))) for function in functions)
     return [Figure(name, svg, caption) for name, svg, caption in drawn if caption is not None]
 
 
 # -------------------------------------------------------------------------------------------------------------- outputs
+def learned_and_lost(run: Run, canvas: Canvas) -> str | None:
+    """Change of the score on the task against forgetting, one point per arm, the base model at the origin."""
+    suite = retained(run)
+    if not suite or not run.trained:
+        return None
+    canvas.set_size_inches(4.4, 3.5)
+    axes, task = canvas.subplots(), run.results["base"]["suites"][run.task]
+    axes.axhline(0, color="#999", linewidth=0.8)
+    axes.axvline(0, color="#999", linewidth=0.8)
+    if suite.noise_floor:
+        axes.axhspan(0, 100 * suite.noise_floor["high"], color="#999", alpha=0.25, linewidth=0, label="noise")
+    axes.plot(0, 0, linestyle="", markersize=8, **line_style(run, "base") | {"label": "before (base)"})
+    for arm, result in run.trained.items():
+        lost, change = suite.results[arm]["forgetting"], result["suites"][run.task].get("against_base")
+        if change:
+            x, y = 100 * change["difference"], 100 * lost["share"]
+            axes.errorbar(x, y, **line_style(run, arm), markersize=8, capsize=3,
+                          xerr=_bars(x, 100 * change["low"], 100 * change["high"]),
+                          yerr=_bars(y, 100 * lost["low"], 100 * lost["high"]))
+    axes.legend(loc="best", fontsize=8.5)
+    axes.set_ylim(bottom=-3)
+    axes.set(xlabel=f"learned: change of {task['metric']}, points →",
+             ylabel=f"lost: share of {suite.solved} {suite.items}, % →",
+             title=f"Learned and lost (n = {task['n']} and {suite.solved})")
+    return (f"Right: learned more (points on {task['n']} new items of the task). Up: lost more (share of the "
+            f"{suite.solved} {suite.items} that the model could {suite.solve} before). Best is bottom right; the "
+            "untrained model is at the origin. Bars: 95 % intervals."
+            + (" Grey band: what the untrained model loses when asked again, up to the end of its interval."
+               if suite.noise_floor else ""))
+
+
 def trade_off(run: Run, canvas: Canvas) -> str | None:
     """Score on the task against drift on the general prompts, one point per arm."""
     if not all("kl" in result["general"] for result in run.results.values()):
@@ -78,9 +110,12 @@ def drift_by_position(run: Run, canvas: Canvas) -> str | None:
             "over all tokens hides this.")
 
 
-def lengths(run: Run, canvas: Canvas) -> str:
+def lengths(run: Run, canvas: Canvas) -> str | None:
     """Cumulative distribution of the lengths of the general answers."""
-    measured = {arm: np.sort(result["general"]["lengths"]) for arm, result in run.results.items()}
+    measured = {arm: np.sort(lengths) for arm, result in run.results.items()
+                if (lengths := result["general"].get("lengths"))}
+    if not measured:
+        return None
     axes = canvas.subplots()
     for (arm, values), line in zip(measured.items(), cycle(LINES), strict=False):
         share = 100 * np.arange(1, len(values) + 1) / len(values)

@@ -2,24 +2,49 @@
 from __future__ import annotations
 
 from sdft.report.run import Run
-from sdft.report.tables import nats, p_value, verdict
-from sdft.results import ArmMeasures, Difference, Gap, GapDifference, comparisons
+from sdft.report.suite_tables import Compared, compared, suites_of
+from sdft.report.tables import interval, nats, p_value
+from sdft.results import ArmMeasures, Difference, Gap, GapDifference
 
 
 def findings(run: Run) -> list[str]:
-    """The conclusions of the run. An interval and Holm's p-value decide whether a sentence states a direction."""
-    sentences = []
-    for arm, results in run.results.items():
-        verdicts: dict[str, list[str]] = {}
-        for suite, result in results["suites"].items():
-            for other, comparison in comparisons(result).items():
-                p = f", Holm's p {p_value(comparison['p_holm'])}" if "p_holm" in comparison else ""
-                verdicts.setdefault(other, []).append(f"on {suite}: {verdict(comparison)} [n = {result['n']}{p}]")
-        sentences += [f"{arm} compared with {other}, {'; '.join(suites)}." for other, suites in verdicts.items()]
+    """The conclusions of the run. An interval and a p-value decide whether a sentence states a direction.
+
+    The p-value is Holm's, except for the primary end points of the run, which are not corrected.
+    """
+    sentences = _forgetting(run)
+    verdicts: dict[tuple[str, str], list[str]] = {}
+    for each in compared(run):
+        verdicts.setdefault((each.arm, each.other), []).append(
+            f"on {each.measure}: {each.verdict} [n = {each.n}{_p(each)}]")
+    sentences += [f"{arm} compared with {other}, {'; '.join(measures)}." for (arm, other), measures in verdicts.items()]
     if {"original", "distilled"} <= run.gaps.keys():
         sentences += _gap(run.gaps["original"], run.gaps["distilled"])
     if {"sft", "sdft"} <= run.results.keys():
         sentences += _sdft_and_sft(run.results["sdft"], run.results["sft"])
+    return sentences
+
+
+def _p(each: Compared) -> str:
+    if "p_holm" in each.comparison:
+        return f", Holm's p {p_value(each.comparison['p_holm'])}"
+    return f", p {p_value(each.comparison['p'])}, primary, not corrected" if "p" in each.comparison else ""
+
+
+def _forgetting(run: Run) -> list[str]:
+    """What every trained arm lost and gained on every suite, item by item."""
+    sentences = []
+    for arm, results in run.trained.items():
+        for name, suite in suites_of(results):
+            if "forgetting" in suite or "backward_transfer" in suite:
+                solved = suite["solved_by_base"]
+                sentences.append(
+                    f"On {name}, {arm} lost {suite['lost']} of {solved} items that the base model solves (F in %: "
+                    f"{interval(suite.get('forgetting'))}) and gained {suite['gained']} of the other "
+                    f"{suite['n'] - solved} (BT in %: {interval(suite.get('backward_transfer'))}).")
+        if kept := results["general"].get("long_answers"):
+            sentences.append(f"Of {kept['n']} long answers of the base model, {arm} kept {kept['kept']} long (in %: "
+                             f"{interval(kept)}); {kept['shrunk']} shrank to less than a quarter of their words.")
     return sentences
 
 
@@ -51,6 +76,11 @@ def _sdft_and_sft(sdft: ArmMeasures, sft: ArmMeasures) -> list[str]:
         paired = a.get("against_sft")
         sentences.append(f"The general answers drifted {_ratio(a['kl'], b['kl'])} (KL "
                          f"{nats(a['kl'])} and {nats(b['kl'])}"
+                         + (f"; paired over {paired['n']} answers: {_difference(paired)}" if paired else "") + ").")
+    if "kl8" in a and "kl8" in b:
+        paired = a.get("kl8_against_sft")
+        sentences.append(f"Over the first 8 tokens of an answer, they drifted {_ratio(a['kl8'], b['kl8'])} (KL "
+                         f"{nats(a['kl8'])} and {nats(b['kl8'])}"
                          + (f"; paired over {paired['n']} answers: {_difference(paired)}" if paired else "") + ").")
     x, y = a.get("reverse"), b.get("reverse")
     if x and y and x["n"] and y["n"]:

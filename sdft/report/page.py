@@ -9,47 +9,23 @@ from html import escape
 from pathlib import Path
 
 from sdft.files import write_text
-from sdft.report import tables
+from sdft.report import suite_tables, tables
+from sdft.report.answer import headline
 from sdft.report.drawing import Figure
 from sdft.report.figures import draw_figures, heat_map
 from sdft.report.findings import findings
+from sdft.report.first_page import first_page, first_page_as_markdown
 from sdft.report.run import Run, read_run
+from sdft.report.style import style_sheet
 from sdft.report.tables import Table, as_markdown
 from sdft.results import DistilledLine
 
-INTRODUCTION = (
-    "This page compares several versions of one chat model, the arms. base: the model before training. sft: the base "
-    "model, fine-tuned on the reference answers of a data set. sdft: the base model, fine-tuned in the same way on its "
-    "own rewrites of these answers; an original answer stays where its rewrite fails a check (self-distillation, arXiv "
-    "2402.13669). Other arms are baselines. The question is what each arm learned, and what it lost or changed "
-    "elsewhere.")
+ARMS = (
+    "The arms are versions of one chat model. base: the model before training. sft: the base model, fine-tuned on the "
+    "reference answers of a data set. sdft: the base model, fine-tuned in the same way on its own rewrites of these "
+    "answers; an original answer stays where its rewrite fails a check (self-distillation, arXiv 2402.13669). Other "
+    "arms are baselines.")
 EXAMPLES = 4          # records shown of the accepted rewrites, and for each reason of rejection
-OPEN = 5              # general prompts whose answers are unfolded
-STYLE = """
-:root{color-scheme:light} *{box-sizing:border-box}
-body{margin:0;background:#fff;color:#1b1c1d;font:16px/1.5 system-ui,sans-serif}
-main{max-width:1160px;margin:0 auto;padding:1rem clamp(.8rem,3vw,2rem) 4rem}
-h1{font-size:clamp(1.4rem,4vw,2rem);line-height:1.2}
-h2{font-size:1.3rem;margin:2.5rem 0 .8rem;border-bottom:1px solid #ddd;padding-bottom:.3rem}
-nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;font-size:.9rem} a{color:#1559a6}
-.scroll{overflow-x:auto;margin:.8rem 0}
-table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .7rem;text-align:right;border-bottom:1px solid #e4e4e4;vertical-align:top}
-thead th{border-bottom:2px solid #999;vertical-align:bottom;max-width:9rem}
-td{white-space:nowrap} th:first-child{text-align:left} tbody th{min-width:4rem} tbody tr:hover{background:#f5f7fa}
-.note,figcaption,small{color:#5a5e63;font-size:.84rem}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1.2rem}
-figure{margin:0} img{width:100%;height:auto;display:block}
-details{border:1px solid #e0e0e0;border-radius:6px;margin:.5rem 0;padding:.4rem .8rem}
-summary{cursor:pointer;font-weight:600;overflow-wrap:anywhere}
-.card{border-top:1px solid #eee;margin-top:.6rem;padding-top:.3rem}
-.prompt{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0;color:#333;font-size:.9rem}
-.answers{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));gap:.6rem;margin:.5rem 0}
-.answer{background:#f6f7f9;border-radius:5px;padding:.5rem .7rem;min-width:0}
-.low{text-decoration:underline;text-underline-offset:3px;text-decoration-color:#8a3200}
-.heat span,.legend span{border-radius:2px} .legend{font-size:.88rem} .legend span{padding:.1rem .2rem}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0 0;font:.84rem/1.45 ui-monospace,monospace}
-"""
 
 
 def write_report(folder: Path) -> Path:
@@ -64,45 +40,49 @@ def write_report(folder: Path) -> Path:
 
 
 def html_page(run: Run) -> str:
-    """The whole page as HTML."""
+    """The whole page as HTML: the answer, then every number in folded parts."""
     figures = {figure.name: figure for figure in draw_figures(run)}
     sections = [
-        ("Results", _table(tables.result_table(run)) + _list(findings(run))
-         + _figures(figures, "trade_off", "drift_by_position", "lengths") + _table(tables.drift_table(run))),
-        ("Paired comparisons of the scores", _table(tables.difference_table(run)) + _kinds(run)),
-        ("Training data", _table(tables.training_table(run)) + _audit(run) + _table(tables.similarity_table(run))
-         + _examples(run)),
-        ("Gap between the targets and the base model", _table(tables.gap_table(run)) + _table(tables.paired_table(run))
+        ("results", "Every number, with intervals",
+         f"<p>{escape(ARMS)}</p>" + _table(tables.result_table(run)) + _table(suite_tables.forgetting_table(run))
+         + _list(findings(run)) + _figures(figures, "trade_off", "drift_by_position", "lengths")
+         + _table(tables.drift_table(run)) + _table(suite_tables.difference_table(run)) + _kinds(run)),
+        ("answers", f"All {len(run.answers['base']['general'])} prompts side by side", _answers(run)),
+        ("data", "Training data", _table(tables.training_table(run)) + _audit(run)
+         + _table(tables.similarity_table(run)) + _examples(run)),
+        ("gap", "Gap between the targets and the base model",
+         _table(tables.gap_table(run)) + _table(tables.paired_table(run))
          + _figures(figures, "gap_distribution", "gap_by_position", "target_nll") + heat_map(run)),
-        ("Loss, weights and activations", _table(tables.weights_table(run)) + _table(tables.between_table(run))
+        ("training", "Loss, weights and activations",
+         _table(tables.weights_table(run)) + _table(tables.between_table(run))
          + _figures(figures, "training", "shift", "spectrum", "fisher", "activations", "interpolation")),
-        ("General prompts and every arm's answers", _answers(run)),
-        ("Settings and environment", _settings(run)),
+        ("settings", "Settings and environment", _settings(run)),
     ]
-    title = escape(_title(run))
-    contents = "".join(f'<a href="#s{number}">{escape(name)}</a>' for number, (name, _) in enumerate(sections))
-    body = "".join(f'<section id="s{number}"><h2>{escape(name)}</h2>{text}</section>'
-                   for number, (name, text) in enumerate(sections))
+    sections = [(name, title, content) for name, title, content in sections if content]
+    # A browser opens the folded part that holds the target of a link, so the id is inside it.
+    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
+    parts = "".join(f"<details class=part><summary>{escape(title)}</summary><div id={name}>{content}</div></details>"
+                    for name, title, content in sections)
+    title, first = escape(" ".join(headline(run))), first_page(run, _figures(figures, "learned_and_lost"))
     return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{title}</title><style>{STYLE}</style></head><body><main><h1>{title}</h1>"
-            f"<p>{escape(INTRODUCTION)}</p><nav>{contents}</nav>{body}</main></body></html>\n")
+            f"<title>{title}</title><style>{style_sheet()}</style></head><body><main>{first}"
+            f"<nav>{links}</nav>{parts}</main></body></html>\n")
 
 
 def markdown_page(run: Run) -> str:
-    """The tables and conclusions as Markdown, for a terminal or a repository."""
-    parts = [f"# {_title(run)}", INTRODUCTION, as_markdown(tables.result_table(run)),
+    """The answer, the tables and the conclusions as Markdown, for a terminal or a repository."""
+    parts = [first_page_as_markdown(run), "## Every number, with intervals", ARMS,
+             as_markdown(tables.result_table(run)), as_markdown(suite_tables.forgetting_table(run)),
              "\n".join(f"- {sentence}" for sentence in findings(run)),
-             "## Paired comparisons of the scores", as_markdown(tables.difference_table(run)),
+             "## Paired comparisons", as_markdown(suite_tables.difference_table(run)),
+             *(f"{name} by kind of item:\n\n{as_markdown(suite_tables.kinds_table(run, name))}"
+               for name in _suites_with_kinds(run)),
              "## Training data", as_markdown(tables.training_table(run)), as_markdown(tables.reasons_table(run)),
              "## Gap, drift and weights", *(as_markdown(table(run)) for table in (
                  tables.gap_table, tables.paired_table, tables.drift_table, tables.similarity_table,
                  tables.weights_table, tables.between_table))]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _title(run: Run) -> str:
-    return f"Effects of fine-tuning: {run.folder.resolve().name}"
 
 
 def _table(table: Table) -> str:
@@ -121,10 +101,11 @@ def _list(sentences: list[str]) -> str:
 
 
 def _figures(figures: dict[str, Figure], *names: str) -> str:
-    return '<div class=figures>' + "".join(
+    drawn = "".join(
         f'<figure><img alt="{escape(figure.caption)}" src="data:image/svg+xml;base64,'
         f'{base64.b64encode(figure.svg.encode()).decode()}"><figcaption>{escape(figure.caption)}</figcaption></figure>'
-        for name in names if (figure := figures.get(name))) + "</div>"
+        for name in names if (figure := figures.get(name)))
+    return f"<div class=figures>{drawn}</div>" if drawn else ""
 
 
 def _audit(run: Run) -> str:
@@ -155,19 +136,23 @@ def _examples(run: Run) -> str:
     return "".join(parts)
 
 
+def _suites_with_kinds(run: Run) -> list[str]:
+    return [name for name, suite in run.results["base"]["suites"].items() if suite["by_kind"]]
+
+
 def _kinds(run: Run) -> str:
-    return "".join(_details(f"{name}: scores by kind of item, %", _table(tables.kinds_table(run, name)))
-                   for name, suite in run.results["base"]["suites"].items() if suite.get("by_kind"))
+    return "".join(_details(f"{name} by kind of item", _table(suite_tables.kinds_table(run, name)))
+                   for name in _suites_with_kinds(run))
 
 
 def _answers(run: Run) -> str:
     """Every general prompt, with the answers of the arms side by side."""
     by_id = {arm: {line["id"]: line for line in run.answers[arm]["general"]} for arm in run.arms}
     parts = []
-    for number, (id, line) in enumerate(by_id[run.arms[0]].items()):
+    for id, line in by_id[run.arms[0]].items():
         answers = "".join(_answer(arm, by_id[arm][id]["output"], by_id[arm][id]["tokens"])
                           for arm in run.arms if id in by_id[arm])
-        parts.append(_details(line["prompt"], f"<div class=answers>{answers}</div>", opened=number < OPEN))
+        parts.append(_details(line["prompt"], f"<div class=answers>{answers}</div>"))
     return "".join(parts)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft.errors import SdftError
-from sdft.files import Journal, read_json, read_text
+from sdft.files import Journal, read_json, read_text, read_toml
 from sdft.results import FORMAT, AnswerLine, ArmMeasures, DistilledLine, Gap, LogLine, Measures, RewriteLine
 
 
@@ -22,6 +22,7 @@ class Run:
     seconds: dict[str, float]                        # stage → duration, from summary.json
     environment: dict[str, object]
     config: str                                      # text of config.toml
+    settings: dict[str, dict[str, Any]]              # its sections
     rewrites: dict[str, RewriteLine]                 # id → line
     distilled: list[DistilledLine]
     logs: dict[str, list[LogLine]]                   # arm → one line per optimiser step
@@ -72,6 +73,7 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder=folder, measures=measures, seconds=summary.get("seconds") or {},
         environment=environment, config=read_text(folder / "config.toml"),
+        settings=read_toml(folder / "config.toml"),
         rewrites={line["id"]: line for line in _lines(folder / "rewrites.jsonl") if "text" in line},
         distilled=_lines(folder / "distilled.jsonl"),
         logs={arm: _lines(folder / arm / "log.jsonl") for arm in arms},

@@ -1,4 +1,7 @@
-"""The tables of a run's report, made from measures.json alone, and their forms as plain text and Markdown."""
+"""The tables of a run's report, made from measures.json alone, and their forms as plain text and Markdown.
+
+The tables of the suites, item by item, are in suite_tables.py.
+"""
 from __future__ import annotations
 
 import math
@@ -7,7 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sdft.report.run import Run
-from sdft.results import Comparison, comparisons
+from sdft.results import Comparison, Share, SuiteResult
+
+FLIPS = ("F (forgetting): of the items that the base model solves, the share that the arm no longer solves. BT "
+         "(backward transfer): of the items that the base model fails, the share that the arm solves.")
 
 
 @dataclass(frozen=True)
@@ -21,30 +27,23 @@ class Table:
 
 # ----------------------------------------------------------------------------------------------------- result, training
 def result_table(run: Run) -> Table:
-    """Arms × measures: score on every suite, drift of the general answers, shift of the weights."""
+    """Arms × measures: mean, forgetting and transfer on every suite, drift of the general answers, shift of weights."""
     suites = run.results["base"]["suites"]
-    head = ["arm", *(f"{name}: {suite['metric']}, %" for name, suite in suites.items()), "KL(base ‖ arm), nats/token",
-            "top-1 agreement, %", "ROUGE-L to base", "answer length, tokens", "‖ΔW‖", "‖ΔW‖/‖W‖, %"]
-    rows = [[arm, *(_score(result["suites"].get(suite)) for suite in suites),
-             nats(result["general"].get("kl")),
-             *_numbers(result["general"], ("top1", 1, 100), ("rouge_l", 2, 1), ("length_mean", 0, 1)),
-             *_numbers(result.get("shift"), ("total", 2, 1), ("relative", 2, 100))]
-            for arm, result in run.results.items()]
+    head = ["arm", *(cell for name, suite in suites.items()
+                     for cell in (f"{name}: {suite['metric']}, %", f"{name}: F / BT, %")),
+            "long answers kept, %", "KL of the first 8 tokens, nats/token", "KL(base ‖ arm), nats/token",
+            "answer length, tokens", "‖ΔW‖", "‖ΔW‖/‖W‖, %"]
+    rows = [[arm, *(cell for suite in suites for result in [results["suites"].get(suite)]
+                    for cell in (_score(result), flipped(result))),
+             *_numbers(results["general"].get("long_answers"), ("share", 1, 100)),
+             *(nats(_value(results["general"], key)) for key in ("kl8", "kl")),
+             *_numbers(results["general"], ("length_mean", 0, 1)),
+             *_numbers(results.get("shift"), ("total", 2, 1), ("relative", 2, 100))]
+            for arm, results in run.results.items()]
     n = run.results["base"]["general"].get("n", 0)
-    return Table(head, rows, "In brackets: 95 % bootstrap intervals. KL, top-1 agreement, ROUGE-L and answer length "
-                 f"are measured on {n} general prompts. ‖ΔW‖ is the Frobenius norm of the change of all weights.")
-
-
-def difference_table(run: Run) -> Table:
-    """Paired differences of every trained arm's scores from those of the base model and of sft."""
-    rows = [[arm, other, suite, verdict(comparison), str(result["n"]), comparison.get("test", "–"),
-             p_value(comparison.get("p")), p_value(comparison.get("p_holm"))]
-            for arm, results in run.results.items() for suite, result in results["suites"].items()
-            for other, comparison in comparisons(result).items()]
-    return Table(["arm", "compared with", "suite", "paired difference (95 % interval)", "n", "test", "p", "p (Holm)"],
-                 rows, "n: test items, the same for both arms. p: two-sided, of McNemar's exact test where all scores "
-                 "are 0 or 1, otherwise of a sign-flip test. p (Holm): adjusted for all comparisons of the run. A "
-                 "difference counts as detected where p (Holm) is below 0.05 and the interval excludes zero.")
+    return without_empty_columns(Table(
+        head, rows, f"In brackets: 95 % bootstrap intervals. {FLIPS} Long answers, KL and answer length are measured "
+        f"on {n} general prompts. ‖ΔW‖ is the Frobenius norm of the change of all weights."))
 
 
 def training_table(run: Run) -> Table:
@@ -67,13 +66,6 @@ def reasons_table(run: Run) -> Table:
     counts = [("accepted", audit["accepted"]), *audit["reasons"].items()] if audit else []
     return Table(["rewrite", "records", "share, %"], [
         [reason, str(count), f"{100 * count / max(audit['records'], 1):.1f}"] for reason, count in counts])
-
-
-def kinds_table(run: Run, suite: str) -> Table:
-    """Mean scores of one suite by kind of item and by arm."""
-    scores = [result["suites"][suite]["by_kind"] for result in run.results.values()]
-    return Table(["kind", *run.arms], [[kind, *(number(by_kind[kind]["mean"], 0, 100) for by_kind in scores)]
-                                       for kind in scores[0]])
 
 
 # ------------------------------------------------------------------------------------------ gap of the targets, outputs
@@ -114,16 +106,19 @@ def drift_table(run: Run) -> Table:
     for arm, result in run.trained.items():
         score = _numbers(result["suites"].get(run.task), ("mean", 1, 100))
         for prompts, drift in (("general", result["general"]), ("task", result.get("on_task"))):
-            if drift and ("tv" in drift or drift.get("reverse")):
+            if drift and not {"kl8", "tv", "reverse"}.isdisjoint(drift):
                 reverse = drift.get("reverse")
-                rows.append([arm, *score, prompts, _drift(drift, "kl"), _drift(reverse, "kl"), _drift(drift, "tv"),
+                rows.append([arm, *score, prompts, *(_drift(drift, key) for key in ("kl8", "kl32", "kl")),
+                             _drift(reverse, "kl"), _drift(drift, "tv"),
                              *_numbers(drift, ("top1", 1, 100)),
                              f"{drift['n']} / {reverse['n'] if reverse else 0}"])
-    return Table(["arm", f"{run.task}, %", "prompts", "KL(base ‖ arm), nats/token", "KL(arm ‖ base), nats/token",
-                  "total variation", "top-1 agreement, %", "answers of base / arm"], rows,
-                 "In brackets: 95 % bootstrap intervals over answers. KL(base ‖ arm), total variation and top-1 "
-                 "agreement are means over the tokens of the base model's answers, KL(arm ‖ base) over those of the "
-                 "arm's answers.")
+    return without_empty_columns(Table(
+        ["arm", f"{run.task}, %", "prompts", "KL of the first 8 tokens", "KL of the first 32 tokens",
+         "KL(base ‖ arm), nats/token", "KL(arm ‖ base), nats/token", "total variation", "top-1 agreement, %",
+         "answers of base / arm"], rows,
+        "In brackets: 95 % bootstrap intervals over answers. KL(base ‖ arm), also of the first tokens, total variation "
+        "and top-1 agreement are means over the tokens of the base model's answers, KL(arm ‖ base) over those of the "
+        "arm's answers."))
 
 
 def similarity_table(run: Run) -> Table:
@@ -144,8 +139,7 @@ def weights_table(run: Run) -> Table:
     """Size, rank and direction of every trained arm's weight change."""
     rows, decomposed = [], 0
     for arm, result in run.trained.items():
-        shift = result.get("shift")
-        if shift and "changed_bf16" in shift:
+        if shift := result.get("shift"):
             decomposed = sum("spectral_shift" in module for module in shift["modules"])
             rows.append([
                 arm, str(len(shift["modules"])),
@@ -153,16 +147,20 @@ def weights_table(run: Run) -> Table:
                 *_numbers(result.get("fisher"), ("total", 3, 1)),
                 *_numbers(shift, ("stable_rank", 1, 1), ("effective_rank", 1, 1), ("spectral_shift", 3, 100),
                           ("left_cosine", 4, 1), ("right_cosine", 4, 1), ("intruders", 2, 1))])
-    return Table(["arm", "trained tensors", "‖ΔW‖", "‖ΔW‖/‖W‖, %", "changed in bf16, %", "Fisher-weighted shift, nats²",
-                  "stable rank", "effective rank", "spectral shift, %", "principal cosine, left",
-                  "principal cosine, right", "intruder dimensions of 10"], rows,
-                 "Changed in bf16: share of single weights whose bf16 value differs after merging. Fisher-weighted "
-                 "shift: Σ F·ΔW², each squared change weighted by how sensitive the base model's answers are to that "
-                 "weight. Stable and effective rank: number of directions that ΔW uses, averaged over matrices. The "
-                 f"last four columns are means over {decomposed} matrices and compare the singular value "
-                 "decomposition before and after training. Spectral shift: relative change of the singular values. "
-                 "Principal cosine: agreement of the 10 leading singular directions (1: the same directions). "
-                 "Intruder dimensions: how many of the 10 leading directions are like none of the base model's.")
+    note = "‖ΔW‖: Frobenius norm of the change of all weights. ‖W‖: their norm before training."
+    if any("changed_bf16" in (result.get("shift") or {}) for result in run.trained.values()):
+        note += (
+            " Changed in bf16: share of single weights whose bf16 value differs after merging. Fisher-weighted shift: "
+            "Σ F·ΔW², each squared change weighted by how sensitive the base model's answers are to that weight. "
+            "Stable and effective rank: number of directions that ΔW uses, averaged over matrices. The last four "
+            f"columns are means over {decomposed} matrices and compare the singular value decomposition before and "
+            "after training. Spectral shift: relative change of the singular values. Principal cosine: agreement of "
+            "the 10 leading singular directions (1: the same directions). Intruder dimensions: how many of the 10 "
+            "leading directions are like none of the base model's.")
+    return without_empty_columns(Table(
+        ["arm", "trained tensors", "‖ΔW‖", "‖ΔW‖/‖W‖, %", "changed in bf16, %", "Fisher-weighted shift, nats²",
+         "stable rank", "effective rank", "spectral shift, %", "principal cosine, left", "principal cosine, right",
+         "intruder dimensions of 10"], rows, note))
 
 
 def between_table(run: Run) -> Table:
@@ -178,6 +176,13 @@ def between_table(run: Run) -> Table:
 
 
 # --------------------------------------------------------------------------------------------------------- whole tables
+def without_empty_columns(table: Table) -> Table:
+    """The table without the columns that hold a dash in every row: measures that the run does not have."""
+    kept = [not index or any(row[index] != "–" for row in table.rows) for index in range(len(table.head))]
+    head, *rows = ([cell for cell, keep in zip(line, kept, strict=True) if keep] for line in (table.head, *table.rows))
+    return Table(head, rows, table.note)
+
+
 def as_text(table: Table) -> str:
     """The table for a terminal: aligned columns, with the head wrapped into several lines."""
     head = [textwrap.wrap(cell, 15, break_long_words=False) or [""] for cell in table.head]
@@ -201,13 +206,21 @@ def as_markdown(table: Table) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------- single values
-def verdict(comparison: Comparison) -> str:
-    """A paired difference in words; a direction needs an interval without zero and, if known, a p_holm below 0.05."""
+def direction(comparison: Comparison) -> int:
+    """1 or -1 where a difference was detected: its interval excludes zero and p is below 0.05; otherwise 0.
+
+    p is Holm's adjusted p-value; that of a primary end point is not adjusted.
+    """
+    low, high = comparison["low"], comparison["high"]
+    p = comparison.get("p_holm", comparison.get("p", 0.0))
+    return 0 if low <= 0 <= high or p >= 0.05 else 1 if low > 0 else -1
+
+
+def verdict(comparison: Comparison, more: str = "gained", less: str = "lost") -> str:
+    """A paired difference of shares in words, with its interval in percentage points."""
     difference, low, high = (100 * comparison["difference"], 100 * comparison["low"], 100 * comparison["high"])
-    points = f"{difference:+.1f} points ({low:+.1f} to {high:+.1f})"
-    if low <= 0 <= high or comparison.get("p_holm", 0) >= 0.05:
-        return f"no difference detected, {points}"
-    return f"{'gained' if low > 0 else 'lost'} {points}"
+    detected = {1: more, -1: less, 0: "no difference detected,"}[direction(comparison)]
+    return f"{detected} {difference:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
 def number(value: float | None, digits: int, scale: float = 1) -> str:
@@ -229,6 +242,17 @@ def p_value(value: float | None) -> str:
 def _numbers(result: Mapping[str, object] | None, *columns: tuple[str, int, float]) -> list[str]:
     """Values of a result, for columns (key, decimals, scale); a dash where the result lacks the key."""
     return [number(_value(result, key), digits, scale) for key, digits, scale in columns]
+
+
+def flipped(result: SuiteResult | None) -> str:
+    """F / BT in %, as '91.3 / 1.2'; a dash where neither is known."""
+    shares = [result.get("forgetting"), result.get("backward_transfer")] if result else []
+    return " / ".join(number(share["share"] if share else None, 1, 100) for share in shares) if any(shares) else "–"
+
+
+def interval(share: Share | None) -> str:
+    """A share in % with its interval, as '36.2 (26–48)'; a dash for None."""
+    return f"{100 * share['share']:.1f} ({100 * share['low']:.0f}–{100 * share['high']:.0f})" if share else "–"
 
 
 def _score(result: Mapping[str, object] | None) -> str:
