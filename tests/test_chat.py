@@ -8,7 +8,9 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from sdft.data.chat import CHAT_FORMATS, encode_example, encode_prompt, get_chat_format
+from sdft.data.chat import CHAT_FORMATS, encode_example, encode_prompt, get_chat_format, training_example
+from sdft.data.records import Record
+from sdft.data.templates import get_template
 from sdft.errors import SdftError
 from sdft.tokenizers.loading import load_tokenizer
 from sdft.tokenizers.spm import SentencePiece
@@ -69,7 +71,37 @@ def test_alpaca_and_raw():
     text = _text(get_chat_format("alpaca").render(TURNS[2:]))
     assert text == ("Below is an instruction that describes a task. Write a response that appropriately completes the "
                     "request.\n\n### Instruction:\nReally?\n\n### Response:\nYes — it scatters. </s>")
-    assert _text(get_chat_format("raw").render(SYSTEM + TURNS[2:])) == "Be brief.\n\nReally?Yes — it scatters. </s>"
+    assert _text(get_chat_format("raw").render(SYSTEM + TURNS[2:])) == (
+        "Be brief.\n\nReally?Yes — it scatters. </s>\n\n")         # before a next turn; not encoded after the last
+
+
+def test_a_whole_prompt_gets_alpacas_wrapper_once():
+    """The templates of the paper end with "### Response:": a model without a chat template sees each of them once."""
+    record = Record("a", "Call f.", "f(1)")
+    for name in ("alpaca", "using", "refer"):
+        messages = get_template(name).messages(record, "f(1)")
+        text = messages[-1]["content"]
+        form = get_chat_format("alpaca")
+        assert _text(form.render(messages, generation_prompt=True)) == text
+        assert _text(form.render([*messages, {"role": "assistant", "content": "f(1)"}])) == f"{text}f(1)</s>"
+        system = [{"role": "system", "content": "Be brief."}]
+        assert _text(form.render(system + messages, generation_prompt=True)) == f"Be brief.{text}"
+
+
+def test_raw_keeps_earlier_turns_and_a_forced_beginning_apart():
+    assert _text(get_chat_format("raw").render(TURNS)) == (
+        " Why is\nthe sky blue? \n\nBecause.</s>\n\nReally?Yes — it scatters. </s>\n\n")
+    turn = [{"role": "user", "content": "Is it 7?"}]
+    assert encode_prompt(Letters(), turn, "Let us see. ", "raw")[1:] == Letters().encode("Is it 7?\n\nLet us see.")
+    turn = [{"role": "user", "content": "### Response:\n"}]
+    assert encode_prompt(Letters(), turn, "So", "raw")[1:] == Letters().encode("### Response:\nSo")
+
+
+def test_white_space_around_an_answer_is_no_target():
+    record = Record("a", "Why?", "Because.\n\n", history=(("Who?", " Me. \n"),))
+    stripped = Record("a", "Why?", "Because.", history=(("Who?", "Me."),))
+    assert training_example(Letters(), record, get_template("plain")) == training_example(
+        Letters(), stripped, get_template("plain"))
 
 
 class Letters:

@@ -90,9 +90,17 @@ def test_far_too_long_means_both_against_the_reference_and_in_itself():
     long = " ".join(f"word{i}" for i in range(301))
     assert reason(long) == "far too long"
     assert reason(" ".join(f"word{i}" for i in range(300))) == ""
+    assert reason(", ".join(f"word{i}" for i in range(300))) == ""                      # marks are no words
     essay = Record("a", "Write.", " ".join(f"other{i}" for i in range(100)))
     assert reason(long, record=essay) == ""
     assert choose([RECORD], [rewrite(long)], limits=Limits(max_words=1000))[0].reason == ""
+
+
+@pytest.mark.parametrize("heading", ["### Instruction:", "### Reference Answer:", "### Response:", "## response :"])
+def test_a_rewrite_that_continues_with_the_prompts_headings_is_rejected(heading):
+    assert reason(f"Oslo is it.\n\n{heading}\nWhat else?") in ("headings of the prompt",
+                                                                'tell-tale words "reference answer"')
+    assert reason("Oslo.\n\n### The response was quick") == ""
 
 
 def test_words_counts_marks_and_ideographs_one_by_one():

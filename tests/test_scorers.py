@@ -20,6 +20,11 @@ from sdft.tasks.scorers import answer_occurs, call_occurs, last_integer, normali
     ("12\n7", 7),                           # and joins these two into something int() rejects
     ("apples: 1, 2, 3", 3),
     ("1,2345", 2345),                       # not a number with thousands separators
+    ("= $118 000.", 118000),                # a blank separates thousands, too
+    ("1\u202f234\u202f567 people", 1234567),
+    ("in 2019 300 people", 300),
+    ("1 2345", 2345),
+    ("1" * 4301, None),                     # more digits than Python reads
     ("#### 18", 18),
     ("The answer is 2.5", None),
     ("half of it is 7.0", 7),
@@ -68,6 +73,10 @@ def test_call_occurs(response, expected):
 
 def test_a_reference_that_is_no_call_is_never_matched():
     assert not call_occurs("log.enable", "log.enable")
+
+
+def test_text_around_the_references_call_does_not_matter():
+    assert call_occurs("f(a=1)  # sets a", "f(a=1)") and call_occurs("Call: f(a=1).", "f(a=1)")
 
 
 def test_the_reference_is_taken_literally():

@@ -65,6 +65,8 @@ class ChatFormat:
     start: str = ""
     final_assistant: str | None = None   # replaces `assistant` after the last user turn
     strip: tuple[str, ...] = ()          # roles whose texts lose white space at both ends
+    before_prefix: str = ""              # before the forced beginning of an answer
+    whole: str = ""                      # a user's text that ends so is a whole prompt: it gets no marks
 
     def render(self, messages: Sequence[Message], generation_prompt: bool = False) -> list[Piece]:
         """Render a conversation; with `generation_prompt` it ends where the assistant begins to write.
@@ -73,6 +75,9 @@ class ChatFormat:
         alternate (system?, user, assistant, user, …).
         """
         system, turns = self._turns(messages)
+        whole = [bool(self.whole) and turn["content"].endswith(self.whole) for turn in turns]
+        if whole[0] and system == self.default_system:
+            system = None
         last = self.assistant if self.final_assistant is None else self.final_assistant
         pieces = list(_marks(self.start))
         if self.system and system is not None:
@@ -86,12 +91,13 @@ class ChatFormat:
                 text = before + system + between + text + after
             text = self._text(message["role"], text)
             if message["role"] == "user":
-                pieces += [*_marks(self.user[0]), Piece(text), *_marks(self.user[1])]
+                pieces += [Piece(text)] if whole[index] else [*_marks(self.user[0]), Piece(text), *_marks(self.user[1])]
             else:
                 target = bool(text)
-                pieces += [*_marks(last if index == len(turns) - 1 else self.assistant),
-                           Piece(self.lead + text, target=target), *_marks(self.stop, target), *_marks(self.after)]
-        if generation_prompt:
+                mark = "" if whole[index - 1] else last if index == len(turns) - 1 else self.assistant
+                pieces += [*_marks(mark), Piece(self.lead + text, target=target), *_marks(self.stop, target),
+                           *_marks(self.after)]
+        if generation_prompt and not whole[-1]:
             pieces += _marks(last)
         return [piece for piece in pieces if piece.text]
 
@@ -149,8 +155,10 @@ CHAT_FORMATS = {form.name: form for form in (
                  system=("<|system|>\n", EOS + "\n")) for name in ("zephyr", "tinyllama")),
     ChatFormat("alpaca", ("\n\n### Instruction:\n", ""), "\n\n### Response:\n", EOS, system=("", ""),
                default_system="Below is an instruction that describes a task. Write a response that appropriately "
-               "completes the request."),
-    ChatFormat("raw", ("", ""), "", EOS, system=("", "\n\n")),
+               "completes the request.", whole="\n\n### Response:\n"),      # as the templates `using`, … end
+    # Raw text has no marks: a blank line separates earlier turns and a forced beginning, and nothing a single turn.
+    ChatFormat("raw", ("", ""), "\n\n", EOS, after="\n\n", final_assistant="", system=("", "\n\n"),
+               before_prefix="\n\n"),
 )}
 
 
@@ -184,7 +192,8 @@ def encode_prompt(tokenizer: Tokenizer, messages: Sequence[Message], prefix: str
     form = _format_of(tokenizer, chat)
     pieces = form.render(messages, generation_prompt=True)
     if prefix:
-        pieces.append(Piece(form.lead + prefix.rstrip()))
+        before = "" if pieces and pieces[-1].text.endswith("\n") else form.before_prefix
+        pieces.append(Piece(before + form.lead + prefix.rstrip()))
     return [token for tokens, _ in _encode(tokenizer, pieces) for token in tokens]
 
 
@@ -204,9 +213,14 @@ def encode_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str = 
 
 
 def training_example(tokenizer: Tokenizer, record: Record, template: Template, chat: str | None = None) -> Example:
-    """Encode a record as an example whose targets are its response; earlier assistant turns are targets too."""
-    answer = {"role": "assistant", "content": record.response}
-    return encode_example(tokenizer, [*template.messages(record), answer], record.id, chat)
+    """Encode a record as an example whose targets are its response; earlier assistant turns are targets too.
+
+    An answer's white space at both ends is no target.
+    """
+    messages = [*template.messages(record), {"role": "assistant", "content": record.response}]
+    messages = [{**message, "content": message["content"].strip()} if message["role"] == "assistant" else message
+                for message in messages]                    # else the line end of a file is learned before the end
+    return encode_example(tokenizer, messages, record.id, chat)
 
 
 def _encode(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> Iterator[tuple[list[int], bool]]:

@@ -9,8 +9,9 @@ Its published system accepts the following rewrites, which are rejected here:
 - *no rewrite*: the prompt did not fit the model's context; *empty*: there is nothing to learn from;
 - *unfinished*: cut at the token limit. It would teach the end-of-sequence token where the answer does not end;
 - *repeats itself*: more than half of its word 4-grams have occurred before, and a larger share than in the reference;
-- *far too long*: many times as long as the reference, and long by itself. Both are needed, since any sentence is many
-  times as long as a one-word reference.
+- *headings of the prompt*: it continues with "### Instruction:" or another heading, like a next prompt;
+- *far too long*: many times as many words as the reference, and long by itself. Both are needed, since any sentence is
+  many times as long as a one-word reference. Marks are no words.
 
     sdft distill --task passages --out runs/mine       (writes distilled.jsonl)
 """
@@ -29,6 +30,7 @@ from sdft.tasks.base import Check, accept
 # The ban-list of the paper's published system: words that show that the model saw a reference answer.
 BANNED = ("reference answer", "your response", "my response", "your own response", "now it's your turn")
 BANNED_START = "Your turn"
+_HEADING = re.compile(r"^#+ *(?:Instruction|Reference Answer|Response) *:", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,14 @@ def reason_against(record: Record, rewrite: Rewrite | None, check: Check = accep
     banned += [f"{BANNED_START} …"] if text.startswith(BANNED_START) else []
     if banned:
         return f'tell-tale words "{banned[0]}"'
+    if _HEADING.search(text):
+        return "headings of the prompt"
     rewritten, reference = words(text), words(record.response)
     # Endless repetition; a reference that repeats itself (a table, a song) excuses it.
     if repeated_share(rewritten) > max(limits.max_repeated_ngrams, repeated_share(reference)):
         return "repeats itself"
-    if len(rewritten) > max(limits.max_words, limits.max_length_ratio * len(reference)):
+    lengths = [sum(unit[0].isalnum() for unit in units) for units in (rewritten, reference)]        # without marks
+    if lengths[0] > max(limits.max_words, limits.max_length_ratio * lengths[1]):
         return "far too long"
     return check(record, text) or ""
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from sdft.data.records import Record
 from sdft.tasks.base import Selection, Suite, Task, items_of
-from sdft.tasks.scorers import call_occurs
+from sdft.tasks.scorers import call_in, call_occurs
 
 
 def check(record: Record, response: str) -> str | None:
     """Accept a rewrite in which the reference call occurs."""
+    if call_in(record.response) is None:
+        return "the reference has no call"
     return None if call_occurs(record.response, response) else "the reference call does not occur"
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Sequence
 
+DIGITS = 4000             # of the longest answer: Python reads no integer of more than 4300
 _NUMBER = re.compile(r"""
     (?:(?<![\w)])[-−])?             # a minus sign, unless an operand comes before it: "5-3" holds 5 and 3
     (?:\d{1,3}(?:,\d{3})+(?!\d)     # 1,234,567
+    |(?<![\d.,])\d{1,3}(?:[ \u00a0\u2009\u202f]\d{3})+(?![\d,])       # 118 000, with a blank of any width
     |\d+)                           # 1234567
     (?:\.\d+)?                      # .50
     """, re.VERBOSE)
@@ -37,12 +39,13 @@ def answer_occurs(answer: str, response: str) -> bool:
 def last_integer(text: str) -> int | None:
     """The last number in `text` if it is an integer, else None (GSM8K: arXiv 2402.13669, its published check).
 
-    "$1,200.00" is 1200; "2.5" is no answer. The published pattern also joins digits across spaces and line ends
-    ("10 20" reads 1020); this one does not.
+    "$1,200.00" is 1200 and "$118 000" is 118000; "2.5" is no answer, nor is a number of more than DIGITS digits. The
+    published pattern joins all digits across spaces and line ends ("10 20" reads 1020); this one joins groups of
+    three on one line.
     """
     number = (_NUMBER.findall(text) or [""])[-1]
-    whole, _, fraction = number.replace(",", "").replace("−", "-").partition(".")
-    return int(whole) if whole and not fraction.strip("0") else None
+    whole, _, fraction = re.sub(r"[, \u00a0\u2009\u202f]", "", number).replace("−", "-").partition(".")
+    return int(whole) if whole and not fraction.strip("0") and len(whole) <= DIGITS else None
 
 
 def normalise_call(text: str) -> str:
@@ -51,14 +54,19 @@ def normalise_call(text: str) -> str:
 
 
 def call_occurs(reference: str, response: str) -> bool:
-    """Whether the reference call occurs in the response, after a word boundary (OpenFunctions: arXiv 2402.13669, main).
+    """Whether the reference call occurs in the response, after a word boundary (OpenFunctions: arXiv 2402.13669).
 
-    A reference that does not read name(parameters) never occurs. The branch `reproduce` gives half credit for matching
-    positional values, and its filter counts half as correct; here there is no half credit.
+    The text around the reference's call does not count. The branch `reproduce` gives half credit for matching positional
+    values, and its filter counts half as correct; here there is no half credit.
     """
-    call = normalise_call(reference)
-    readable = re.fullmatch(r"[\w.]+\(.*\)", call, re.DOTALL)
-    return bool(readable and re.search(r"\b" + re.escape(call), normalise_call(response)))
+    call = call_in(reference)
+    return bool(call and re.search(r"\b" + re.escape(call), normalise_call(response)))
+
+
+def call_in(text: str) -> str | None:
+    """The normalised call name(parameters) that `text` holds, from its first name before "(" to its last ")"."""
+    found = re.search(r"[\w.]+\(.*\)", normalise_call(text), re.DOTALL)
+    return found.group() if found else None
 
 
 def rouge_l(reference: str, candidate: str) -> float:
