@@ -48,6 +48,15 @@ def test_conversations_keep_system_and_history(tmp_path):
     assert record.history == (("u1", "a1"),)
 
 
+def test_a_conversation_of_plain_texts_alternates_as_limas_own_release(tmp_path):
+    path = tmp_path / "lima.jsonl"
+    path.write_text('{"conversations": ["Why?", "Because."], "source": "x"}\n'
+                    '{"conversations": ["Why?", "Because.", "Really?", "Yes."]}\n')
+    first, second = read_records(path)
+    assert (first.instruction, first.response, first.history) == ("Why?", "Because.", ())
+    assert (second.instruction, second.response, second.history) == ("Really?", "Yes.", (("Why?", "Because."),))
+
+
 def test_a_conversations_system_text_may_be_in_a_column_and_its_answer_be_missing(tmp_path):
     talk = [{"from": "human", "value": "u"}]
     (record,) = read_records(_write(tmp_path / "d.json", [{"conversations": talk, "system": "s", "id": "c1"}]))

@@ -2,7 +2,7 @@
 
     instruction, input, output, history    Alpaca, Dolly, LIMA          question, answer          GSM8K
     problem, solution                      MagiCoder                    goal, target              AdvBench
-    prompt, response | completion          many                         messages | conversations  OpenAI, ShareGPT
+    prompt, response | completion          many                         messages | conversations  OpenAI, ShareGPT, LIMA
     prompt                                 IFEval: no response          prompt, canonical_solution   HumanEval
 
 A record's id is the data's own if it has an id column, else a hash of the content: the same record has the same id in
@@ -197,16 +197,21 @@ def _refuse_unknown(row: Mapping[str, Any], names: Mapping[str, str | None], whe
 
 def _conversation(value: Any, role_key: str, text_key: str,
                   where: str) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    """Return the system text and the (user, assistant) turns of a list of messages; a missing last answer is ""."""
+    """Return the system text and the (user, assistant) turns of a list of messages; a missing last answer is "".
+
+    A list of texts, as LIMA has it, alternates between user and assistant.
+    """
     messages = value if isinstance(value, list) else [value]
+    if isinstance(value, list) and all(isinstance(message, str) for message in value):
+        messages = [{role_key: ("user", "assistant")[index % 2], text_key: text} for index, text in enumerate(messages)]
     turns = []
     for message in messages:
         known = isinstance(message, dict)
         role = ROLES.get(str(message.get(role_key, message.get("role"))).lower()) if known else None
         text = message.get(text_key, message.get("content")) if known else None
         if role is None or not isinstance(text, str):
-            raise SdftError(f"{where} is expected to be a list of {{{role_key!r}: 'user' or 'assistant', "
-                            f"{text_key!r}: text}}, found {str(message)[:80]}")
+            raise SdftError(f"{where} is expected to be a list of texts or of {{{role_key!r}: 'user' or "
+                            f"'assistant', {text_key!r}: text}}, found {str(message)[:80]}")
         turns.append((role, text))
     system = None
     if turns and turns[0][0] == "system":

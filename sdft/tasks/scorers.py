@@ -56,8 +56,8 @@ def normalise_call(text: str) -> str:
 def call_occurs(reference: str, response: str) -> bool:
     """Whether the reference call occurs in the response, after a word boundary (OpenFunctions: arXiv 2402.13669).
 
-    The text around the reference's call does not count. The branch `reproduce` gives half credit for matching positional
-    values, and its filter counts half as correct; here there is no half credit.
+    The text around the reference's call does not count. The branch `reproduce` gives half credit for matching
+    positional values, and its filter counts half as correct; here there is no half credit.
     """
     call = call_in(reference)
     return bool(call and re.search(r"\b" + re.escape(call), normalise_call(response)))
