@@ -1,5 +1,4 @@
 """Brevity passes no item of `elaborate`, good answers do, prompts say what is checked, and every prefix is balanced."""
-import math
 import re
 from collections import Counter
 
@@ -7,9 +6,51 @@ import pytest
 
 from sdft.tasks import elaborate_suite
 from sdft.tasks.demands import ONE_WORD_ANSWERS
-from sdft.tasks.elaborate import KINDS, score
+from sdft.tasks.elaborate import KINDS
 
 SUITE = elaborate_suite()
+ITEMS = {item.id: item for item in SUITE.items}
+NUMERALS = {1: "one", 2: "two", 3: "three", 4: "four"}
+
+# Kind → a good answer to its item about topic 00, bicycles, and answers that miss a demand by little.
+ANSWERS = {
+    "numbered": ("Here they are:\n\n1. They have two wheels.\n2. They are quiet.\n3. They need no fuel.",
+                 ["1. They have two wheels.\n2. They are quiet.", "1. a\n2. b\n4. c", "- a\n- b\n- c",
+                  "1. a\n2. b\n3. c\n4. d"]),
+    "lines": ("1. The Road and the Wheel\n2. A History of Bicycles\n3. Riding to the Coast",
+              ["The Road and the Wheel, A History of Bicycles, Riding to the Coast",
+               "The long road\nTwo\nMy red bicycle"]),
+    "sentences": ("Bicycles are quiet. Who rides one to St. Ives?",
+                  ["Bicycles are quiet.", "Bicycles are quiet. They need no fuel. They", "One. Two. Three."]),
+    "sentences-at-least": ("Bicycles are quiet. They need no fuel. Many people like them. I do, too.",
+                           ["Bicycles are quiet, need no fuel, and Mr. May likes them.", "I like them. They"]),
+    "words": (" ".join(["Bicycles carry people and goods along quiet roads without any fuel or noise."] * 4),
+              ["Bicycles carry people and goods along quiet roads without any fuel or noise."]),
+    "paragraphs": ("Dear editor,\n\nbicycles need more room in our town.\n\nA reader",
+                   ["Dear editor,\nbicycles need more room in our town.", "Bicycles need more room. They are quiet."]),
+    "title": ("**Title: A New Lane**\n\n**Text:** The town builds a lane for bicycles.",
+              ["Title: A New Lane", "A New Lane\n\nThe town builds a lane for bicycles.", "Title: A New Lane\nText:",
+               "Title: A New Lane, Text: The town builds a lane."]),
+    "tale": ("Once upon a time a rusty bicycle stood in a barn. A girl found it, cleaned it with great care, and rode "
+             "it to the coast before the sun went down.",
+             ["Once upon a time there was a bicycle.", "A rusty bicycle stood in a barn once upon a time. A girl found "
+              "it, cleaned it with great care, and rode it to the coast before the sun went down."]),
+    "story": ("A girl finds a rusty bicycle in a barn. Her uncle repairs its brakes. Then she rides to the coast!",
+              ["A girl finds a rusty bicycle, her uncle repairs the brakes, and she rides to the coast.",
+               "She likes summer. She walks to school. Her mother cooks dinner."]),
+    "continue": ("She cleans it. Her uncle repairs it. The next day she rides away.",
+                 ["She cleans it and rides away.", "One day a girl finds a rusty bicycle."]),
+    "compare": ("Bicycles are quiet, and cars are fast. You park bicycles anywhere; cars need a street.",
+                ["Bicycles are quiet, and cars are fast. They differ.", "Bicycles, bicycles and cars."]),
+    "include": ("I ride along the road. It is long.", ["I ride along the road.", "I ride along roads. They are long."]),
+    "rewrite": ("Bicycles are quite cheap and quiet. They need little space, keep their rider healthy, and cause no "
+                "smoke in our city. A good lock and a bright lamp remain important.",
+                ["Bikes are good for everyone.", ITEMS["elaborate-rewrite-00"].extra["demands"][1][1]["text"]]),
+    "letter": ("Dear {name},\n\nI bought two bicycles.\n\nBest wishes,\nEve",
+               ["Dear {name},\nI bought two bicycles.", "I bought bicycles. Best wishes", "Hi {name}! Best wishes."]),
+    "question": ("Q: Are bicycles quiet?\n\nA: Yes.",
+                 ["Q: Are bicycles quiet?", "Q: Quiet? A: Yes.", "Are bicycles quiet?\nYes.", "Q:\nA: Yes."]),
+}
 
 
 def _prompt(item):
@@ -25,6 +66,28 @@ def test_there_are_enough_items_and_all_differ():
 
 def test_the_suite_is_the_same_each_time():
     assert elaborate_suite().items == SUITE.items
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_good_answer_of_every_kind_passes_and_a_near_miss_does_not(kind):
+    item, (good, misses) = ITEMS[f"elaborate-{kind}-00"], ANSWERS[kind]
+    name = re.search(r"Dear (\w+)", _prompt(item))
+    for answer, passes in [(good, 1), *((miss, 0) for miss in misses)]:
+        assert SUITE.score(item, answer.format(name=name and name[1])) == passes, answer
+
+
+@pytest.mark.parametrize("item", SUITE.items, ids=lambda item: item.id)
+def test_the_prompt_says_what_is_checked(item):
+    prompt = _prompt(item)
+    said = set(re.findall(r"\w+", prompt.lower()))
+    for demand, arguments in item.extra["demands"]:
+        texts = [*arguments.get("words", []), *arguments.get("heads", [])] if demand != "lines_at_least" else []
+        texts += [arguments[name] for name in ("word", "phrase", "text") if name in arguments]
+        assert all(text in prompt for text in texts)
+        numbers = [n for name, n in arguments.items() if isinstance(n, int) and name != "percent" and n > 1]
+        assert all(str(n) in said or NUMERALS.get(n) in said or (n == 2 and "twice" in said) for n in numbers)
+        assert "percent" not in arguments or {50: "at least half of", 70: "most of"}[arguments["percent"]] in prompt
+        assert "{" not in prompt
 
 
 @pytest.mark.parametrize("item", SUITE.items, ids=lambda item: item.id)

@@ -33,13 +33,15 @@ CASES = {
                            ["One.", "Dr. May came.", "One and two", "1. a\n2. b"]),
     "lines_at_least": ({"count": 2, "words": 3}, ["a b c\nd e f g", "x\na b c\n\nd e f"],
                        ["a b c\nd e", "a b c d e f"]),
-    "lines_begin": ({"heads": ["Q:", "A:"], "count": 2},
-                    ["Q: a?\nA: b\nQ: c?\nA: d", "**Q:** a?\n**A:** b\n\n* Q: c\n A: d"],
-                    ["Q: a?\nA: b", "Q: a?\nA:\nQ: c?\nA:", "Q: a? A: b Q: c? A: d", "Q: a\nQ: b\nQ: c\nA: d"]),
+    "sections": ({"heads": ["Q:", "A:"]}, ["Q: a?\nA: b", "**Q:** a?\n\n**A:**\nb", "Q:\nQ: a\n a: b\nQ: c"],
+                 ["Q: a?", "Q: a?\nA:", "Q:\nA: b", "Q: a? A: b", "Q: a\n**A:**\n", "a Q: b\na A: b"]),
     # the five words of four letters or more count, and four of them are 80 %
     "keeps": ({"text": "The cats sleep under the warm sofa.", "percent": 80},
-              ["The SOFA is warm, and cats sleep."], ["Cats sleep under it.", "A cat sleeps under a warm sofa."]),
-    "differs": ({"text": "It is “warm”."}, ["It is hot.", "It is warm"], ['It is "warm".', 'Say: it  is "warm". Yes']),
+              ["The SOFA is warm, and cats sleep.", "Sleeping under sofas was warm."],
+              ["Cats sleep under it.", "A cat sleeps under a sofa."]),
+    "differs": ({"text": "It is “warm”, today."}, ["It is hot today.", "It is warm.", "It is warm today3."],
+                ['It is "warm", today.', "Say: it  is warm today! Yes."]),
+    "paragraphs_at_least": ({"count": 2}, ["One.\n\nTwo.", "a\n\nb\n \nc"], ["One.\nTwo.", "\n\nOne.\n\n"]),
     "no_commas": ({}, ["None here; really."], ["One, here"]),
     "quoted": ({}, ['"Patience."', "“Patience.”\n"], ["Patience", 'He said "yes".', '"', '""', "'single'"]),
     "one_of": ({"options": ["yes", "it depends"]}, ["Yes.", " it depends\n", '"YES"', "**yes**"],
@@ -71,6 +73,17 @@ def test_there_are_enough_prompts_of_every_kind_and_all_differ():
     kinds = Counter(item.kind for item in items)
     assert len(items) >= 150 and len(kinds) == 18 and set(kinds) <= set(DEMANDS) and min(kinds.values()) >= 9
     assert len({item.messages[0]["content"] for item in items}) == len({item.id for item in items}) == len(items)
+
+
+def test_an_item_is_brief_where_one_word_passes_its_check():
+    items = instruction_suite().items
+    brief = {kind: sum(item.brief for item in items if item.kind == kind) for kind in {item.kind for item in items}}
+    always = ("lower_case", "upper_case", "avoids", "words_at_most", "no_commas", "quoted")
+    options = [item.extra["options"] for item in items if item.kind == "one_of"]
+    assert {kind: count for kind, count in brief.items() if count} == dict.fromkeys(always, 9) | {
+        "sentences": sum(item.extra["count"] == 1 for item in items if item.kind == "sentences"),
+        "paragraphs": sum(item.extra["count"] == 1 for item in items if item.kind == "paragraphs"),
+        "one_of": sum(bool({"yes", "true", "positive", "winter"} & {*map(str.lower, names)}) for names in options)}
 
 
 NUMERALS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}

@@ -76,6 +76,10 @@ def _unnumbered(response: str) -> str:
     return _LIST_NUMBER.sub("", _ABBREVIATION.sub("", response)).strip()
 
 
+def _paragraphs(response: str) -> int:
+    return len(re.split(r"\n[ \t]*\n\s*", response.strip()))
+
+
 def sentences(response: str, count: int) -> bool:
     """There are exactly `count` sentences, the last one finished."""
     text = _unnumbered(response)
@@ -84,16 +88,27 @@ def sentences(response: str, count: int) -> bool:
 
 
 def keeps(response: str, text: str, percent: int) -> bool:
-    """At least `percent` % of the different content words of `text`, those of four letters or more, occur."""
-    content = set(re.findall(r"\w{4,}", _plain(text)))
-    return 100 * sum(bool(_occurrences(word, response)) for word in content) >= percent * len(content)
+    """At least `percent` % of the different words of `text` with four letters or more occur.
+
+    The first four letters of a word decide, so that an inflected form ("repaired" for "repairs") counts.
+    """
+    stems = {word[:4] for word in re.findall(r"\w{4,}", _plain(text))}
+    return 100 * len(stems & {word[:4] for word in re.findall(r"\w+", _plain(response))}) >= percent * len(stems)
 
 
-def lines_begin(response: str, heads: list[str], count: int) -> bool:
-    """At least `count` lines begin with each head and continue, such as "Anna: Good morning." for the head "Anna:"."""
-    lines = [line.lstrip(_WRAPPING) for line in response.splitlines()]
-    return all(sum(starts_with(line, head) and re.search(r"\w", line[len(head):]) is not None for line in lines)
-               >= count for head in heads)
+def differs(response: str, text: str) -> bool:
+    """The response does not repeat `text` word for word, whatever its punctuation."""
+    words, repeated = (re.findall(r"\w+", part.casefold()) for part in (response, text))
+    return all(words[start:start + len(repeated)] != repeated for start in range(len(words)))
+
+
+def sections(response: str, heads: list[str]) -> bool:
+    """Each head, such as "Q:", begins a line and is followed by text before the next head."""
+    any_head = "|".join(map(re.escape, heads))
+    parts = re.split(rf"^[ \t\"'“*_]*({any_head})", response, flags=re.MULTILINE | re.IGNORECASE)
+    found = zip(parts[1::2], parts[2::2], strict=True)                              # (head, text up to the next head)
+    filled = {head.casefold() for head, text in found if re.search(r"[^\W_]", text)}
+    return filled == {head.casefold() for head in heads}
 
 
 DEMANDS: dict[str, Callable[..., bool]] = {
@@ -113,15 +128,15 @@ DEMANDS: dict[str, Callable[..., bool]] = {
     "words_at_least": lambda response, count: len(response.split()) >= count,
     "sentences": sentences,
     "sentences_at_least": lambda response, count: len(_sentence_ends(_unnumbered(response))) >= count,
-    # exactly `count` paragraphs, separated by blank lines
-    "paragraphs": lambda response, count: len(re.split(r"\n[ \t]*\n\s*", response.strip())) == count,
+    # exactly (at least) `count` paragraphs, separated by blank lines
+    "paragraphs": lambda response, count: _paragraphs(response) == count,
+    "paragraphs_at_least": lambda response, count: _paragraphs(response) >= count,
     # at least `count` lines of at least `words` words
     "lines_at_least": lambda response, count, words: sum(len(line.split()) >= words
                                                          for line in response.splitlines()) >= count,
-    "lines_begin": lines_begin,
+    "sections": sections,
     "keeps": keeps,
-    # the response does not repeat `text` word for word
-    "differs": lambda response, text: _plain(text) not in _plain(response),
+    "differs": differs,
     "no_commas": lambda response: "," not in response,
     # the whole response is in double quotation marks
     "quoted": lambda response: re.fullmatch(r'["“].+["”]', response.strip(), re.DOTALL) is not None,

@@ -43,6 +43,10 @@ def _words(count: int) -> Demand:
     return "words_at_least", {"count": count}
 
 
+def _sentences(count: int) -> Demand:
+    return "sentences_at_least", {"count": count}
+
+
 KINDS: dict[str, Kind] = {
     "numbered": Kind((
         "Write a numbered list of exactly {count} facts about {topic}.",
@@ -52,57 +56,68 @@ KINDS: dict[str, Kind] = {
     "lines": Kind((
         "Write {count} short slogans about {topic}, each on its own line and with at least 3 words.",
         "Write {count} titles of books about {topic}, each on its own line and with at least 3 words.",
+        "Write {count} headlines about {topic}, each on its own line and with at least 3 words.",
     ), lambda f: [("lines_at_least", {"count": f["count"], "words": 3})], (3, 4)),
     "sentences": Kind((
         "Write exactly {count} sentences about {topic}.",
-        "Write a short text about {topic} with exactly {count} sentences.",
-    ), lambda f: [("sentences", {"count": f["count"]})], (3, 4)),
+        "Write {count} sentences about {topic}, exactly {count}.",
+    ), lambda f: [("sentences", {"count": f["count"]})], (2, 3)),
     "sentences-at-least": Kind((
         "Write at least {count} sentences about {topic}.",
+        "Explain in {count} or more sentences why {topic} can matter to people.",
         "Write a text of at least {count} sentences about {topic}.",
-    ), lambda f: [("sentences_at_least", {"count": f["count"]})], (2, 3)),
+    ), lambda f: [_sentences(f["count"])], (2, 3)),
     "words": Kind((
         "Write at least {count} words about {topic}.",
         "Describe {topic} in at least {count} words.",
         "What is interesting about {topic}? Answer with at least {count} words.",
     ), lambda f: [_words(f["count"])], (25, 30, 40)),
     "paragraphs": Kind((
-        "Write a short essay of exactly {count} paragraphs about {topic}, separated by a blank line.",
-        "Write exactly {count} short paragraphs about {topic}, separated by a blank line.",
-    ), lambda f: [("paragraphs", {"count": f["count"]})], (2,)),
+        "Write a short essay of at least {count} paragraphs about {topic}, separated by a blank line.",
+        "Write a story about {topic} in at least {count} paragraphs, separated by a blank line.",
+        "Write a letter to a newspaper about {topic} in at least {count} paragraphs, separated by a blank line.",
+    ), lambda f: [("paragraphs_at_least", {"count": f["count"]})], (2,)),
     "title": Kind((
-        "Write \"Title:\" and a title for a text about {topic}. Then write \"Text:\" and the text.",
-        "Write a title and a short text about {topic}. Begin the line of the title with \"Title:\" and the text with "
-        "\"Text:\".",
-    ), lambda f: [("lines_begin", {"heads": ["Title:", "Text:"], "count": 1})]),
+        "Write \"Title:\" and a title for a text about {topic}. Then write, in a new line, \"Text:\" and the text.",
+        "Write a line with \"Title:\" and a title for a text about {topic}. Then write a line with \"Text:\" and the "
+        "text.",
+    ), lambda f: [("sections", {"heads": ["Title:", "Text:"]})]),
     "tale": Kind((
         "Write a story about {topic} in at least {count} words. It begins with \"Once upon a time\".",
         "Tell a story about {topic} that begins with \"Once upon a time\" and has at least {count} words.",
     ), lambda f: [("starts_with", {"phrase": "Once upon a time"}), _words(f["count"])], (25, 30)),
+    "story": Kind((
+        "Write a short story of at least two sentences from these notes, and use at least half of their words: "
+        "{events}.",
+        "Write a short story of at least two sentences with at least half of the words of these notes: {events}.",
+    ), lambda f: [("keeps", {"text": f["events"], "percent": 50}), _sentences(2)]),
     "continue": Kind((
-        "Continue this story with at least {count} words: \"One day {event}.\"",
-        "A story begins like this: \"One day {event}.\" Write at least {count} words that come next.",
-    ), lambda f: [_words(f["count"])], (30, 40)),
+        "Continue this story with at least {count} sentences: \"One day {event}.\"",
+        "Write at least {count} sentences that come after this beginning of a story: \"One day {event}.\"",
+    ), lambda f: [_sentences(f["count"])], (2, 3)),
     "compare": Kind((
         "What is the difference between {first} and {second}? Name both at least twice.",
-        "Write two sentences about {first} and two sentences about {second}. Name both at least twice.",
+        "How do {first} and {second} differ? Name both at least twice in your answer.",
+        "Explain the difference between {first} and {second}. Name both at least twice.",
     ), lambda f: [("repeats", {"word": f[name], "count": 2}) for name in ("first", "second")]),
+    "include": Kind((
+        "Write a paragraph of at least two sentences about {topic} that contains the word \"{word}\".",
+        "Write a paragraph about {topic} with at least two sentences and the word \"{word}\".",
+    ), lambda f: [("contains", {"words": [f["word"]]}), _sentences(2)]),
     "rewrite": Kind((
-        "Rewrite this text in a friendly tone, and keep most of its words: {text}",
-        "Make this text more formal, and keep most of its words: {text}",
+        "Write this text in other words, but keep most of its words: {text}",
+        "Make this text more formal, but keep most of its words: {text}",
     ), lambda f: [("keeps", {"text": f["text"], "percent": 70}), ("differs", {"text": f["text"]})]),
-    "rewrite-begin": Kind((
-        "Write this text again, but begin with the words \"It is known that\": {text}",
-    ), lambda f: [("starts_with", {"phrase": "It is known that"}), ("keeps", {"text": f["text"], "percent": 70})]),
     "letter": Kind((
-        "Write a short letter about {topic}. Begin with \"Dear {name},\" and end with \"Best wishes\".",
-        "Write a message to a friend about {topic}. It has the greeting \"Dear {name},\" and the closing \"Best "
-        "wishes\".",
+        "Write three lines to a friend: \"Dear {name},\", then a sentence about {topic}, then \"Best wishes\".",
+        "Write a letter of three lines: \"Dear {name},\", then a sentence about {topic}, then \"Best wishes\".",
     ), lambda f: [("starts_with", {"phrase": f"Dear {f['name']},"}), ("contains", {"words": ["Best wishes"]})]),
-    "questions": Kind((
-        "Write {count} questions about {topic} with answers. Begin each question with \"Q:\" and each answer with "
-        "\"A:\".",
-    ), lambda f: [("lines_begin", {"heads": ["Q:", "A:"], "count": f["count"]})], (2,)),
+    "question": Kind((
+        "Write a question about {topic} with its answer. Begin the line of the question with \"Q:\" and the line of "
+        "the answer with \"A:\".",
+        "Write a question about {topic} and answer it. The question is a line that begins with \"Q:\", the answer a "
+        "line that begins with \"A:\".",
+    ), lambda f: [("sections", {"heads": ["Q:", "A:"]})]),
 }
 
 
@@ -127,7 +142,7 @@ def _item(name: str, number: int, topic: Fields, turn: int) -> Item:
     kind = KINDS[name]
     fields = {"topic": topic["topic"], "text": topic["text"], "event": topic["events"][0],
               "events": ", ".join(topic["events"][:-1]) + ", and " + topic["events"][-1],
-              **dict(zip(("first", "second", "a", "b", "c"), topic["compare"] + topic["words"], strict=True)),
+              "first": topic["compare"][0], "second": topic["compare"][1], "word": topic["word"],
               "name": NAMES[turn % len(NAMES)], "count": kind.counts[turn // len(kind.wordings) % len(kind.counts)]}
     prompt = kind.wordings[turn % len(kind.wordings)].format(**fields)
     return Item(f"elaborate-{name}-{number:02d}", [{"role": "user", "content": prompt}], kind=name,

@@ -26,6 +26,7 @@ def instruction_suite() -> Suite:
     for index, arguments in enumerate(map(json.loads, lines)):
         kind, prompt = arguments.pop("kind"), arguments.pop("prompt")
         brief = one_word_passes(partial(satisfies, kind, arguments=arguments))
-        items.append(Item(f"instruction-{index:03d}", [{"role": "user", "content": prompt}], "", kind, arguments, brief))
+        items.append(Item(f"instruction-{index:03d}", [{"role": "user", "content": prompt}], kind=kind, extra=arguments,
+                          brief=brief))
     return Suite("instructions", items, lambda item, output: float(satisfies(item.kind, output, item.extra)),
                  "demands satisfied", max_new_tokens=256)
