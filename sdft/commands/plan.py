@@ -1,4 +1,4 @@
-"""`sdft plan`: the memory, operations and time of a run, before it starts."""
+"""`sdft plan`: the memory, operations and time of a run, before it starts, and its timetable."""
 from __future__ import annotations
 
 import argparse
@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 from sdft.commands import Execute, add_settings, settings, task_of
 from sdft.errors import SdftError
-from sdft.experiment.settings import SECTIONS, Config, with_task
+from sdft.experiment.settings import SECTIONS, Config, load_later, with_task
+from sdft.progress import duration
 
 if TYPE_CHECKING:
     from sdft.experiment.plan import Plan
+    from sdft.tasks import Task
 
 GFLOPS = "Rate of the machine's matrix products in GFLOP/s, for {}; the default is measured here."
 
 
 def plan(parser: argparse.ArgumentParser) -> Execute:
-    """Print memory by group of tensors, tokens, operations and time."""
+    """Print memory by group of tensors, tokens, operations, and the time of every stage."""
     parser.add_argument("--gflops", type=float, metavar="X", help=GFLOPS.format("the time"))
     parser.add_argument("--memory", type=float, metavar="GB", help="Memory of the machine or its GPU: print what fits.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
@@ -34,6 +36,8 @@ def plan(parser: argparse.ArgumentParser) -> Execute:
 
         config = with_task(config, given, **task.default_settings)
         plan = needs(config, task, rate(options.gflops, config), options.memory)
+        if plan["gflops"]:
+            plan["timetable"] = timetable(config, task, options.gflops)
         print(json.dumps(plan) if options.json else as_text(plan))
 
     return execute
@@ -48,6 +52,24 @@ def check_rate(gflops: float | None) -> None:
 def rate(gflops: float | None, config: Config) -> float | None:
     """Return `gflops`, or measure the run's device in the run's dtype; None if it does not exist or is full."""
     return gflops or _measured(config.model.dtype, config.model.device)
+
+
+def timetable(config: Config, task: Task, gflops: float | None) -> dict[str, float]:
+    """Stage → its estimated seconds: all operations at `gflops`, or each kind of them at the rate that it has here."""
+    from sdft.experiment.forecast import stages_of
+    from sdft.experiment.plan import read_config
+    from sdft.experiment.rates import Rates, measure_rates
+    from sdft.model import tokenizer_at
+    from sdft.model.io.checkpoints import as_device, as_dtype
+    from sdft.model.io.fetch import resolve
+
+    path = resolve(config.model.model)
+    model, tokenizer, device = read_config(path), tokenizer_at(path), config.model.device
+    rates = Rates(*[gflops * 1e9] * 3) if gflops else measure_rates(
+        model, tokenizer, config.train, as_dtype(config.model.dtype, device), as_device(device),
+        config.generate.generation_batch_size)
+    later = load_later(config, task)
+    return {stage.name: round(stage.seconds, 1) for stage in stages_of(config, task, later, model, tokenizer, rates)}
 
 
 @cache
@@ -71,6 +93,9 @@ def as_text(plan: Plan) -> str:
     lines += ["", f"products, at {plan['gflops']:.6g} GFLOP/s" if plan["gflops"] else "products (time: --gflops X)"]
     lines += [f"  {name:<28}{count:>10,.1f} TFLOP" + (f"{plan['seconds'][name]:>10,.0f} s" if plan["seconds"] else "")
               for name, count in plan["tflops"].items()]
+    if times := plan.get("timetable"):
+        lines += ["", f"timetable, about {duration(sum(times.values()))}"]
+        lines += [f"  {stage:<28}{seconds:>10,.0f} s" for stage, seconds in times.items()]
     for stage, groups in plan["bytes"].items():
         about = f", micro-batches of up to {plan['largest_micro_batch']} tokens" if stage == "train" else ""
         lines += ["", f"memory, {stage}{about}"]

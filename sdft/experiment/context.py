@@ -20,6 +20,7 @@ from sdft.distill import Limits
 from sdft.distill.rewriting import distill_prompt
 from sdft.errors import SdftError, nearest
 from sdft.experiment.settings import Config
+from sdft.experiment.timetable import Timetable
 from sdft.files import Journal, read_json, write_json
 from sdft.generation import Sampling
 from sdft.measure.abilities import evaluate
@@ -53,14 +54,13 @@ class Context:
         self.limits = Limits(distill.max_repeated_ngrams, distill.max_length_ratio, distill.max_words)
         self.distill_template = get_template(distill.template or task.distill_template)
         self.train_template = get_template(config.eval.train_template or task.train_template)
-        self.suites = [*task.suites, *first_items(elaborate_suite(), config.eval.elaborate_items),
-                       *first_items(instruction_suite(), config.eval.instruction_items)]
+        self.suites, self.general = run_suites(config, task)
         self.primary = primary_end_points(config.eval.primary, self.suites)
-        self.general = first_items(general_suite(), config.eval.general_items)[0]
         self.eval_every, self.recovery = config.eval.eval_every, config.eval.recovery
         self.measure, self.n_probe_texts = config.eval.measure, config.eval.n_probe_texts
         self.svd_layers = config.eval.svd_layers if self.measure == "all" else 0
         self.answers: dict[str, dict[str, list[AnswerLine]]] = {}          # arm → suite → answers
+        self.timetable = Timetable()                                        # `run` sets that of the whole run
 
     def check(self) -> None:
         """Refuse at once what a later stage would refuse after minutes of work (SdftError)."""
@@ -82,12 +82,15 @@ class Context:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Append the seconds inside the `with` to seconds.jsonl."""
+        self.timetable.begin(stage)
         started = time.perf_counter()
         try:
             yield
         finally:
+            seconds = time.perf_counter() - started
+            self.timetable.end(stage, seconds)
             with Journal(self.folder / "seconds.jsonl") as journal:
-                journal.append({"stage": stage, "seconds": round(time.perf_counter() - started, 2)})
+                journal.append({"stage": stage, "seconds": round(seconds, 2)})
 
     def seconds(self) -> dict[str, float]:
         """The seconds of every stage, summed over interruptions (without those of a stage that was killed)."""
@@ -221,6 +224,13 @@ def primary_end_points(names: Sequence[str], suites: Sequence[Suite]) -> set[str
             raise SdftError("primary: expected task, a suite, or SUITE.forgetting, got "
                             f"{name!r}{nearest(suite, known)}")
     return {re.sub(r"^task(?=\.|$)", suites[0].name, name) for name in names}
+
+
+def run_suites(config: Config, task: Task) -> tuple[list[Suite], Suite]:
+    """The scored suites of a run, the task's own first, and the general prompts."""
+    suites = [*task.suites, *first_items(elaborate_suite(), config.eval.elaborate_items),
+              *first_items(instruction_suite(), config.eval.instruction_items)]
+    return suites, first_items(general_suite(), config.eval.general_items)[0]
 
 
 def first_items(suite: Suite, count: int | None) -> list[Suite]:

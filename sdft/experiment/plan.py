@@ -13,6 +13,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import torch
@@ -58,6 +59,7 @@ class Plan(TypedDict):
     gflops: float | None
     bytes: dict[str, dict[str, int]]    # stage → group of tensors → bytes
     largest_micro_batch: int            # tokens
+    timetable: NotRequired[dict[str, float]]        # stage of the run → seconds, estimated by forecast.py
     fits: NotRequired[dict[str, float]]
 
 
@@ -186,10 +188,15 @@ def largest_fit(needed: Callable[[int], Mapping[str, int]], limit: int, room: fl
     return bisect_right(range(1, limit + 1), room, key=lambda n: sum(needed(n).values()))
 
 
+def read_config(path: Path) -> LlamaConfig:
+    """The configuration of the model in a folder or a GGUF file (SdftError where it cannot be read)."""
+    return load_config(path) if path.is_dir() else gguf_config(GGUF(path))
+
+
 def needs(config: Config, task: Task, gflops: float | None, memory: float | None) -> Plan:
     """Plan rewriting and training. Seconds need `gflops`, the machine's rate; what fits needs `memory`, in GB."""
     path = resolve(config.model.model)
-    model_config, tokenizer = load_config(path) if path.is_dir() else gguf_config(GGUF(path)), tokenizer_at(path)
+    model_config, tokenizer = read_config(path), tokenizer_at(path)
     train, size = config.train.resolved(config.model.device), as_dtype(config.model.dtype, config.model.device).itemsize
     shape = shape_of(model_config, train)
     context = min(train.max_length, model_config.context_length)

@@ -14,6 +14,7 @@ from sdft.distill import audit, choose, mix, rewrite, write_distilled
 from sdft.distill.resume import settings_path
 from sdft.experiment.arms import arms_of, check_arms
 from sdft.experiment.context import Context, SharedMeasures
+from sdft.experiment.forecast import timetable_of
 from sdft.experiment.measure_arm import compare_changes_of, compare_with_sft, measure_arm
 from sdft.experiment.run_folder import check_folder, data_hash, default_folder, hashes, is_finished, is_new, make_folder
 from sdft.experiment.sequence import later_stages, train_later
@@ -113,6 +114,8 @@ def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None
         else:
             check_folder(folder, config, made_of)
         write_json(settings_path(folder / "distilled.jsonl"), of_task(config))
+        context.timetable = timetable_of(config, task, later, model, tokenizer, folder)
+        context.timetable.announce()
         measures = compare(context)
         train_later(context, stages, measures["arms"])
         write_json(folder / "measures.json", measures)

@@ -84,8 +84,8 @@ class EvalConfig:
                                       "task or a suite, for its mean score, or SUITE.forgetting. Their p-values are "
                                       "not corrected; those of all other comparisons are, together.")
     measure: str = option("main", "What is measured of an arm: main (what answers the question: abilities, forgetting, "
-                                  "gap, KL, ‖ΔW‖) or all (also reverse KL, drift on the task, activations, "
-                                  "interpolation, Fisher, spectra).")
+                                  "gap, forward KL, ‖ΔW‖) or all (also reverse KL, drift on the task, activations, "
+                                  "interpolation, Fisher, decompositions; it takes several times as long).")
     eval_every: int = option(0, "Every N optimiser steps, measure task accuracy, forgetting and KL on few items; 0 is "
                                 "never.")
     recovery: bool = option(False, "Measure after how many steps of training on the base model's own answers an arm no "
@@ -93,10 +93,11 @@ class EvalConfig:
     elaborate_items: int | None = option(240, "Number of items of the suite `elaborate`; 0 none.")
     instruction_items: int | None = option(None, "Number of items of the suite `instructions`; default all, 0 none.")
     general_items: int | None = option(None, "Number of general prompts; the default is all.")
-    n_probe_texts: int = option(16, "Number of texts of each kind for the expensive measures: activations, Fisher, "
-                                    "interpolation, drift on the task.")
-    svd_layers: int = option(3, "Number of layers, evenly spread, whose trained matrices are decomposed before and "
-                                "after training: spectral shift, principal cosines, intruder dimensions; 0 is none.")
+    n_probe_texts: int = option(16, "With measure = all, number of texts of each kind for the expensive measures: "
+                                    "activations, Fisher, interpolation, drift on the task.")
+    svd_layers: int = option(3, "With measure = all, number of layers, evenly spread, whose trained matrices are "
+                                "decomposed before and after training: spectral shift, principal cosines, intruder "
+                                "dimensions; 0 is none.")
 
 
 @dataclass(frozen=True)
