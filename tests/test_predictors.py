@@ -137,7 +137,7 @@ def test_measures_are_compared_by_the_difference_on_the_same_draws():
     below = ranking[1]["below_first"]
     assert ranking[0]["below_first"] is None and below["low"] > 0 and below["n"] == 20
     text = ranking_sentence("instructions", ranking)
-    assert "kl ranks first: R² = 1.00" in text and "The next, tv, explains less: R² = " in text
+    assert "KL from the base model ranks first: R² = 1.00" in text and "The next, tv, explains less: R² = " in text
     assert "larger values, larger drop" in text and "By such an interval 1 of the other 1 measures explain less" in text
     assert "by chance" not in text                                  # of three studies alone it is all of them in a row
     assert "one time in 4" in ranking_sentence("instructions", [ranking[0] | {"studies": 3}])
@@ -191,9 +191,10 @@ def test_the_command_writes_the_ranking_and_its_page(study, tmp_path, capsys):
                                                      "ranking-instructions.svg", "drop-instructions.svg"}
     page = (out / "report.md").read_text()
     best = json.loads((out / "cells.json").read_text())["ranking"][0]
-    for text in ("11 trained arms of 3 studies: a, b, c", "Named before the first run, but measured in no run: tv.",
+    for text in ("11 trained arms of 3 studies: a, b, c", "Named in the study file, but measured in no run: tv.",
                  "The same in every arm of a study, or measured in too few arms: gap.",
-                 f"kl ranks first: R² = {best['within']:.2f} (", f"r = {best['r']:+.2f} (", "n = 11 arms of 3 studies",
+                 f"KL from the base model ranks first: R² = {best['within']:.2f} (", f"r = {best['r']:+.2f} (",
+                 "n = 11 arms of 3 studies",
                  f"Pooled over the studies r = {best['pooled']:+.2f}. With what was learned r = ",
                  "The base model's own: a (passages: 0.5 of 1, n = 40 items)", "| measure | meaning | R² within |"):
         assert text in page, text

@@ -11,7 +11,7 @@ from sdft.cli import main
 from sdft.errors import SdftError
 from sdft.files import write_json
 from sdft.studies.collect import run_key
-from sdft.studies.figures import axis, measured_on
+from sdft.studies.columns import axis, measured_on
 from sdft.studies.page import PILOT, conditions_table, matched, sentence, write_study
 from sdft.studies.specification import planned_runs, read_study
 from sdft.studies.statistics import statistics
@@ -64,20 +64,22 @@ def test_the_page_says_what_the_numbers_say(folder):
     page = write_study(folder).read_text()
     for text in ("# Mix ratio", "Does it follow?", "of sdft against sft, paired by training seed. 6 of 7 runs",
                  "train_records = 128", "mix_ratio=2: a share up to 1",
-                 "mix_ratio 0.5: no difference detected in kl between sdft and sft: -0.0133 (95 % interval -0.15 to "
-                 "+0.123; lower in 2 of 3 seeds",
-                 "mix_ratio 1: kl is lower with sdft than with sft: -0.197 (95 % interval -0.211 to -0.182; lower in "
-                 "3 of 3 seeds",
-                 "| mix_ratio 1 | sdft | 3 | 62.5 | 0.073 |", "passages, % (n = 80)",
-                 "share of target tokens that are changed, n = 6 trained arms (kl: n = 16 general answers). r = -0.",
-                 "over NLL of the targets under the base model, nats/token, n = 9 trained arms (kl: n = 16 general "
-                 "answers). r = +0.",
+                 "mix_ratio 0.5: no difference detected in KL from the base model between sdft and sft: "
+                 "-0.0133 (95 % interval -0.15 to +0.123; lower in 2 of 3 seeds",
+                 "mix_ratio 1: KL from the base model is lower with sdft than with sft: -0.197 (95 % "
+                 "interval -0.211 to -0.182; lower in 3 of 3 seeds",
+                 "| mix_ratio 1 | sdft | 3 | 62.5 / – / – | 0.073 |",
+                 "passages: mean score / lost / gained, % (n = 80 items)",
+                 "share of target tokens that are changed, n = 6 trained arms (KL from the base model: n = 16 "
+                 "general answers). r = -0.",
+                 "over NLL of the targets under the base model, nats/token, n = 9 trained arms (KL from "
+                 "the base model: n = 16 general answers). r = +0.",
                  "after Holm's adjustment: over the conditions of this end point, and over all other comparisons of "
                  "this page together",
                  "mix_ratio 0.5: passages (n = 80 items) is lower with sdft than with sft: -12.5 points",
                  "mix_ratio 1: passages (n = 80 items) is lower with sdft than with sft: -12.5 points",
-                 "Named before the first run: kl (KL from the base model, nats/token, n = 16 general answers) of sdft",
-                 "At equal shift, kl is lower with sdft than with sft: -0.105 (95 % interval ",
+                 "Named before the first run: KL from the base model, nats/token (n = 16 general answers) of sdft",
+                 "At equal ‖ΔW‖, KL from the base model is lower with sdft than with sft: -0.105 (95 % interval ",
                  "there its score on the task differs from that of sft by -12.5 points (6 of 6 runs compared)"):
         assert text in page, text
 
@@ -91,13 +93,14 @@ def test_the_same_results_give_the_same_files(folder):
 
 def test_one_seed_allows_no_conclusion(content):
     one = statistics(content["study"], content["runs"][:1])["comparisons"][0]
-    assert sentence(one) == ("mix_ratio 0.5: kl of sdft against sft: +0.04; one seed allows no conclusion.")
+    assert sentence(one) == ("mix_ratio 0.5: KL from the base model of sdft against sft: +0.04; one seed allows no "
+                             "conclusion.")
 
 
 def test_arms_without_a_common_point_are_reported():
     row = {"equal": "shift", "column": "kl", "arm": "sdft", "against": "kl", "condition": {"run": "weak"}, "n": 0,
            "points": 0, "of": 3, "score": None, "items": None, "mean": None}
-    assert matched(row) == "At equal shift, sdft and kl (weak) have no point in common."
+    assert matched(row) == "At equal ‖ΔW‖, sdft and kl (weak) have no point in common."
 
 
 def test_retention_is_reported_with_the_score_at_the_same_value_and_one_seed_allows_no_conclusion():
@@ -105,14 +108,14 @@ def test_retention_is_reported_with_the_score_at_the_same_value_and_one_seed_all
            "of": 3, "score": -0.125, "items": None, "mean": -0.1, "low": None, "high": None, "agree": 1,
            "detected": False}
     assert matched(row) == (
-        "At equal shift, kl of sdft minus that of sft: -0.1; there its score on the task differs from that of sft by "
-        "-12.5 points (2 of 3 runs compared); one seed allows no conclusion.")
+        "At equal ‖ΔW‖, KL from the base model of sdft minus that of sft: -0.1; there its score on the task differs "
+        "from that of sft by -12.5 points (2 of 3 runs compared); one seed allows no conclusion.")
     seeds = row | {"n": 3, "agree": 3, "low": -0.3, "high": 0.1, "p_holm": 0.25}
     assert matched(seeds) == (
-        "At equal shift, no difference detected in kl between sdft and sft: -0.1 (95 % interval -0.3 to +0.1; lower in "
-        "3 of 3 seeds, p = 0.25); there its score on the task differs from that of sft by -12.5 points (2 of 3 runs "
-        "compared).")
-    assert "kl is lower with sdft than with sft: -0.1 (" in matched(seeds | {"detected": True})
+        "At equal ‖ΔW‖, no difference detected in KL from the base model between sdft and sft: -0.1 (95 % "
+        "interval -0.3 to +0.1; lower in 3 of 3 seeds, p = 0.25); there its score on the task differs from that "
+        "of sft by -12.5 points (2 of 3 runs compared).")
+    assert "KL from the base model is lower with sdft than with sft: -0.1 (" in matched(seeds | {"detected": True})
 
 
 def test_differences_of_scores_are_in_points_and_others_in_their_own_unit(content):
@@ -131,14 +134,14 @@ def test_a_pilot_has_a_table_and_no_figures(folder, content):
     write_json(folder / "cells.json", content)
     page = write_study(folder).read_text()
     assert {path.name for path in folder.iterdir()} == {"cells.json", "report.md"}
-    assert PILOT in page and "| mix_ratio 1 | sdft | 1 | 62.5 | 0.060 |" in page and "![" not in page
+    assert PILOT in page and "| mix_ratio 1 | sdft | 1 | 62.5 / – / – | 0.060 |" in page and "![" not in page
 
 
 def test_axes_have_units_and_figures_say_how_many_answers_and_items(folder, content):
     write_study(folder)
     kl = "KL from the base model, nats/token"
     for name, texts in {
-            "end_point": [kl, "kl by condition (n = 3 training seeds; n = 16 general answers)"],
+            "end_point": [kl, "By condition (n = 3 training seeds; n = 16 general answers)"],
             "trade_off": ["score on the task above the base model's, points", kl,
                           "Learned (right) and drifted (up) (n = 9 trained arms)", "sft", "sdft, mix_ratio 0.5"],
             "target_nll-kl": ["NLL of the targets under the base model, nats/token", kl]}.items():
@@ -146,7 +149,9 @@ def test_axes_have_units_and_figures_say_how_many_answers_and_items(folder, cont
         assert not [text for text in texts if f">{text}</text>" not in drawn], name
     page = (folder / "report.md").read_text()
     assert "(passages, n = 80 items) and by KL from the base model, nats/token (n = 16 general answers)" in page
-    assert "| kl (n = 16) | top1 (n = 16) | rouge_l (n = 16) | length (n = 16) | shift |" in page
+    heads = ("KL from the base model, nats/token", "top-1 agreement with the base model, share of tokens",
+             "ROUGE-L to the base model, 0 to 1", "length of the answers, tokens")
+    assert f"| {' | '.join(f'{head} (n = 16 general answers)' for head in heads)} | ‖ΔW‖ |" in page
 
 
 @pytest.mark.parametrize(("column", "label"), [
@@ -166,21 +171,21 @@ def test_how_much_a_column_is_measured_on():
 
 
 def test_bleu_and_likeness_of_rewrites_are_in_the_table_where_they_were_measured(content):
-    assert "general.bleu" not in " ".join(conditions_table(content).head)
+    assert "BLEU" not in " ".join(conditions_table(content).head)
     for run in content["runs"]:
         run["arms"]["sdft"]["general.bleu"] = 0.25
         run["measures"] |= {"texts.bleu": 0.125, "texts.n": 9}
     table = conditions_table(content)
-    assert [table.rows[-1][table.head.index(name)] for name in ("general.bleu (n = 16)", "texts.bleu (n = 9)")] == [
-        "0.250", "0.125"]
-    assert "texts.bleu: BLEU of rewrites to originals, 0 to 1 (n = 9 rewrites)" in table.note
+    last = dict(zip(table.head, table.rows[-1], strict=True))
+    assert last["BLEU to the base model, 0 to 1 (n = 16 general answers)"] == "0.250"
+    assert last["BLEU of rewrites to originals, 0 to 1 (n = 9 rewrites)"] == "0.125"
 
 
 def test_runs_compared_with_runs_have_a_page(folder, content):
     content["study"]["primary"] = {"column": "kl", "arm": "sdft", "against": {"mix_ratio": 0.5}}
     content["statistics"] = statistics(content["study"], content["runs"])
     write_json(folder / "cells.json", content)
-    assert "kl is lower with sdft than with mix_ratio 0.5" in write_study(folder).read_text()
+    assert "KL from the base model is lower with sdft than with mix_ratio 0.5" in write_study(folder).read_text()
 
 
 def test_a_run_that_lacks_an_arm_or_a_column_has_dashes(content):
@@ -196,7 +201,7 @@ def test_an_arm_that_is_the_same_in_all_conditions_has_one_row_and_what_is_plott
     table = conditions_table(content)
     assert [row[:2] for row in table.rows] == [["all", "base"], ["all", "sft"], ["mix_ratio 0.5", "sdft"],
                                                ["mix_ratio 1", "sdft"]]
-    assert [row[table.head.index("accepted_share")] for row in table.rows] == ["–", "–", "0.250", "0.250"]
+    assert [row[table.head.index("share of rewrites accepted")] for row in table.rows] == ["–", "–", "0.250", "0.250"]
 
 
 @pytest.mark.parametrize(("text", "message"), [("[]", "expected a study's runs"), ("{", "malformed JSON"),

@@ -1,8 +1,9 @@
 """cells.json: the results of a study, small enough to be committed. The study's page is made from it alone.
 
 Its types are StudyResults and RunResult of results.py. A column of a run is a number's path in measures.json
-("general.kl_low", "training.target_tokens") or the name that summary.json gives it ("kl"); `target_nll` is the NLL of
-the arm's own targets under the base model.
+("general.kl_low", "training.target_tokens"), the name that summary.json gives it ("kl", "elaborate.forgetting"), or one
+of a kind of item ("elaborate.story.forgetting"; columns.py); `target_nll` is the NLL of the arm's own targets under the
+base model.
 
 A result belongs to a run with its name, key and model. Results of other settings, data or FORMATs are kept under
 `earlier`, and are used again when a run has them again.
@@ -20,6 +21,7 @@ from sdft.experiment.run_folder import free
 from sdft.experiment.settings import to_values
 from sdft.files import read_json
 from sdft.results import FORMAT, Measures, Summary
+from sdft.studies.columns import parts_and_kinds
 from sdft.studies.results import RunResult, StudyInfo, StudyResults
 from sdft.studies.specification import PlannedRun, Study
 from sdft.studies.statistics import statistics
@@ -33,6 +35,8 @@ def collect(study: Study, results: Sequence[RunResult], failed: Mapping[str, str
     """The content of cells.json; results: of the finished runs, in the study's order; before: all that it held."""
     info: StudyInfo = {"name": study.name, "question": study.question, "primary": study.primary, "plots": study.plots,
                        "matched": study.matched, "settings": study.settings, "runs": len(study.runs)}
+    if study.controls:
+        info["controls"] = study.controls
     content: StudyResults = {"study": info, "runs": list(results), "failed": dict(failed),
                              "statistics": statistics(info, results)}
     known = set(map(identity, results))
@@ -75,7 +79,9 @@ def run_result(run: PlannedRun, folder: Path) -> RunResult:
     for arm, columns in summary["table"].items():
         measured = measures["arms"][arm]
         arms[arm] = {**{column: _rounded(number) for column, number in columns.items() if number is not None},
-                     **dict(numbers(measured))}
+                     **dict(numbers(measured)),
+                     **{column: _rounded(number) for suite, result in measured["suites"].items()
+                        for column, number in parts_and_kinds(suite, result, arm == "base")}}
         if targets := gap.get(measured.get("targets", "")):
             arms[arm]["target_nll"] = _rounded(targets["nll"])
     data = {**{f"gap.{name}.{column}": number for name, part in gap.items() for column, number in numbers(part)},

@@ -4,11 +4,12 @@ Every training seed is a point, every mean a larger one. A pilot has no figures.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from sdft.report.drawing import COLOURS, MARKERS, Figure, svg_of
+from sdft.studies.columns import FORGETTING, axis, measured_on, words
 from sdft.studies.results import Correlation, RunResult, Settings, StudyResults
 from sdft.studies.specification import SEED, shown
 from sdft.studies.statistics import conditions, is_pilot
@@ -17,40 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 Points = list[tuple[str, str, float, float]]                    # arm, condition, x, y
-AXES = {
-    "kl": "KL from the base model, nats/token", "top1": "top-1 agreement with the base model, share of tokens",
-    "rouge_l": "ROUGE-L to the base model, 0 to 1", "length": "length of the answers, tokens", "shift": "‖ΔW‖",
-    "lr": "learning rate", "target_nll": "NLL of the targets under the base model, nats/token",
-    "accepted_share": "share of rewrites accepted",
-    "changed_token_share": "share of target tokens that are changed", "effective_share": "share of targets changed",
-    "rouge_l_written": "ROUGE-L of rewrites to references, 0 to 1", "relative_shift": "‖ΔW‖ / ‖W‖",
-    "texts.rouge_l": "ROUGE-L of rewrites to originals, 0 to 1", "texts.bleu": "BLEU of rewrites to originals, 0 to 1",
-    "texts.cosine": "embedding cosine of rewrites and originals",
-    "general.tv": "total variation from the base model, 0 to 1", "general.bleu": "BLEU to the base model, 0 to 1",
-    "general.cosine": "embedding cosine with the base model's answers", "general.reverse.kl": "reverse KL, nats/token",
-    "general.reverse.tv": "total variation on its own answers, 0 to 1",
-    "general.reverse.top1": "top-1 agreement on its own answers, share of tokens",
-    "on_task.kl": "KL on the task, nats/token", "on_task.tv": "total variation on the task, 0 to 1",
-    "on_task.top1": "top-1 agreement on the task, share of tokens",
-    "on_task.reverse.kl": "reverse KL on the task, nats/token",
-    "on_task.reverse.tv": "total variation on its own answers to the task, 0 to 1",
-    "on_task.reverse.top1": "top-1 agreement on its own answers to the task, share of tokens",
-    "activations.relative": "‖h − h₀‖ / ‖h₀‖, mean over layers",
-    "activations.cka": "CKA with the base model, mean over layers",
-    "activations.cosine": "cosine of h and h₀, mean over layers",
-    "shift.changed_bf16": "share of weights whose bf16 value changes", "fisher.total": "Σ F·ΔW², nats²/answer",
-    "shift.stable_rank": "stable rank of ΔW, mean over modules", "shift.effective_rank": "effective rank of ΔW, mean",
-    "shift.spectral_shift": "‖σ(W₊) − σ(W₀)‖ / ‖σ(W₀)‖, mean",
-    "shift.intruders": "intruder dimensions of 10, mean",
-    "shift.left_cosine": "principal cosines with the base model, left, mean",
-    "shift.right_cosine": "principal cosines with the base model, right, mean",
-    "gap.distilled.low": "share of target tokens with p < 0.4 under the base model",
-    "gap.distilled.rank_mean": "mean rank of the target tokens under the base model",
-    "training.target_tokens": "target tokens trained on", "gained": "score on the task above the base model's, share",
-}
-COUNTED = {"general": "general answers", "on_task": "answers to the task", "activations": "probe texts",
-           "fisher": "answers of the base model", "texts": "rewrites"}           # the unit of general.n, on_task.n, …
-GENERAL = ("kl", "top1", "rouge_l", "length")
 SERIES = 17                                     # the most conditions that a scatter shows one by one
 
 
@@ -72,18 +39,19 @@ def text_svg(draw: Callable[[Canvas], None], width: float = 5.4, height: float =
 
 
 def end_point(content: StudyResults) -> Figure | None:
-    """The primary end point by condition: of both arms, or of one arm where runs are compared."""
+    """The primary end point by condition: of the arms that are compared, or of one arm where runs are."""
     primary, runs = content["study"]["primary"], content["runs"]
     against, column = primary["against"], primary["column"]
-    arms = [primary["arm"], *([against] if isinstance(against, str) else [])]
-    groups = by_condition(runs)
+    arms = [primary["arm"], *([against] if isinstance(against, str) else []), *content["study"].get("controls", [])]
+    groups = [(condition, group) for condition, group in by_condition(runs)
+              if any(column in run["arms"].get(arm, {}) for run in group for arm in arms)]
     values = {arm: [[run["arms"][arm][column] for run in group if column in run["arms"].get(arm, {})]
                     for _, group in groups] for arm in arms}
-    if not any(map(any, values.values())):
+    if not groups:
         return None
     labels = [condition for condition, _ in groups]
     name, counted = axis(column, suites_of(runs)), measured_on(runs, column)
-    counts = sorted({len(group) for seeds in values.values() for group in seeds})
+    counts = sorted({len(group) for seeds in values.values() for group in seeds if group})
     n = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     shifts = [0.16 * (index - (len(arms) - 1) / 2) for index in range(len(arms))]
     lines: dict[Any, list[tuple[float, float]]] = {}        # the points that are compared: arms of a run, or conditions
@@ -109,7 +77,7 @@ def end_point(content: StudyResults) -> Figure | None:
         axes.set_xticks(range(len(labels)), labels, rotation=30 if long else 0, ha="right" if long else "center")
         axes.margins(y=0.25)
         axes.set(ylabel=name, ylim=(min(0, axes.get_ylim()[0]), None), xlim=(-0.6, len(labels) - 0.4),
-                 title=f"{column} by condition (n = {n} training seeds{counted and '; ' + counted})")
+                 title=f"By condition (n = {n} training seeds{counted and '; ' + counted})")
         axes.legend()
 
     return Figure("end_point", text_svg(draw, width=max(5.4, 0.75 * len(labels) + 2)),
@@ -129,6 +97,7 @@ def trade_off(content: StudyResults) -> Figure | None:
     name, counted = axis(column, suites_of(runs)), measured_on(runs, column)
     return Figure("trade_off", text_svg(lambda canvas: _scatter(
         canvas, content, points, "score on the task above the base model's, points", name,
+        "Learned (right) and forgot (up)" if column.endswith(FORGETTING) else
         "Learned (right) and drifted (up)" if column == "kl" else "Learned and drifted"), width=7.2),
         f"Each arm by what it learned ({suites}) and by {name}{counted and f' ({counted})'}. Small points: training "
         "seeds; large points: their mean.")
@@ -141,9 +110,10 @@ def pair(content: StudyResults, correlation: Correlation) -> Figure | None:
         return None
     runs, columns = content["runs"], (correlation["x"], correlation["y"])
     x, y = (axis(column, suites_of(runs)) for column in columns)
-    counted = "; ".join(f"{column}: {on}" for column in columns[::-1] if (on := measured_on(runs, column)))
+    counted = "; ".join(f"{words(column, suites_of(runs))}: {on}" for column in columns[::-1]
+                        if (on := measured_on(runs, column)))
     return Figure("-".join(columns).replace(".", "_"), text_svg(
-        lambda canvas: _scatter(canvas, content, points, x, y, f"{columns[1]} over {columns[0]}"), width=7.2),
+        lambda canvas: _scatter(canvas, content, points, x, y, "All runs"), width=7.2),
         f"{y} over {x}, n = {correlation['n']} trained arms{counted and f' ({counted})'}. {explained(correlation)}")
 
 
@@ -193,24 +163,9 @@ def condition_of(values: Settings) -> str:
                      for name, value in values.items() if name != SEED) or "all runs"
 
 
-def axis(column: str, suites: Iterable[str] = ()) -> str:
-    """A column in words, with its unit where it has one; a column named like a suite is its score."""
-    return AXES.get(column, f"{column}: score, share" if column in suites else column)
-
-
 def suites_of(runs: Sequence[RunResult]) -> list[str]:
     """Every suite that a run was tested on."""
     return list(dict.fromkeys(suite for run in runs for suite in run["items"]))
-
-
-def measured_on(runs: Sequence[RunResult], column: str) -> str:
-    """How many answers or items an arm's column is a mean over: "n = 16 general answers"; "" where it is not known."""
-    part = "general" if column in GENERAL else column.partition(".")[0]
-    counts: set[float | None] = {run["items"].get(column) for run in runs}
-    counts |= {columns.get(f"{part}.n") for run in runs for columns in (*run["arms"].values(), run["measures"])}
-    known = sorted(count for count in counts if count is not None)
-    what = "items" if column in suites_of(runs) else COUNTED.get(part)
-    return f"n = {'–'.join(map(str, dict.fromkeys((known[0], known[-1]))))} {what}" if known and what else ""
 
 
 def image(figures: Mapping[str, Figure], name: str) -> str:

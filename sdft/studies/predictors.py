@@ -2,14 +2,16 @@
 
     [predict]
     measures = ["kl", "shift", "target_nll"]       columns of cells.json; `gained`, the task's score, is always added
-    outcomes = ["instructions", "top1"]            columns whose drop from the base model is to be predicted
+    outcomes = ["elaborate.forgetting", "top1"]    columns whose drop from the base model is to be predicted; forgetting
+                                                   is itself the outcome, since the base model has lost nothing
 
 The ranking is by R² *within* a study and task: measure and drop are differences from their means over the arms that
 start from the same base score, on the same items. Studies differ in records, items and length. Pooled over studies, a
 measure therefore also explains how the studies differ, and its sign can change (Simpson 1951); the pooled r is reported
 for comparison. Intervals are by bootstrap over whole studies, whose runs share the task, the training seeds and most
 settings (arXiv 2509.04259 ranks pooled, without intervals). Runs whose base model scores 0 can lose nothing: they are
-left out, and counted in `base_scores`.
+left out, and counted in `base_scores`. The drop of a suite's mean score is no measure of forgetting: what was gained
+cancels what was lost. The page says so where one is an outcome.
 
     sdft sweep benchmarks/studies/6-predictors.toml
 """
@@ -23,9 +25,10 @@ import numpy as np
 
 from sdft.errors import SdftError
 from sdft.files import read_json
+from sdft.studies.columns import FORGETTING, SCORE, items_of, value
 from sdft.studies.results import ArmPoint, BaseScore, ExplainedDifference, RankedMeasure, RankingResults, RunResult
 from sdft.studies.specification import Study
-from sdft.studies.statistics import SCORE, correlation, interval, ranks, value
+from sdft.studies.statistics import correlation, interval, ranks
 
 GAINED = "gained"           # the score on the run's task − the base model's, a share: what was learned
 
@@ -74,8 +77,9 @@ def points_of(study: str, results: Sequence[RunResult], asked: Mapping[str, Sequ
             measures = {column: value(run, arm, column, fall_back=arm == "sdft") for column in asked["measures"]}
             score, base_score = value(run, arm, SCORE, False), value(run, "base", SCORE, False)
             measures[GAINED] = None if score is None or base_score is None else score - base_score
-            drops = {column: base[column] - columns[column] for column in asked["outcomes"]
-                     if base.get(column, 0) > 0 and column in columns}
+            drops = {column: columns[column] if column.endswith(FORGETTING) else base[column] - columns[column]
+                     for column in asked["outcomes"]
+                     if column in columns and (column.endswith(FORGETTING) or base.get(column, 0) > 0)}
             point: ArmPoint = {
                 "study": study, "task": run["suite"], "arm": arm, "drops": drops,
                 "measures": {column: number for column, number in measures.items() if number is not None}}
@@ -84,17 +88,25 @@ def points_of(study: str, results: Sequence[RunResult], asked: Mapping[str, Sequ
 
 
 def scores_of_base(study: str, results: Sequence[RunResult], outcomes: Sequence[str]) -> list[BaseScore]:
-    """The base model on every outcome, task by task, and how many of the runs are left out since it scores 0."""
+    """The base model on every outcome, task by task, and how many of the runs are left out since it scores 0. For an
+    outcome of forgetting: the share of the items that the base model solves."""
     scores: list[BaseScore] = []
     for outcome in outcomes:
         for task in dict.fromkeys(run["suite"] for run in results):
             runs = [run for run in results if run["suite"] == task]
-            known = [run["arms"]["base"][outcome] for run in runs if outcome in run["arms"]["base"]]
-            n = runs[0]["items"].get(outcome, runs[0]["arms"]["base"].get("general.n"))
+            known = [score for run in runs if (score := _base_score(run, outcome)) is not None]
+            n = items_of(runs[0], outcome.removesuffix(FORGETTING)) or runs[0]["arms"]["base"].get("general.n")
             scores.append({"study": study, "task": task, "outcome": outcome, "n": int(n or 0) if known else 0,
                            "runs": len(runs), "score": fmean(known) if known else None,
                            "left_out": sum(score <= 0 for score in known)})
     return scores
+
+
+def _base_score(run: RunResult, outcome: str) -> float | None:
+    if not outcome.endswith(FORGETTING):
+        return run["arms"]["base"].get(outcome)
+    solved, n = items_of(run, outcome), items_of(run, outcome.removesuffix(FORGETTING))
+    return None if solved is None or not n else solved / n
 
 
 def rank(points: Sequence[ArmPoint], asked: Mapping[str, Sequence[str]]) -> list[RankedMeasure]:

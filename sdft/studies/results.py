@@ -23,12 +23,13 @@ class StudyInfo(TypedDict):
     primary: EndPoint
     plots: list[list[str]]          # pairs of columns, x and y
     matched: list[str]
+    controls: NotRequired[list[str]]                # arms that the end point is also compared with
     settings: Settings              # of every run
     runs: int                       # how many the study has
 
 
 class RunResult(TypedDict):
-    """One finished run of a study. A column is a number's path in measures.json, or its name in summary.json."""
+    """One finished run of a study. Its columns are explained in sdft/studies/columns.py."""
     name: str
     values: Settings                # what distinguishes the run from the others
     key: NotRequired[str]           # hash of settings, data and FORMAT; absent in results of an earlier format
@@ -57,7 +58,7 @@ class SeedDifferences(TypedDict):
 class StudyComparison(SeedDifferences, EndPoint):
     """arm − against, paired by seed, under one condition."""
     condition: Settings             # the values of its runs without the seed
-    items: int | None               # of the suite whose score the column is
+    items: int | None               # that the column, a score or a share, is of
     values: list[float]             # of the arm, seed by seed
     against_values: list[float]
     within: int | None              # seeds whose own interval, over items or answers, excludes zero

@@ -26,10 +26,10 @@ from sdft.experiment.run_folder import hashes, is_finished, is_new, make_folder
 from sdft.files import is_temporary, read_json, read_text, write_bytes, write_json, write_text
 from sdft.model.io.fetch import model_hash, resolve
 from sdft.studies.collect import collect, identity, results_in, run_key, run_result
+from sdft.studies.columns import FORGETTING, items_of, value
 from sdft.studies.results import RunResult
 from sdft.studies.specification import PlannedRun, Study, read_study
 from sdft.studies.stages import stages
-from sdft.studies.statistics import value
 
 
 def sweep(study: Study, runs: Sequence[PlannedRun], folder: Path) -> dict[str, str]:
@@ -71,6 +71,10 @@ def sweep(study: Study, runs: Sequence[PlannedRun], folder: Path) -> dict[str, s
         write()
         arm, column = study.primary["arm"], study.primary["column"]
         if (result := results.get(run.name)) and arm in result["arms"] and value(result, arm, column) is None:
+            if column.endswith(FORGETTING) and items_of(result, column) == 0:
+                raise SdftError(f"{study.path}: primary.column: expected items that the base model solves, but it "
+                                f"solves none of {column.removesuffix(FORGETTING)}, so none can be lost; name another "
+                                "end point, or another model")
             known = [*result["arms"][arm], *result["measures"]]         # the other runs would lack the column too
             raise SdftError(f"{study.path}: primary.column: {arm} has no {column!r}{nearest(column, known)}; "
                             "cells.json lists its columns")

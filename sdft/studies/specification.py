@@ -4,9 +4,10 @@
     question = "What does the share of rewritten targets change?"
     plots = [["target_nll", "kl"]]       # x and y, columns of cells.json: drawn, and correlated over the runs
     matched = ["shift"]                  # columns: the end point is also compared where arms have equal values in these
+    controls = ["low-lr"]                # arms: end point and task score are also compared with theirs
 
     [primary]
-    column = "kl"                        # the end point: a column of cells.json
+    column = "elaborate.forgetting"      # the end point: a column of cells.json (columns.py)
     arm = "sdft"
     against = "sft"                      # an arm of the same run; or {mix_ratio = 0}: this arm in the run that has it
 
@@ -41,8 +42,8 @@ from sdft.files import read_toml
 from sdft.studies.results import EndPoint, Settings
 
 SEED = "seed"                               # the setting that repeats a comparison and is no condition of it
-TYPES = {"name": str, "question": str, "plots": list, "matched": list, "primary": dict, "settings": dict, "grid": dict,
-         "runs": list, "reads": list, "predict": dict}
+TYPES = {"name": str, "question": str, "plots": list, "matched": list, "controls": list, "primary": dict,
+         "settings": dict, "grid": dict, "runs": list, "reads": list, "predict": dict}
 TYPE_NAMES = {str: "text", list: "list", dict: "table"}
 KEYS = {"": tuple(TYPES), "primary": ("column", "arm", "against"), "predict": ("measures", "outcomes")}
 MEANING = {"name": "what the study is called", "question": "what it asks",
@@ -60,6 +61,7 @@ class Study:
     primary: EndPoint
     plots: list[list[str]]
     matched: list[str]
+    controls: list[str]
     settings: Settings
     runs: list[tuple[Settings, Settings]]
     reads: list[str]
@@ -91,7 +93,8 @@ def read_study(path: Path) -> Study:
             raise SdftError(f"{path}: expected {key!r}, which says {MEANING[key]}; it is missing")
     runs = [] if content["reads"] else list(_combinations(path, content))
     study = Study(path, content["name"], content["question"], content["primary"], content["plots"], content["matched"],
-                  dict(_leaves(path, content["settings"])), runs, content["reads"], content["predict"])
+                  content["controls"], dict(_leaves(path, content["settings"])), runs, content["reads"],
+                  content["predict"])
     _check(study)
     return study
 
@@ -116,9 +119,10 @@ def planned_runs(study: Study, data: str | None = None) -> list[PlannedRun]:
                             "out")
         runs.append(PlannedRun(name, values, config, explicit, data_sha256))
     trained = dict.fromkeys(("base", *(arm for run in runs for arm in run.config.arms.arms)))
-    for key, arm in (("arm", study.primary["arm"]), ("against", study.primary["against"])):
+    for key, arm in (("primary.arm", study.primary["arm"]), ("primary.against", study.primary["against"]),
+                     *(("controls", arm) for arm in study.controls)):
         if isinstance(arm, str) and arm not in trained:
-            raise SdftError(f"{study.path}: primary.{key}: expected an arm of a run, of {', '.join(trained)}, got "
+            raise SdftError(f"{study.path}: {key}: expected an arm of a run, of {', '.join(trained)}, got "
                             f"{arm!r}{nearest(arm, trained)}")
     return runs
 
@@ -199,6 +203,6 @@ def _check(study: Study) -> None:
     if not all(are_texts(pair) and len(pair) == 2 for pair in study.plots):
         raise SdftError(f"{path}: plots: expected pairs of columns [x, y], got {study.plots!r}")
     predict = {f"predict.{key}": texts for key, texts in study.predict.items()}
-    for name, texts in {"matched": study.matched, "reads": study.reads, **predict}.items():
+    for name, texts in {"matched": study.matched, "controls": study.controls, "reads": study.reads, **predict}.items():
         if not are_texts(texts):
             raise SdftError(f"{path}: {name}: expected a list of texts, got {texts!r}")

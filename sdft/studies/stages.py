@@ -21,7 +21,7 @@ from typing import Any
 from sdft.experiment.arms import ARMS, OBJECTIVES, ON_POLICY, TRAINED_AS, settings_of
 from sdft.experiment.settings import SECTION_OF, SECTIONS, Config
 
-UNREAD = ("arms", "primary", "then")        # settings that no stage reads: `arms` says which stages there are
+UNREAD = ("arms", "then")        # settings that no stage reads: `arms` says which stages there are
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ def stages(config: Config, arms: Sequence[str] | None = None) -> dict[str, Stage
 
     base = Stage(items, inputs, ("eval/base",))
     made = {"rewrite": rewrite, "gap": Stage({}, (chosen,), ("gap.json",)), "eval base": base}
+    if any(end_point.endswith(".forgetting") for end_point in config.eval.primary):
+        made["eval base again"] = Stage(read("primary"), (base,), ("eval/base-again",))        # the noise floor
     for arm in (arm for arm in arms if arm in ARMS):            # an unknown arm is refused when its run begins
         folder = TRAINED_AS.get(arm, arm)
         along = read("eval_every") | (items if config.eval.eval_every else {})             # trajectory.py

@@ -3,8 +3,10 @@
 Training seeds are few, so a difference counts as detected only where all of them agree in its sign *and* Student's t
 test of the paired differences (two-sided) is below 0.05 after Holm's adjustment. The end point, over its conditions, is
 one family of tests; all other comparisons of the study are a second. Everything else is "no difference detected". In
-either case the seeds that agree are counted. (A permutation of the signs assumes less than Student, but with 3 seeds
-its p is never below 0.25.)
+either case the seeds that agree are counted, and those whose own interval, over test items, excludes zero. (A
+permutation of the signs assumes less than Student, but with 3 seeds its p is never below 0.25.)
+
+A mean score of a suite is compared together with what was lost of the suite: a mean hides what cancels in it.
 """
 from __future__ import annotations
 
@@ -18,13 +20,13 @@ import numpy as np
 
 from sdft.measure.statistics import LEVEL, RESAMPLES, holm
 from sdft.studies import results as types
+from sdft.studies.columns import FORGETTING, SCORE, items_of, more_is_better, own_interval, value
 from sdft.studies.specification import SEED
 
 Pairs = Sequence[tuple[float, float]]
 RatePath = list[tuple[float, float, float, float]]      # learning rate, x, y, score
-SCORE = "score"             # a column: the task's own score, where the runs have different tasks
+MATCHED = "matched.forgetting"
 ROUNDED = 1e-6              # relative rounding of the numbers of cells.json
-LIKENESS = ("top1", "rouge_l", "bleu", "cosine", "cka")     # columns whose larger values are less drift
 
 
 def statistics(info: types.StudyInfo, results: Sequence[types.RunResult]) -> types.StudyStatistics:
@@ -33,6 +35,8 @@ def statistics(info: types.StudyInfo, results: Sequence[types.RunResult]) -> typ
     first, *columns = compared_columns(primary, info["plots"], results)
     named = compare(results, {**primary, "column": first})
     secondary = [comparison for column in columns for comparison in compare(results, {**primary, "column": column})]
+    secondary += [comparison for control in info.get("controls", []) for column in (first, task_score(results))
+                  for comparison in compare(results, {**primary, "column": column, "against": control})]
     matched = [comparison for column in info["matched"] for comparison in match(results, primary, column)]
     judge(named)
     judge([*secondary, *matched])
@@ -50,14 +54,23 @@ def judge(family: Sequence[types.SeedDifferences]) -> None:
 
 
 def compared_columns(primary: types.EndPoint, plots: list[list[str]], results: Sequence[types.RunResult]) -> list[str]:
-    """The end point; the task's score, without which drift says little; every other suite; the plots' columns of the
-    arm, where they differ over the seeds at all (the gap of one set of targets does not)."""
-    tasks = list(dict.fromkeys(run["suite"] for run in results))
-    suites = [suite for suite in (results[0]["items"] if results else ()) if suite not in tasks]
+    """The end point; the task's score, without which drift says little; every other suite; what was lost of each, where
+    it was counted; the plots' columns of the arm, where they differ over the seeds at all (the gap of one set of
+    targets does not)."""
+    tasks = {run["suite"] for run in results}
+    suites = [task_score(results), *(suite for suite in (results[0]["items"] if results else ()) if suite not in tasks)]
+    scores = [column for suite in suites for column in (suite, suite + FORGETTING) if column == suite or any(
+        value(run, primary["arm"], column, False) is not None for run in results)]
     plotted = [column for pair in plots for column in pair if any(len(
         {value(run, primary["arm"], column, False) for run in group} - {None}) > 1
         for _, group in conditions(results))]
-    return list(dict.fromkeys([primary["column"], *(tasks if len(tasks) < 2 else [SCORE]), *suites, *plotted]))
+    return list(dict.fromkeys([primary["column"], *scores, *plotted]))
+
+
+def task_score(results: Sequence[types.RunResult]) -> str:
+    """The column of the task's score: its suite, or SCORE where the runs have different tasks."""
+    tasks = {run["suite"] for run in results}
+    return tasks.pop() if len(tasks) == 1 else SCORE
 
 
 def compare(results: Sequence[types.RunResult], primary: types.EndPoint) -> list[types.StudyComparison]:
@@ -71,9 +84,9 @@ def compare(results: Sequence[types.RunResult], primary: types.EndPoint) -> list
     for condition, group in conditions(results):
         both = [(value(run, primary["arm"], column), _against(results, run, primary)) for run in group]
         pairs = [(a, b) for a, b in both if a is not None and b is not None]
-        repeated = len(pairs) > 1 and len(set(pairs)) == 1 and column not in group[0].get("items", {})
+        repeated = len(pairs) > 1 and len(set(pairs)) == 1 and items_of(group[0], column) is None
         itself = isinstance(against, dict) and against.items() <= condition.items()
-        items = _items(group[0], column)
+        items = items_of(group[0], column)
         if pairs and not repeated and not itself:
             comparisons.append({
                 "condition": condition, **primary, "items": items,
@@ -97,38 +110,27 @@ def is_pilot(results: Sequence[types.RunResult]) -> bool:
     return all(len(runs) < 2 for _, runs in conditions(results))
 
 
-def value(run: types.RunResult, arm: str, column: str, fall_back: bool = True) -> float | None:
-    """A column of an arm; with fall_back the column of its run, where the arm has none of this name."""
-    if arm not in run["arms"]:
-        return None
-    column = run["suite"] if column == SCORE else column
-    return run["arms"][arm].get(column, run["measures"].get(column) if fall_back else None)
-
-
 def _against(results: Sequence[types.RunResult], run: types.RunResult, primary: types.EndPoint) -> float | None:
-    """The value to compare a run's with: of another of its arms, or of the same arm in a run of other settings."""
-    against, column = primary["against"], primary["column"]
-    if isinstance(against, str):
-        return value(run, against, column)
-    others = (other for other in results if other["values"] == {**run["values"], **against})
-    return next((value(other, primary["arm"], column) for other in others), None)
+    """The value to compare a run's with: of another arm, or of the same arm in a run of other settings. Where the run
+    has no such arm, it is that of the only run of the same task and seed that has one."""
+    against, column, arm = primary["against"], primary["column"], primary["arm"]
+    if isinstance(against, dict):
+        others = [other for other in results if other["values"] == {**run["values"], **against}]
+        return value(others[0], arm, column) if others else None
+    if column == MATCHED and against == "sft":
+        return value(run, arm, f"{MATCHED}_with", False)            # of sft, where it reaches the arm's accuracy
+    if against not in run["arms"]:
+        others = [other for other in results if against in other["arms"] and other["suite"] == run["suite"]
+                  and other["values"].get(SEED) == run["values"].get(SEED)]
+        return value(others[0], against, column) if len(others) == 1 else None
+    return value(run, against, column)
 
 
 def _within(group: Sequence[types.RunResult], primary: types.EndPoint) -> int | None:
     """In how many runs the run's own interval, over items or answers, excludes zero; None where no run has one."""
-    excluded = []
-    for run in group:
-        suite = run["suite"] if primary["column"] == SCORE else primary["column"]
-        path = f"{'general' if suite == 'kl' else f'suites.{suite}'}.against_{primary['against']}"
-        low, high = (value(run, primary["arm"], f"{path}.{end}", False) for end in ("low", "high"))
-        if low is not None and high is not None:
-            excluded.append(low > 0 or high < 0)
+    intervals = [own_interval(run, primary["arm"], primary["column"], str(primary["against"])) for run in group]
+    excluded = [low > 0 or high < 0 for low, high in filter(None, intervals)]
     return sum(excluded) if excluded else None
-
-
-def _items(run: types.RunResult, column: str) -> int | None:
-    """How many test items a score is the mean of; None where the column is no suite's score."""
-    return run.get("items", {}).get(run["suite"] if column == SCORE else column)
 
 
 def paired(differences: Sequence[float], resolution: float = 0.0) -> types.SeedDifferences:
@@ -191,15 +193,11 @@ def match(results: Sequence[types.RunResult], primary: types.EndPoint, equal: st
         by_seed = [tuple(map(fmean, zip(*pairs, strict=True))) for pairs in apart.values()]
         comparisons.append({
             "equal": equal, **primary, "against": arm, "condition": condition,
-            "items": _items(results[0], primary["column"]), "points": sum(map(len, apart.values())), "of": len(points),
+            "items": items_of(results[0], primary["column"]), "points": sum(map(len, apart.values())),
+            "of": len(points),
             "score": fmean(score for _, score in by_seed) if by_seed else None,
             **paired([difference for difference, _ in by_seed], ROUNDED * size)})
     return comparisons
-
-
-def more_is_better(column: str, results: Sequence[types.RunResult]) -> bool:
-    """Whether a larger end point is less drift or more ability: scores, and likenesses to the base model."""
-    return column == SCORE or column.endswith(LIKENESS) or any(column in run.get("items", {}) for run in results)
 
 
 def paths(results: Sequence[types.RunResult], x: str, y: str) -> list[tuple[str, types.Settings, dict[Any, RatePath]]]:
