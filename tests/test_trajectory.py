@@ -1,12 +1,18 @@
 """Accuracy and forgetting along training, and two arms compared where their task accuracy is equal."""
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import replace
 
 import pytest
+from small_run import save_tiny_model
 
 from sdft.errors import SdftError
+from sdft.experiment import settings, trajectory
+from sdft.experiment.run import run
 from sdft.measure.matched import matched
+from sdft.tasks import Item, Suite, load_task
 
 
 def _points(curve, n_task=10, n=10, every=10):
@@ -72,3 +78,120 @@ def test_the_interval_is_a_bootstrap_over_items_of_both_suites():
 def test_trajectories_on_different_items_are_refused():
     with pytest.raises(SdftError, match="on the same items"):
         matched(_points([(2, 0), (8, 6)]), _points([(2, 0), (8, 6)], n=9))
+
+
+# ---------------------------------------------------------------------------------------------------- along a whole run
+def _score(item, output):
+    """A score that a random model reaches on about half of its answers, and that changes with the answer."""
+    return float(sum(output.encode()) % 2)
+
+
+ELABORATE = Suite("elaborate", [Item(f"e{index}", [{"role": "user", "content": f"Describe {index} rivers."}])
+                                for index in range(14)], _score, "solved", max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def run_small(tmp_path_factory):
+    """Runs on the tiny model by name; items are scored by `_score`, and only some of them are used along training."""
+    folder, monkeypatch = tmp_path_factory.mktemp("trajectory"), pytest.MonkeyPatch()
+    model = save_tiny_model(folder / "model")
+    monkeypatch.setattr("sdft.experiment.context.elaborate_suite", lambda: ELABORATE)
+    load = settings.load_task
+
+    def load_scored(*given):
+        task = load(*given)
+        return replace(task, suites=[replace(task.suites[0], score=_score, max_new_tokens=8)])
+
+    monkeypatch.setattr(settings, "load_task", load_scored)
+    monkeypatch.setattr(trajectory, "ITEMS", 10)
+    monkeypatch.setattr(trajectory, "ANSWERS", 2)
+
+    def _run(name, **more):
+        options = {"model": model, "dtype": "float32", "train_records": 8, "test_records": 14, "rewrite_tokens": 8,
+                   "elaborate_items": 14, "instruction_items": 0, "general_items": 3, "epochs": 2, "batch_size": 2,
+                   "save_every": 3, "max_length": 2048, "lr": 0.05, "schedule": "constant"}
+        given = {key: str(value) for key, value in {**options, **more}.items()}
+        return run(*settings.make_config(None, given), folder / name)
+
+    yield _run
+    monkeypatch.undo()
+
+
+@pytest.fixture(scope="module")
+def whole(run_small):
+    """The folder of a run with both arms and a point every two of eight steps."""
+    return run_small("whole", eval_every=2)
+
+
+def _lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _without_seconds(folder, arm="sft"):
+    return [{key: value for key, value in point.items() if key != "seconds"}
+            for point in _lines(folder / arm / "trajectory.jsonl")]
+
+
+def test_the_last_point_is_the_end_of_the_run(whole):
+    """Recomputed from the answers and the drift of the whole run by plain Python."""
+    folder, measures = whole, json.loads((whole / "measures.json").read_text())
+    base = {line["id"]: line["score"] for line in _lines(folder / "eval/base/elaborate.jsonl")}
+    order, items = ([item.id for item in suite.items[:10]] for suite in (
+        ELABORATE, load_task("passages", train_records=8, test_records=14).suites[0]))
+    general = [line["id"] for line in sorted(_lines(folder / "eval/base/general.jsonl"), key=lambda line: line["id"])]
+    for arm in ("sft", "sdft"):
+        points = _lines(folder / arm / "trajectory.jsonl")
+        assert [point["step"] for point in points] == [0, 2, 4, 6, 8]
+        assert points[0]["lost"] == points[0]["kl32"] == points[0]["delta_norm"] == points[0]["seconds"] == 0
+        last, ours = points[-1], {line["id"]: line["score"] for line in _lines(folder / f"eval/{arm}/elaborate.jsonl")}
+        task = {line["id"]: line["score"] for line in _lines(folder / f"eval/{arm}/passages.jsonl")}
+        assert last["scores"] == [task[id] for id in items] and last["accuracy"] == sum(last["scores"]) / 10
+        solved = [id for id in order if base[id] == 1]
+        assert last["kept"] == [int(ours[id] == 1) for id in solved] and last["solved_by_base"] == len(solved) > 2
+        assert last["forgetting"] == last["lost"] / len(solved) and last["lost"] == last["kept"].count(0)
+        drifts = [answer for answer in measures["arms"][arm]["general"]["answers"] if answer["id"] in general[:2]]
+        assert last["kl32"] == pytest.approx(sum(a["kl32"] * min(32, a["tokens"]) for a in drifts)
+                                             / sum(min(32, a["tokens"]) for a in drifts), rel=1e-12)
+        assert last["delta_norm"] == _lines(folder / arm / "log.jsonl")[-1]["delta_norm"]
+    expected = matched(_lines(folder / "sdft/trajectory.jsonl"), _lines(folder / "sft/trajectory.jsonl"))
+    assert measures["arms"]["sdft"].get("matched") == expected and "matched" not in measures["arms"]["sft"]
+
+
+def test_a_point_in_between_is_the_end_of_a_shorter_training(run_small, whole):
+    short = run_small("short", eval_every=2, steps=2, arms="sft")
+    point, end = _without_seconds(whole)[1], _without_seconds(short)[-1]
+    # The point's answers stop after 32 tokens, and the micro-batch holds others: fp32 sums in another order.
+    assert point.pop("kl32") == pytest.approx(end.pop("kl32"), rel=1e-4)
+    assert point == end and point["step"] == 2 and point["kept"].count(0) > 0
+
+
+def test_training_is_the_same_bit_for_bit_with_a_trajectory(run_small, whole):
+    plain = run_small("plain", arms="sft")
+    assert not (plain / "sft" / "trajectory.jsonl").exists()
+    ours, theirs = ((folder / "sft" / "adapter_model.safetensors").read_bytes() for folder in (whole, plain))
+    assert ours == theirs
+
+
+def test_an_interrupted_run_measures_no_point_again(run_small, whole, monkeypatch):
+    measured, real = [], trajectory.drift
+
+    def dies(model, *given):
+        measured.append(model.training)
+        if len(measured) == 3:                              # at step 6, when the saved state is that of step 3
+            raise SdftError("killed")
+        return real(model, *given)
+
+    monkeypatch.setattr(trajectory, "drift", dies)
+    with pytest.raises(SdftError, match="killed"):
+        run_small("killed", eval_every=2, arms="sft")
+    with (whole.parent / "killed" / "sft" / "trajectory.jsonl").open("a") as file:
+        file.write('{"step": 6, "accu')                     # a line that a kill tore
+    folder = run_small("killed", eval_every=2, arms="sft")
+    assert measured == [False] * 4            # step 6 alone; the last is the end of the run
+    assert _without_seconds(folder) == _without_seconds(whole)
+
+
+def test_a_run_without_elaborate_has_accuracy_and_kl_but_no_forgetting(run_small):
+    folder = run_small("alone", eval_every=4, elaborate_items=0, primary="task", arms="sft")
+    points = _lines(folder / "sft" / "trajectory.jsonl")
+    assert [point["forgetting"] for point in points] == [None] * 3 and points[1]["kl32"] > 0
