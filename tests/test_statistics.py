@@ -8,7 +8,15 @@ import pytest
 
 import sdft.measure.statistics as module
 from sdft.errors import SdftError
-from sdft.measure.statistics import bootstrap_mean, bootstrap_ratio, holm, mcnemar, paired_difference, sign_flip
+from sdft.measure.statistics import (
+    bootstrap_mean,
+    bootstrap_ratio,
+    bootstrap_ratios,
+    holm,
+    mcnemar,
+    paired_difference,
+    sign_flip,
+)
 
 
 def test_the_interval_is_that_of_the_means_of_resamples():
@@ -40,6 +48,25 @@ def test_a_ratio_resamples_whole_texts():
     ratio, low, high = bootstrap_ratio(totals, counts)
     assert ratio == pytest.approx(33 / 80)
     assert low == pytest.approx(2 / 40) and high == pytest.approx(1.0)      # 1 in 27 draws one text only
+
+
+def test_two_ratios_are_resampled_together():
+    generator = np.random.default_rng(8)
+    counts = generator.random(50) + 0.5
+    first, second = (counts * share + generator.normal(size=50) * 0.1 for share in (0.7, 0.4))
+    difference, low, high = bootstrap_ratios((first, counts), (second, counts))
+    assert difference == pytest.approx(first.sum() / counts.sum() - second.sum() / counts.sum())
+    other, found = np.random.default_rng(99), []
+    for _ in range(20_000):
+        drawn = other.integers(50, size=50)
+        found.append((first[drawn].sum() - second[drawn].sum()) / counts[drawn].sum())
+    # A quantile of 10,000 wanders by about 2 % of the standard error of 0.02.
+    assert (low, high) == pytest.approx(np.quantile(found, (0.025, 0.975)), abs=0.002)
+
+
+def test_samples_without_a_ratio_do_not_make_the_interval_undefined():
+    ratio, low, high = bootstrap_ratio([1, 1, 0, 0], [1, 1, 0, 0])        # 1 in 16 draws neither of the first two
+    assert (ratio, low, high) == (1, 1, 1)
 
 
 def test_constant_values_have_no_width_and_nothing_is_refused():

@@ -40,10 +40,11 @@ def bootstrap_ratio(totals: Sequence[float], counts: Sequence[float], seed: int 
     """Σ totals / Σ counts with its 95 % percentile bootstrap interval over items: (ratio, low, high).
 
     For a mean over the tokens of several texts: whole texts are drawn, each with its sum and its number of tokens.
+    Samples in which the counts do not sum to more than 0 are left out of the interval.
     """
     pairs = np.stack([np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)])      # (2, n)
     sums, (total, count) = _resampled(pairs, seed), pairs.sum(1)
-    low, high = _interval(sums[0] / sums[1])
+    low, high = _interval(_ratio(sums[0], sums[1]))
     return float(total / count), low, high
 
 
@@ -53,7 +54,7 @@ def bootstrap_ratios(first: tuple[Sequence[float], Sequence[float]], second: tup
     95 % percentile bootstrap interval: (difference, low, high). Items are drawn for both at once."""
     values = np.asarray([*first, *second], dtype=np.float64)                                            # (4, n)
     sums, whole = _resampled(values, seed), values.sum(1)
-    low, high = _interval(sums[0] / sums[1] - sums[2] / sums[3])
+    low, high = _interval(_ratio(sums[0], sums[1]) - _ratio(sums[2], sums[3]))
     return float(whole[0] / whole[1] - whole[2] / whole[3]), low, high
 
 
@@ -67,10 +68,15 @@ def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate([values[:, block].sum(-1) for block in drawn], axis=1)
 
 
+def _ratio(totals: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """totals / counts of every bootstrap sample; NaN where counts is not above 0."""
+    return np.divide(totals, counts, out=np.full_like(totals, np.nan), where=counts > 0)
+
+
 def _interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of bootstrap values."""
+    """The 95 % percentile interval of the bootstrap values that are defined."""
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(values, (tail, 1 - tail))
+    low, high = np.quantile(values[~np.isnan(values)], (tail, 1 - tail))
     return float(low), float(high)
 
 
