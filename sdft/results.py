@@ -429,21 +429,13 @@ class Recovery(TypedDict):
     checks: list[RecoveryCheck]     # in order; none after F < 10 %
 
 
-class Retained(TypedDict):
-    """What is left of a task's gain over the base model: 1 is all, below 0 is worse than the base model."""
-    share: float
-    low: float
-    high: float
-    n: int                          # test items of the task
-
-
 class Transfer(TypedDict):
     """What a later stage changed of a task that an earlier stage trained, its own stage."""
     base: float                     # mean score of the base model
     altitude: float                 # directly after the task's own stage
     after: float                    # after the later stage
     raw: Comparison                 # after − altitude
-    retained: NotRequired[Retained]                 # absent where the task's own stage taught too little
+    retained: NotRequired[Share]    # (after − base) / (altitude − base), with a bootstrap interval; absent without gain
     solved: int                     # items solved after the task's own stage
     lost: int                       # of these, by the later stage
     gained: int                     # of the others

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from sdft.report.run import Run
 from sdft.report.tables import Table, number
-from sdft.results import Difference, Retained, SuiteResult, Transfer
+from sdft.results import Difference, Share, SuiteResult, Transfer
 
 ELABORATE = "elaborate"
 Suites = Mapping[str, SuiteResult]
@@ -85,7 +85,7 @@ def _cells(transfer: Transfer | None) -> list[str]:
             " / ".join(number(share["share"] if share else None, 1, 100) for share in shares)]
 
 
-def _share(result: Retained | None) -> str:
+def _share(result: Share | None) -> str:
     if result is None:
         return "–"
     return f"{100 * result['share']:.0f} ({100 * result['low']:.0f} to {100 * result['high']:.0f})"
