@@ -16,6 +16,7 @@ from sdft.experiment.arms import arms_of, check_arms
 from sdft.experiment.context import Context, SharedMeasures
 from sdft.experiment.forecast import timetable_of
 from sdft.experiment.measure_arm import compare_changes_of, compare_with_sft, measure_arm
+from sdft.experiment.recovery import recovery_of
 from sdft.experiment.run_folder import check_folder, data_hash, default_folder, hashes, is_finished, is_new, make_folder
 from sdft.experiment.sequence import later_stages, train_later
 from sdft.experiment.settings import Config, load_later, of_task, resolve_settings
@@ -78,6 +79,12 @@ def compare(context: Context) -> Measures:
                           "targets": arm.target_set, "training": training}
         if along is not None:
             along.finish(training, change["general"])
+        if context.recovery:
+            with context.timed(f"recovery {arm.name}"):
+                recovered = context.once(f"measured/{arm.name}.recovery.json", model, (context.base_answers,),
+                                         partial(recovery_of, context, arm.name, model))
+            if recovered is not None:
+                arms[arm.name]["recovery"] = recovered
         context.remove_adapter(model)
         trained.append(arm)
     compare_with_sft(context, arms)
