@@ -16,7 +16,7 @@ from sdft.data.chat import common_prefix, encode_prompt
 from sdft.data.templates import get_template
 from sdft.distill.rewriting import distill_prompt
 from sdft.experiment.arms import FISHER_TEXTS, ON_POLICY, TRAINED_AS, settings_of
-from sdft.experiment.context import run_suites
+from sdft.experiment.context import DRIFT_ANSWERS, GAP_RECORDS, NOISE_ITEMS, run_suites
 from sdft.experiment.plan import Plan, Shape, generation_flops, needs, shape_of, training_flops
 from sdft.experiment.rates import Rates, measure_rates, read_flops
 from sdft.experiment.settings import Config, with_later_task
@@ -73,14 +73,16 @@ class Work:
         answering = self.answers([*suites, general])
         yield Stage("rewrite", self.rewriting, "rewrites.jsonl", self.records)
         plan = self.plan["tokens"]
-        yield Stage("gap", self.read(plan["training, an epoch"] + SENTENCE * self.records,
-                                     2 * plan["targets, an epoch"] + SENTENCE * self.records), "gap.json", 1)
+        gap = self.read(plan["training, an epoch"] + SENTENCE * self.records,
+                        2 * plan["targets, an epoch"] + SENTENCE * self.records)
+        yield Stage("gap", self.part(self.records, GAP_RECORDS) * gap, "gap.json", 1)
         yield Stage("eval base", answering, "eval/base/*.jsonl", items)
         named = {name.removesuffix(".forgetting") for name in self.config.eval.primary if name.endswith(".forgetting")}
         for suite in suites:
             if suite.name in named:
-                yield Stage("eval base again", SOLVED * self.answers([suite]), f"eval/base-again/{suite.name}.jsonl",
-                            max(1, round(SOLVED * len(suite.items))))
+                again = min(NOISE_ITEMS, max(1, round(SOLVED * len(suite.items))))
+                yield Stage("eval base again", again / len(suite.items) * self.answers([suite]),
+                            f"eval/base-again/{suite.name}.jsonl", again)
         for number, arm in enumerate(arms):
             yield from self.preparation(arm, arms[:number])
             trained = 0.0 if TRAINED_AS.get(arm) in arms[:number] else self.training(arm)
@@ -166,9 +168,13 @@ class Work:
         prompts = sum(len(encode_prompt(self.tokenizer, item.messages, chat=self.config.model.chat))
                       for item in general.items)
         targets = len(general.items) * min(general.max_new_tokens, ANSWER)
-        once = self.read(prompts + targets, 2 * targets)
+        once = self.read(prompts + targets, 2 * targets) + (self.read(prompts + targets, 0) if first else 0.0)
         more = ALL if self.config.eval.measure == "all" else 1.0
-        return more * once + (self.read(prompts + targets, 0) if first else 0.0)
+        return more * self.part(len(general.items), DRIFT_ANSWERS) * once
+
+    def part(self, available: int, count: int) -> float:
+        """The share of the available texts that is measured."""
+        return 1.0 if self.config.eval.measure == "all" else min(1.0, count / available)
 
     def read(self, tokens: int, targets: int) -> float:
         """Seconds of a forward pass."""

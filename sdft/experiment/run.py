@@ -13,7 +13,7 @@ import sdft.model
 from sdft.distill import audit, choose, mix, rewrite, write_distilled
 from sdft.distill.resume import settings_path
 from sdft.experiment.arms import arms_of, check_arms
-from sdft.experiment.context import Context, SharedMeasures
+from sdft.experiment.context import GAP_RECORDS, Context, SharedMeasures
 from sdft.experiment.forecast import timetable_of
 from sdft.experiment.measure_arm import compare_changes_of, compare_with_sft, measure_arm
 from sdft.experiment.recovery import recovery_of
@@ -54,8 +54,9 @@ def compare(context: Context) -> Measures:
     # The gap: how improbable the targets are under the base model, before and after distillation.
     shown = [record.id for record in distilled if record.source == "rewrite"][:TOKEN_MAP_RECORDS]
     with context.timed("gap"):
-        measured = context.once("gap.json", base, targets.values(), lambda: TargetMeasures(
-            gap=gaps(base, targets), token_map=token_map(base, tokenizer, targets, shown),
+        compared = {name: context.fewer(examples, GAP_RECORDS) for name, examples in targets.items()}
+        measured = context.once("gap.json", base, compared.values(), lambda: TargetMeasures(
+            gap=gaps(base, compared), token_map=token_map(base, tokenizer, targets, shown),
             texts=compare_targets(distilled), audit=audit(rewrites, distilled, context.mix_ratio, tokenizer)))
     arms = {"base": context.abilities("base", base)}
     for suite in context.suites:
