@@ -34,6 +34,8 @@ These compare --adapter or --tuned with the base model of --model:
   shift          prints how far the weights moved, module by module, with spectrum and ranks.
   fisher         weights each change by how sensitive the base model's answers to --suite are to that weight.
   forgetting     counts, item by item, what the base model solves in --suite and the tuned model lost, and gained.
+  recovery       counts the training steps on the base model's answers to general prompts after which the tuned model
+                 solves `elaborate` again: what returns at once was not lost.
   drift          prints KL on the base model's answers to --suite, and in `reverse` on the tuned model's own.
   texts          prints how similar both models' answers to --suite are: ROUGE-L, BLEU, cosine.
   activations    prints the drift of the hidden states on the base model's answers to --suite, layer by layer.
@@ -107,17 +109,22 @@ class Pair:
 
     def __init__(self, config: Config, options: argparse.Namespace, exact: bool = False):
         self.config, self.options = config, options
-        self.suite = suites_of(config, [options.suite])[0]
-        counts = {"general": config.eval.general_items, "elaborate": config.eval.elaborate_items,
-                  "instructions": config.eval.instruction_items}
-        self.ids = {item.id for item in self.suite.items[: counts.get(options.suite)]}
-        if not self.ids:
-            raise SdftError(f"suite {options.suite}: expected prompts, got none; ask for some")
+        self.select(options.suite)
         self.base: Llama | None = None
         if options.tuned:
             self.base, self.model, self.tokenizer = _two_models(config, options.tuned, exact)
         else:
             self.model, self.tokenizer = load_with_adapter(config, options.adapter)
+
+    def select(self, name: str) -> None:
+        """Answer the prompts of the suite `name` from now on (SdftError where there are none)."""
+        config = self.config
+        counts = {"general": config.eval.general_items, "elaborate": config.eval.elaborate_items,
+                  "instructions": config.eval.instruction_items}
+        self.suite = suites_of(config, [name])[0]
+        self.ids = {item.id for item in self.suite.items[: counts.get(name)]}
+        if not self.ids:
+            raise SdftError(f"suite {name}: expected prompts, got none; ask for some")
 
     @property
     def before(self) -> Llama:
@@ -215,6 +222,25 @@ def _forgetting(pair: Pair) -> Mapping[str, Any]:
     return suite_result(suite, pair.tuned_answers(), pair.base_answers())
 
 
+def _recovery(pair: Pair) -> Mapping[str, Any]:
+    from sdft.experiment.context import sampling
+    from sdft.experiment.recovery import recovery, solved_by
+    from sdft.measure.passes import fitting
+
+    if pair.options.suite != "general":
+        raise SdftError("measure recovery: trains on answers to the suite general and measures elaborate, got --suite "
+                        f"{pair.options.suite}; leave --suite out")
+    dialogues = fitting(pair.before, pair.base_texts(), "recovery")
+    pair.select("elaborate")
+    suite = solved_by(pair.base_answers(), pair.suite)
+    if not suite.items:
+        raise SdftError(f"measure recovery: expected items of elaborate that the base model solves, but of "
+                        f"{len(pair.ids)} it solves none; ask for more with --elaborate_items")
+    config = pair.config
+    return recovery(pair.model, pair.tokenizer, suite, dialogues, sampling(config),
+                    config.generate.generation_batch_size, config.model.chat)
+
+
 def _drift(pair: Pair) -> Mapping[str, Any]:
     from sdft.measure.outputs.drift import base_view, drift, reverse_drift
 
@@ -275,6 +301,6 @@ FOLDERS = {"adapters": 2, "weights": 2, "between": 3}           # measure → th
 OF_TARGETS: Mapping[str, Callable[[Pair, list[Example]], Mapping[str, Any] | list[Any]]] = {
     "interpolation": _interpolation, "gap": _gap}
 OF_ANSWERS: Mapping[str, Callable[[Pair], Mapping[str, Any]]] = {
-    "shift": _shift, "fisher": _fisher, "forgetting": _forgetting, "drift": _drift, "texts": _texts,
-    "activations": _activations}
+    "shift": _shift, "fisher": _fisher, "forgetting": _forgetting, "recovery": _recovery, "drift": _drift,
+    "texts": _texts, "activations": _activations}
 MEASURES = (*OF_ANSWERS, *OF_TARGETS, *FOLDERS)
