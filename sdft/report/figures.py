@@ -17,6 +17,7 @@ import numpy as np
 from sdft.report.answer import retained
 from sdft.report.drawing import COLOURS, MARKERS, Figure, line_style, require_matplotlib, sizes_of, svg_of
 from sdft.report.run import Run
+from sdft.report.trajectory import trajectory
 from sdft.results import Band, TokenMapText
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ SMALL: dict[str, Any] = {"markersize": 3, "linewidth": 1}
 def draw_figures(run: Run) -> list[Figure]:
     """Draw every figure for which the run has the measures."""
     require_matplotlib()
-    functions = (learned_and_lost, trade_off, drift_by_position, lengths, gap_distribution, gap_by_position, target_nll,
+    functions = (learned_and_lost, trade_off, trajectory, drift_by_position, lengths, gap_distribution, gap_by_position, target_nll,
                  training, shift, spectrum, fisher, activations, interpolation)
     drawn = ((function.__name__, *svg_of(partial(function, run))) for function in functions)
     return [Figure(name, svg, caption) for name, svg, caption in drawn if caption is not None]
