@@ -31,8 +31,8 @@ SMALL: dict[str, Any] = {"markersize": 3, "linewidth": 1}
 def draw_figures(run: Run) -> list[Figure]:
     """Draw every figure for which the run has the measures."""
     require_matplotlib()
-    functions = (learned_and_lost, trade_off, trajectory, drift_by_position, lengths, gap_distribution, gap_by_position, target_nll,
-                 training, shift, spectrum, fisher, activations, interpolation)
+    functions = (learned_and_lost, trade_off, trajectory, drift_by_position, lengths, gap_distribution,
+                 gap_by_position, target_nll, training, shift, spectrum, fisher, activations, interpolation)
     drawn = ((function.__name__, *svg_of(partial(function, run))) for function in functions)
     return [Figure(name, svg, caption) for name, svg, caption in drawn if caption is not None]
 
