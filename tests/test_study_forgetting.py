@@ -146,11 +146,13 @@ def test_forgetting_at_equal_task_accuracy_is_compared_with_that_of_sft_there(ru
 
 
 def test_the_page_shows_no_mean_without_lost_and_gained(runs, tmp_path):
+    for run in runs:
+        run["arms"]["base"]["suites.elaborate.noise_floor.share"] = 0.125
     content = _content(runs)
     table = conditions_table(content)
     column = table.head.index("elaborate: mean score / lost / gained, % (n = 10 items)")
     # sft: 7, 4 and 5 of 10 solved; 3, 5 and 4 of 8 lost; 2, 1 and 1 of 2 gained
-    assert [row[column] for row in table.rows] == ["80.0 / – / –", "53.3 / 50.0 / 66.7", "70.0 / 20.8 / 33.3"]
+    assert [row[column] for row in table.rows] == ["80.0 / 12.5 / –", "53.3 / 50.0 / 66.7", "70.0 / 20.8 / 33.3"]
     write_json(tmp_path / "cells.json", content)
     page = write_study(tmp_path).read_text()
     assert UNCOUNTED not in page

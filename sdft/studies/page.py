@@ -174,8 +174,8 @@ def conditions_table(content: StudyResults) -> Table:
                  [*(["all", arm, *first[arm]] for arm in same),
                   *([condition, arm, *line] for (condition, arm), line in lines.items() if arm not in same)],
                  "Means over the training seeds. Lost: of the items that the base model solves, the share that the arm "
-                 "does not solve (forgetting). Gained: of the other items, the share that the arm solves (backward "
-                 "transfer). –: not measured.")
+                 "does not solve (forgetting); for base the noise floor, between two answers of the base model itself. "
+                 "Gained: of the other items, the share that the arm solves (backward transfer). –: not measured.")
 
 
 def kinds_table(runs: Sequence[RunResult], suite: str) -> Table:
@@ -194,8 +194,10 @@ def kinds_table(runs: Sequence[RunResult], suite: str) -> Table:
 
 
 def scores(runs: Sequence[RunResult], arm: str, suite: str) -> str:
-    """Mean score, share lost, and share gained in percent: a mean score hides the other two."""
-    return " / ".join(number(_mean(runs, arm, suite + measure), 1, 100) for measure in ("", FORGETTING, TRANSFER))
+    """Mean score, share lost, and share gained in percent: a mean score hides the other two. The base model loses
+    what is only noise: its noise floor."""
+    lost = f"suites.{suite}.noise_floor.share" if arm == "base" else suite + FORGETTING
+    return " / ".join(number(_mean(runs, arm, column), 1, 100) for column in (suite, lost, suite + TRANSFER))
 
 
 def _cell(mean: float | None, column: str) -> str:
