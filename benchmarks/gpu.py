@@ -1,7 +1,7 @@
 """Speed and memory on a GPU: decoding steps with and without CUDA graphs, rewriting, training, and the plan of memory.
 
     python benchmarks/gpu.py --data FOLDER            # FOLDER holds gsm8k_train.json and its test files
-    python benchmarks/gpu.py --data FOLDER --parts generation --records 512 --batch-sizes 128 --uncaptured
+    python benchmarks/gpu.py --data FOLDER --parts generation --records 512 --batch-sizes 128 --uncaptured --one-by-one
 
 Everything runs in bf16, greedily, on the embedded model. A time is taken between two synchronisations of the device,
 after a warm-up. The sides of a comparison take turns, and the table shows medians over the rounds.
@@ -9,9 +9,12 @@ after a warm-up. The sides of a comparison take turns, and the table shows media
     decode       one step of n sequences of 400 tokens each; the host reads the chosen ids, as the engine does
     generation   the prompts of `sdft distill`, at most 256 new tokens each: sdft's engine, and `generate` of
                  transformers on batches sorted by length and padded on the left
-    training     a rank-8 adapter on q_proj and v_proj, with all records of a step in one micro-batch and with
-                 micro-batches of the default size; transformers + peft on padded batches. Tokens are counted without
-                 padding. Peaks are of allocated memory
+    training     a rank-8 adapter on q_proj and v_proj, with micro-batches of the default size and of 2048 tokens;
+                 transformers + peft on padded batches. Tokens are counted without padding. Peaks are of allocated
+                 memory
+    norm         ‖ΔW‖ of this adapter, of all layers of a shape at once and layer by layer
+    repeat       ten steps of 8 records, twice, with and without deterministic kernels: the furthest factor
+                 (‖A − A′‖ / ‖A‖), and the time of a step
     plan         one step on a record of 1024 tokens, with a model of Llama 2 7B's shape and random weights: its peak,
                  and what `sdft plan` predicts
 """
@@ -42,10 +45,14 @@ from sdft.generation.engine import Engine
 from sdft.model.config import LlamaConfig
 from sdft.model.io.fetch import resolve
 from sdft.model.llama import Llama
+from sdft.model.lora import add_lora, lora_layers, shift_norm, squared_shift
 from sdft.tasks import load_task
 from sdft.train import TrainSettings
+from sdft.train.deterministic import deterministic
+from sdft.train.settings import MICRO_TOKENS
 
 DEVICE = "cuda"
+PARTS = ["decode", "generation", "training", "norm", "repeat", "plan"]
 WHOLE_STEP = 1_000_000              # micro_tokens: all tokens of a step in one micro-batch
 LLAMA2_7B = {"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
              "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "rms_norm_eps": 1e-5,
@@ -82,11 +89,13 @@ def alternating(names: Mapping[str, object], round_number: int) -> list[str]:
 
 
 def engine_for(model: Llama, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_size: int,
-               captured: bool) -> Engine:
+               captured: bool = True, one_by_one: bool = False) -> Engine:
     requests = [Request(str(index), prompt) for index, prompt in enumerate(prompts)]
     engine = Engine(model, tokenizer, requests, Sampling(max_new_tokens), batch_size)
     if not captured:
         engine.graphs = None
+    if one_by_one:                                              # a prompt is prefilled as soon as a place is free
+        engine.least_free = 1
     return engine
 
 
@@ -116,7 +125,7 @@ def decode(model: Llama, tokenizer, sizes: list[int], steps: int = 40, length: i
 
 
 def generation(model: Llama, tokenizer, prompts: list[list[int]], max_new_tokens: int, batch_sizes: list[int],
-               rounds: int, uncaptured: bool) -> dict:
+               rounds: int, uncaptured: bool, one_by_one: bool, peers: bool) -> dict:
     """Seconds and tokens of every side, over all prompts."""
     from transformers import AutoModelForCausalLM
 
@@ -124,20 +133,23 @@ def generation(model: Llama, tokenizer, prompts: list[list[int]], max_new_tokens
     peer.generation_config.max_length = None
     stop = list(tokenizer.stop_ids)
 
-    def ours(size: int, captured: bool) -> int:
-        engine = engine_for(model, tokenizer, prompts, max_new_tokens, size, captured)
+    def ours(size: int, captured: bool = True, one_by_one: bool = False) -> int:
+        engine = engine_for(model, tokenizer, prompts, max_new_tokens, size, captured, one_by_one)
         for _ in engine.run():
             pass
         return engine.report.written
 
     sides: dict[str, Callable[[], int]] = {}
     for size in batch_sizes:
-        sides[f"sdft, {size} sequences"] = lambda size=size: ours(size, True)
+        sides[f"sdft, {size} sequences"] = lambda size=size: ours(size)
         if uncaptured:
-            sides[f"sdft, {size} sequences, uncaptured"] = lambda size=size: ours(size, False)
-        sides[f"transformers, batches of {size}"] = lambda size=size: answer_in_batches(peer, prompts, stop,
-                                                                                        max_new_tokens, size)
-    ours(max(batch_sizes), True)                                                    # warm up
+            sides[f"sdft, {size} sequences, uncaptured"] = lambda size=size: ours(size, captured=False)
+        if one_by_one:
+            sides[f"sdft, {size} sequences, prompts one by one"] = lambda size=size: ours(size, one_by_one=True)
+        if peers:
+            sides[f"transformers, batches of {size}"] = lambda size=size: answer_in_batches(peer, prompts, stop,
+                                                                                            max_new_tokens, size)
+    ours(max(batch_sizes))                                                          # warm up
     answer_in_batches(peer, prompts[:64], stop, 8, 32)
     times: dict[str, list[float]] = {name: [] for name in sides}
     tokens: dict[str, int] = {}
@@ -150,7 +162,7 @@ def generation(model: Llama, tokenizer, prompts: list[list[int]], max_new_tokens
         median = statistics.median(times[name])
         results[name] = {"seconds": round(median, 3), "all": [round(x, 3) for x in times[name]],
                          "tokens": tokens[name], "tokens_per_second": round(tokens[name] / median)}
-        print(f"generation, {len(prompts)} records, {name:34} {median:8.2f} s {tokens[name]:8} tokens "
+        print(f"generation, {len(prompts)} records, {name:40} {median:8.2f} s {tokens[name]:8} tokens "
               f"{tokens[name] / median:9.0f} tokens/s", flush=True)
     return results
 
@@ -161,9 +173,9 @@ def training(tokenizer, data: Path | None, batch_size: int, steps: int) -> dict:
                 for example in group]
     groups = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
     makers: dict[str, Callable[[], Ours | Peer]] = {
-        "sdft, one micro-batch": lambda: Ours(sdft.load(MODEL, "bfloat16", DEVICE)[0],
-                                              TrainSettings(micro_tokens=WHOLE_STEP)),
         "sdft": lambda: Ours(sdft.load(MODEL, "bfloat16", DEVICE)[0], TrainSettings()),
+        "sdft, 2048 tokens": lambda: Ours(sdft.load(MODEL, "bfloat16", DEVICE)[0],
+                                          TrainSettings(micro_tokens=MICRO_TOKENS)),
         "transformers + peft": lambda: Peer(TrainSettings(), device=DEVICE)}
     largest = max(groups, key=lambda group: sum(len(example.tokens) for example in group))
     sides: dict[str, Ours | Peer] = {}
@@ -189,6 +201,43 @@ def training(tokenizer, data: Path | None, batch_size: int, steps: int) -> dict:
         print(f"training, {batch_size:3} records a step ({statistics.mean(counts):.0f} tokens), {name:22} "
               f"{speed:8.0f} tokens/s {results[name]['step_ms']:8.2f} ms a step, peak {peaks[name] / 1e9:6.2f} GB, "
               f"mean loss {results[name]['loss']:.4f}", flush=True)
+    return results
+
+
+def norm() -> dict:
+    """Milliseconds of ‖ΔW‖ of an adapter of rank 8 on q_proj and v_proj, in one read, and the relative difference."""
+    model = sdft.load(MODEL, "bfloat16", DEVICE)[0]
+    add_lora(model)
+    layers = lora_layers(model)
+    for layer in layers.values():
+        torch.nn.init.normal_(layer.lora_B, 0, 0.01)
+    forms: dict[str, Callable[[], float]] = {"by shape": lambda: shift_norm(layers).item(),
+                                             "by layer": lambda: squared_shift(layers).sqrt().item()}
+    results: dict[str, float] = {}
+    with torch.no_grad():
+        for name, form in forms.items():
+            results[name] = round(1000 * statistics.median(timed(form)[0] for _ in range(20)), 3)
+        one, other = (form() for form in forms.values())
+    results["difference"] = abs(one - other) / other
+    print(f"norm, by shape {results['by shape']} ms, layer by layer {results['by layer']} ms", flush=True)
+    return results
+
+
+def repeat(tokenizer, data: Path | None, steps: int = 10) -> dict:
+    """How far two trainings of the same steps are apart, and the median time of a step."""
+    groups = workload(tokenizer, "gsm8k" if data else "passages", data, 8 * steps)
+    results = {}
+    for wanted in (False, True):
+        found, times = [], []
+        for _ in range(2):
+            side = Ours(sdft.load(MODEL, "bfloat16", DEVICE)[0], TrainSettings())
+            with deterministic(wanted):
+                times += [timed(side.step, group)[0] for group in groups]
+            found.append([weight.detach().clone() for weight in side.parameters.values()])
+        apart = max(((a - b).norm() / a.norm()).item() for a, b in zip(*found, strict=True))
+        name = "deterministic" if wanted else "default"
+        results[name] = {"apart": apart, "step_ms": round(1000 * statistics.median(times), 2)}
+        print(f"repeat, {name:14} furthest factor {apart:.1e}, {results[name]['step_ms']} ms a step", flush=True)
     return results
 
 
@@ -229,12 +278,14 @@ def plan(values: dict, length: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="Folder with gsm8k's files; without it, the built-in passages.")
-    parser.add_argument("--parts", nargs="+", default=["decode", "generation", "training", "plan"],
-                        choices=["decode", "generation", "training", "plan"], help="Parts to run (default: all).")
+    parser.add_argument("--parts", nargs="+", default=PARTS,
+                        choices=PARTS, help="Parts to run (default: all).")
     parser.add_argument("--records", type=int, default=128, help="Records to rewrite (default: 128).")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="Limit of a rewrite (default: 256).")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 128], help="Batch sizes of generation.")
     parser.add_argument("--uncaptured", action="store_true", help="Generate without CUDA graphs, too.")
+    parser.add_argument("--one-by-one", action="store_true", help="Prefill prompts one by one, too.")
+    parser.add_argument("--no-peers", action="store_true", help="Generate with sdft alone.")
     parser.add_argument("--step-sizes", type=int, nargs="+", default=[1, 8, 32, 128],
                         help="Batch sizes of the decoding steps.")
     parser.add_argument("--rounds", type=int, default=3, help="Rounds of generation (default: 3).")
@@ -256,11 +307,15 @@ def main() -> None:
         prompts = [distill_prompt(tokenizer, record, template) for record in task.train[: args.records]]
         result["generation"] = {"records": len(prompts), "prompt_tokens": sum(map(len, prompts)),
                                 **generation(model, tokenizer, prompts, args.max_new_tokens, args.batch_sizes,
-                                             args.rounds, args.uncaptured)}
+                                             args.rounds, args.uncaptured, args.one_by_one, not args.no_peers)}
     del model
     if "training" in args.parts:
         result["training"] = {size: training(tokenizer, args.data, size, args.train_steps)
                               for size in args.train_batches}
+    if "norm" in args.parts:
+        result["norm_ms"] = norm()
+    if "repeat" in args.parts:
+        result["repeat"] = repeat(tokenizer, args.data)
     if "plan" in args.parts:
         result["plan"] = plan(LLAMA2_7B, 1024)
     print(json.dumps(result))

@@ -25,6 +25,7 @@ from sdft.kernels.linear_cross_entropy import linear_cross_entropy_plain
 from sdft.model.io.checkpoints import as_dtype
 from sdft.model.io.fetch import resolve, tokenizer_at
 from sdft.train import TrainSettings
+from sdft.train.settings import MICRO_TOKENS
 
 KINDS = {"sdft": "micro-batches of at most 2048 tokens", "whole step": "all tokens of a step in one micro-batch",
          "plain head": "whole step, without the fused head", "checkpointing": "whole step, with checkpointing",
@@ -52,7 +53,7 @@ def child(kind: str, step: str, task: str, data: Path | None) -> None:
     if kind == "transformers + peft":
         side = Peer(TrainSettings())
     else:
-        settings = TrainSettings(micro_tokens=TrainSettings.micro_tokens if kind == "sdft" else WHOLE_STEP,
+        settings = TrainSettings(micro_tokens=MICRO_TOKENS if kind == "sdft" else WHOLE_STEP,
                                  gradient_checkpointing=kind == "checkpointing")
         side = Ours(sdft.load(MODEL)[0], settings, *([plain_head] if kind == "plain head" else []))
     for _ in range(2):

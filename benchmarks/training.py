@@ -37,6 +37,7 @@ from sdft.tasks import load_task
 from sdft.train import TrainSettings
 from sdft.train.loop import gradient
 from sdft.train.optimiser import adamw
+from sdft.train.settings import MICRO_TOKENS
 from sdft.train.weights import trained_weights
 
 MODEL = "smollm2-135m"
@@ -49,7 +50,7 @@ class Ours:
     """sdft's step, as in `sdft.train.loop`."""
 
     def __init__(self, model: Llama, settings: TrainSettings, objective: Objective = cross_entropy):
-        self.model, self.settings, self.objective = model, settings, objective
+        self.model, self.settings, self.objective = model, settings.resolved(model.device), objective
         self.parameters = trained_weights(model, settings).parameters
         self.optimiser = adamw(self.parameters, settings)
         model.train()
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--task", default="passages", help="Task of the records (default: passages).")
     parser.add_argument("--data", type=Path, help="Folder with the task's files.")
     parser.add_argument("--records", type=int, default=128, help="Number of records (default: 128).")
-    parser.add_argument("--micro-tokens", type=int, default=TrainSettings.micro_tokens,
+    parser.add_argument("--micro-tokens", type=int, default=MICRO_TOKENS,
                         help="Maximum tokens per micro-batch of sdft.")
     parser.add_argument("--checkpointing", action="store_true", help="Recompute the layers in sdft's backward pass.")
     parser.add_argument("--attention", default="sdpa", help="Attention of transformers: sdpa (its default) or eager.")

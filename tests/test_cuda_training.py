@@ -18,8 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training_parts import examples, tiny_model
 
 from sdft.model.batches import pack_within
+from sdft.model.io.checkpoints import as_device
 from sdft.model.lora import add_lora, lora_layers, shift_norm
 from sdft.objectives import HiddenStates, cross_entropy
+from sdft.objectives.fisher import fisher, inverted, text_uniforms
 from sdft.objectives.penalties import EWC, KL, L2SP
 from sdft.objectives.weighted import Weighted, dft
 from sdft.train import TrainSettings
@@ -185,3 +187,32 @@ def test_a_step_is_adamws_where_all_is_finite_and_none_otherwise():
         step_if_finite(optimiser, torch.tensor([1.0, wrong]))
         now = weight.detach(), *optimiser.state[weight].values()
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(now, found[1], strict=True))
+
+
+def test_labels_of_the_fisher_information_follow_the_distribution_and_the_text_alone():
+    head = torch.eye(5).repeat(60, 1)[:290]                                      # 290 tokens: several blocks of rows
+    probabilities = torch.tensor([0.5, 0.0, 0.2, 0.05, 0.25])
+    uniforms = (torch.arange(4000) + 0.5) / 4000
+    labels = inverted(probabilities.log().clamp_min(-1e4).repeat(4000, 1), head, uniforms)
+    counted = torch.bincount(labels, minlength=290).view(58, 5).sum(0)
+    torch.testing.assert_close(counted, (4000 * probabilities).long(), rtol=0, atol=58)      # one by rounding a token
+    assert torch.equal(text_uniforms("a", 9), text_uniforms("a", 12)[:9]) and 0 <= text_uniforms("b", 99).min()
+    assert not torch.equal(text_uniforms("a", 9), text_uniforms("b", 9))
+
+
+def test_the_fisher_information_draws_its_labels_on_the_device(cuda_without_gpu):
+    model, texts = tiny_model(torch.bfloat16), examples(3)
+    with FakeTensorMode(allow_non_fake_inputs=True):                             # a copy to the host would raise
+        move_to_cuda(model)
+        found = fisher(model, texts, ["model.layers.1.mlp.up_proj"])
+    assert {value.device.type for value in found.values()} == {"cuda"}
+
+
+def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch):
+    """CUDA graphs capture what runs on the current device; with another one they would be empty."""
+    current: list = []
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(device))
+    assert as_device("cuda:1") == torch.device("cuda:1") and as_device("cuda").type == "cuda"
+    assert as_device("cpu").type == "cpu"
+    assert current == [1, 0]

@@ -1,7 +1,8 @@
 """What the other tests show on the CPU, on a GPU: numbers against transformers, fp64 and the CPU; no hidden wait."""
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,16 +11,21 @@ from tiny import FAMILIES, copy_of, hf_model, tiny_llama
 from training_parts import examples, tiny_model
 
 import sdft
-from sdft.data.chat import encode_prompt
-from sdft.generation import Request, Sampling, generate, stream
+from sdft.data.chat import Example, encode_prompt
+from sdft.errors import Interrupted
+from sdft.files import read_tensors
+from sdft.generation import Request, Sampling, generate, memory, stream
 from sdft.generation.cache import KVCache, PrefillAttention
+from sdft.generation.engine import Engine
 from sdft.generation.fast.cuda import VarlenPrefill
 from sdft.generation.fast.fused import fused
 from sdft.kernels.attention import DocumentAttention, causal_attention, causal_attention_plain
 from sdft.model.batches import pack_within
 from sdft.model.lora import add_lora, lora_layers
 from sdft.objectives import cross_entropy
-from sdft.train import TrainSettings
+from sdft.objectives.fisher import fisher
+from sdft.results import LogLine
+from sdft.train import TrainSettings, train
 from sdft.train.loop import gradient
 from sdft.train.optimiser import adamw, step_if_finite
 from sdft.train.weights import trained_weights
@@ -164,6 +170,60 @@ def test_a_training_step_never_waits_for_the_device(dtype, method) -> None:
         with pytest.raises(RuntimeError):           # the mode does raise
             second.tolist()
     assert second[0] < first[0] and second[1] > first[1]
+
+
+def test_with_deterministic_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path) -> None:
+    """Without it FlashAttention's backward adds in any order: 12 steps of long records differ by rounding."""
+    records = [Example(str(number), torch.randint(61, (700,), generator=torch.Generator().manual_seed(number)).tolist(),
+                       [False] * 200 + [True] * 500) for number in range(24)]
+
+    def interrupt(line: LogLine) -> None:
+        if line["step"] == 5:
+            raise Interrupted("stopped")
+
+    def trained(folder: Path, method: str, interrupted: bool) -> dict[str, torch.Tensor]:
+        settings = TrainSettings(lr=1e-2, epochs=4, method=method, deterministic=True, lora_rank=2, save_every=1)
+        for watch in (interrupt, None) if interrupted else (None,):
+            model = tiny_llama("llama2", max_position_embeddings=1024).to(torch.bfloat16).to("cuda")
+            with suppress(Interrupted):
+                train(model, records, settings, folder, watch=watch)
+        return read_tensors(folder / ("adapter_model.safetensors" if method == "lora" else "model.safetensors"))
+
+    for method in ("lora", "full"):
+        whole, halves = (trained(tmp_path / f"{method} {n}", method, interrupted=n == 2) for n in (1, 2))
+        assert whole.keys() == halves.keys() and all(torch.equal(whole[name], halves[name]) for name in whole)
+
+
+def test_few_sequences_at_a_time_where_the_memory_is_small(monkeypatch) -> None:
+    model, requests = copy_of(hf_model("llama2")).requires_grad_(False).to("cuda"), []
+    requests = [Request(f"record {index}", prompt) for index, prompt in enumerate(prompts(40, shared=10))]
+    expected = {output.id: output for output in stream(model, NumberTokenizer(), requests, batch_size=40)}
+    real = memory.free_memory(model.device)
+    assert real is not None and 2**30 < real
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0)
+    assert {output.id: output for output in stream(model, NumberTokenizer(), requests, batch_size=40)} == expected
+
+
+def test_generation_stays_within_the_memory_that_it_plans_with(monkeypatch) -> None:
+    model = tiny_llama("llama2", hidden_size=512, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=8,
+                       num_key_value_heads=8, max_position_embeddings=1024).to(torch.bfloat16).requires_grad_(False)
+    model.to("cuda")
+    requests = [Request(str(n), torch.randint(20, 97, (300 + n % 50,)).tolist()) for n in range(400)]
+    room = 10**9                                                        # 16 KiB a token: about 150 of these fit
+    before = torch.cuda.memory_allocated()
+    monkeypatch.setattr(memory, "free_memory", lambda device: room)
+    torch.cuda.reset_peak_memory_stats()
+    engine = Engine(model, NumberTokenizer(), requests, Sampling(max_new_tokens=40), batch_size=400)
+    assert 50 < engine.batch_size < 300 and len(list(engine.run())) == 400
+    assert torch.cuda.max_memory_allocated() - before < room
+
+
+def test_the_fisher_information_is_the_cpus_up_to_its_labels() -> None:
+    texts, layer = examples(60), "model.layers.1.self_attn.o_proj"
+    found = [fisher(tiny_model().to(device), texts, [layer])[layer].cpu() for device in ("cpu", "cuda")]
+    again = fisher(tiny_model().to("cuda"), texts[::-1], [layer])[layer].cpu()
+    assert error(again, found[1]) < 1e-5                                # the labels of a text are its own
+    assert found[1].sum().item() == pytest.approx(found[0].sum().item(), rel=0.2)       # about 500 labels each
 
 
 def test_the_real_model_is_transformers(smollm2) -> None:

@@ -43,10 +43,11 @@ def requests(count: int = 20, longest: int = 30) -> list[Request]:
             for index, prompt in enumerate(prompts(count, shared=6))]
 
 
-def answers(model, settings: dict, batch_size: int, graphs: StepGraphs | None) -> dict[str, list[int]]:
+def answers(model, settings: dict, batch_size: int, graphs: StepGraphs | None,
+            least_free: int = 1) -> dict[str, list[int]]:
     engine = Engine(model, NumberTokenizer(), requests(), Sampling(max_new_tokens=30, **settings), batch_size,
                     speculation=False)
-    engine.graphs = graphs
+    engine.graphs, engine.least_free = graphs, least_free
     return {output.id: output.tokens for output in engine.run()}
 
 
@@ -56,6 +57,30 @@ def test_rounded_steps_write_what_the_engine_writes(settings: dict, batch_size: 
     model, graphs = models()[1], WithoutGPU()
     assert answers(model, settings, batch_size, graphs) == answers(model, settings, batch_size, None)
     assert 0 < graphs.captured < 12
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("least_free", [2, 5, 8])
+def test_prompts_that_wait_for_free_places_are_answered_alike(settings: dict, least_free: int) -> None:
+    """Meanwhile idle sequences take the rounded steps too; the prompts that follow read the prefix in their places."""
+    model = models()[1]
+    expected = answers(model, settings, 8, None)
+    assert answers(model, settings, 8, WithoutGPU(), least_free) == expected
+    assert answers(model, settings, 8, None, least_free) == expected
+
+
+@pytest.mark.parametrize("least_free", [1, 3, 8])
+def test_prompts_are_prefilled_when_enough_places_are_free(monkeypatch, least_free: int) -> None:
+    engine = Engine(models()[1], NumberTokenizer(), requests(), Sampling(max_new_tokens=30), 8, speculation=False)
+    engine.least_free, sizes, begin = least_free, [], engine.batch.begin
+
+    def noted(indices: list[int], *rest) -> list[int]:
+        sizes.append(len(indices))
+        return begin(indices, *rest)
+
+    monkeypatch.setattr(engine.batch, "begin", noted)
+    assert len(list(engine.run())) == sum(sizes) == 20
+    assert all(size >= least_free for size in sizes[:-1]) and (least_free > 1 or min(sizes) == 1)
 
 
 def test_shapes_are_few_and_large_enough() -> None:
@@ -91,6 +116,7 @@ def test_replayed_steps_write_what_uncaptured_ones_write(settings: dict, batch_s
     expected = answers(model, settings, batch_size, None)
     assert answers(model, settings, batch_size, graphs) == expected
     assert any(graphs.graphs.values())
+    assert answers(model, settings, batch_size, StepGraphs(), least_free=1 + batch_size // 3) == expected
 
 
 @on_a_gpu

@@ -17,6 +17,8 @@ from sdft.generation.fast.prepacked import prepacked
 from sdft.generation.sampling import Sampling, choose
 from sdft.model.llama import Llama
 
+PREFILL_TOKENS = 2048          # prompts are prefilled together up to about this many tokens
+
 
 class Batch:
     """Sequences that are decoded together: the model, their cache, and one number of each sequence in every buffer."""
@@ -28,6 +30,7 @@ class Batch:
         self.model = fused(model) if device.type == "cuda" else prepacked(model)        # the same function, faster
         self.prefill_attention = prefill_attention(model)
         self.cache = KVCache(model.config, capacities, model.dtype, device)
+        self.prefix = 0                                 # slots that all prompts share, filled in every sequence
         # (B,) each: every sequence's newest token, its position, and the number of tokens in the response
         self.tokens, self.positions, self.counts = (torch.zeros(B, dtype=torch.long, device=device) for _ in range(3))
         self.uniforms = torch.zeros(B, longest, device=device)              # one random number for each token
@@ -40,13 +43,13 @@ class Batch:
 
         This saves 1.5 % of a run in bf16 and at most 7 % in fp32 (two CPU cores, estimated).
         """
-        self._prefill([prefix], [0], 0)
+        self._prefill([prefix], [0])
         self.cache.spread(len(prefix))
+        self.prefix = len(prefix)
 
-    def begin(self, indices: list[int], prompts: list[list[int]], prefix: int,
-              uniforms: list[Tensor] | None) -> list[int]:
-        """Prefill prompts whose first `prefix` tokens are cached already, and choose each response's first token."""
-        x = self._prefill([prompt[prefix:] for prompt in prompts], indices, prefix)                         # (n, D)
+    def begin(self, indices: list[int], prompts: list[list[int]], uniforms: list[Tensor] | None) -> list[int]:
+        """Prefill prompts after the shared prefix, and choose each response's first token."""
+        x = self._prefill([prompt[self.prefix:] for prompt in prompts], indices)                            # (n, D)
         for number, (i, prompt) in enumerate(zip(indices, prompts, strict=True)):
             if uniforms is not None:
                 self.uniforms[i, : len(uniforms[number])] = uniforms[number].to(self.device)
@@ -57,9 +60,9 @@ class Batch:
         self.counts[index] = 0
         return self._choose(index, x).tolist()
 
-    def _prefill(self, documents: list[list[int]], indices: list[int], prefix: int) -> Tensor:
-        """Write packed documents after `prefix` slots of their sequences; return their last hidden states (n, D)."""
-        lengths = [len(document) for document in documents]
+    def _prefill(self, documents: list[list[int]], indices: list[int]) -> Tensor:
+        """Write packed documents after the prefix of their sequences; return their last hidden states (n, D)."""
+        prefix, lengths = self.prefix, [len(document) for document in documents]
         tokens = torch.tensor([token for document in documents for token in document], device=self.device)  # (N,)
         positions = torch.cat([torch.arange(prefix, prefix + length) for length in lengths]).to(self.device)
         attend = self.prefill_attention(self.cache, indices, lengths, prefix)

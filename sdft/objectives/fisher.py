@@ -4,13 +4,15 @@
                                                                   (Kirkpatrick et al. 2017, arXiv 1612.00796)
 
 y are texts that the base model wrote, θ the layer's full weight W (O, D), not the factors of an adapter. A label v is
-drawn at every position of a text from the base model's distribution there, with a fixed seed. So E F is the Fisher on
+drawn at every position of a text from the base model's distribution there, with a fixed seed; a GPU draws others than a
+CPU, text by text, since the probabilities of a whole vocabulary are slow to copy. So E F is the Fisher on
 these contexts even where y was decoded greedily; to second order, and up to the diagonal, ½·Σ F_i·Δ_i² is the
 KL(π₀ ‖ π) of a text, summed over its tokens. The most probable tokens as labels would make it too small: for two tokens
 of p and 1 − p, (1 − p)² instead of p·(1 − p). One matrix of gradients exists at a time besides F, which is in fp32.
 """
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -43,20 +45,38 @@ def fisher(model: Llama, examples: Sequence[Example], layers: Sequence[str] | No
     weights = {name: cast(nn.Linear, model.get_submodule(name)).weight for name in names}
     totals = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     kept, _ = trainable(examples, model.config.context_length)
-    generator = torch.Generator().manual_seed(0)
+    generator, on_gpu = torch.Generator().manual_seed(0), model.device.type == "cuda"
     with adapter_off(model), _squared_gradients(model, weights, totals):
         for example in progress(kept, desc="fisher", unit="text"):
             batch = pack([example]).to(model.device)
             x = model.hidden(batch.tokens, batch.positions, batch.attention(), batch.rows)          # (n, D)
-            linear_cross_entropy(x, model.head_weight, drawn(x, model.head_weight, generator)).backward()
+            labels = (inverted(x, model.head_weight, text_uniforms(example.id, len(x)).to(x.device)) if on_gpu else
+                      drawn(x, model.head_weight, generator))
+            linear_cross_entropy(x, model.head_weight, labels).backward()
     return {name: total.div_(len(kept)) for name, total in totals.items()}
 
 
 @torch.no_grad()
 def drawn(x: Tensor, head: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a token for each hidden state (n, D) from softmax(x·headᵀ), head (V, D), with a CPU generator."""
-    return torch.cat([torch.multinomial((part @ head.t()).float().softmax(1).cpu(), 1, generator=generator)
-                      for part in x.split(ROWS)]).squeeze(1).to(x.device)
+    """Draw a token for each hidden state (n, D) on the CPU from softmax(x·headᵀ), head (V, D)."""
+    return torch.cat([torch.multinomial((part @ head.t()).float().softmax(1), 1, generator=generator)
+                      for part in x.split(ROWS)]).squeeze(1)
+
+
+@torch.no_grad()
+def inverted(x: Tensor, head: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw a token for each hidden state, as `drawn`, by inverting its distribution at uniforms (n,), fp32 below 1."""
+    labels = []
+    for part, u in zip(x.split(ROWS), uniforms.double().split(ROWS), strict=True):
+        reached = (part @ head.t()).float().softmax(1).cumsum(1, dtype=torch.float64)               # (rows, V)
+        labels.append((reached <= u[:, None] * reached[:, -1:]).sum(1))         # an fp32 u < 1 stays below the sum
+    return torch.cat(labels)
+
+
+def text_uniforms(id: str, count: int) -> Tensor:
+    """`count` uniform numbers of the text `id`, fp32 on the CPU: the same in any company of texts."""
+    seed = int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big", signed=True)
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
 
 
 def saved_fisher(path: Path | None, model: Llama, examples: Sequence[Example]) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ static buffers (`Batch.step` uses no others), and the shape is fixed at the capt
 number of slots that are read.
 
     sequences  0 … n-1       active    Both numbers are rounded up. A mask hides slots that a sequence has not reached.
-    sequences  n … size-1    idle      Idle sequences take the step too, and overwrite their slot 0, which nobody reads:
-                                       a sequence becomes idle only when no prompt waits for its place.
+    sequences  n … size-1    idle      Idle sequences take the step too, and write to the first slot after the shared
+                                       prefix: the next prompt in this place reads the prefix, and writes the slot.
 
 The first step of a shape runs without a graph. It creates what must exist before a capture (cuBLAS's handles and
 workspaces, lazily loaded kernels). The second step captures, and it and all later ones replay. So a shape that occurs
@@ -43,7 +43,7 @@ class StepGraphs:
         size, slots = shape = rounded_size(n, len(batch.tokens)), rounded_slots(max(ends))
         bounds = within(batch.cache, size, slots)
         if size > n:
-            batch.positions[n:size].zero_()
+            batch.positions[n:size].fill_(batch.prefix)
             batch.counts[n:size].zero_()
         if shape not in self.graphs:
             self.graphs[shape] = None
