@@ -12,6 +12,9 @@ from sdft.errors import SdftError
 from sdft.experiment import settings, trajectory
 from sdft.experiment.run import run
 from sdft.measure.matched import matched
+from sdft.report.figures import draw_figures
+from sdft.report.run import read_run
+from sdft.report.trajectory import trajectory_findings
 from sdft.tasks import Item, Suite, load_task
 
 
@@ -195,3 +198,24 @@ def test_a_run_without_elaborate_has_accuracy_and_kl_but_no_forgetting(run_small
     folder = run_small("alone", eval_every=4, elaborate_items=0, primary="task", arms="sft")
     points = _lines(folder / "sft" / "trajectory.jsonl")
     assert [point["forgetting"] for point in points] == [None] * 3 and points[1]["kl32"] > 0
+
+
+# ----------------------------------------------------------------------------------------------------- in the report
+def test_the_report_draws_the_trajectories_and_says_what_was_forgotten_at_equal_accuracy(whole):
+    finished = read_run(whole)
+    (figure,) = [figure for figure in draw_figures(finished) if figure.name == "trajectory"]
+    n = len(_lines(whole / "sft" / "trajectory.jsonl")[0]["kept"])
+    assert f"the first 10 items of the task against F, the share lost of {n} items" in figure.caption
+    assert "after the steps 0, 2, 4, 6, 8." in figure.caption and figure.svg.count("<!-- step 8 -->") == 2
+    sdft = finished.results["sdft"]
+    sdft["matched"] = {"difference": -0.2, "low": -0.31, "high": -0.05, "n": 20, "accuracy": 0.5, "forgetting": 0.1,
+                       "forgetting_with": 0.3, "step": 20.0, "step_with": 5.4, "n_task": 48}
+    sdft["recovery"] = {"forgetting": 0.3, "n": 48, "steps": {"k1": None, "k3": 8},
+                        "checks": [{"k": 1, "step": 64, "forgetting": 0.2}, {"k": 3, "step": 8, "forgetting": 0.0}]}
+    assert trajectory_findings(finished) == [
+        "At equal accuracy, 50 % of 48 items of the task, sdft forgot 10 % and sft 30 % of 20 items of elaborate: "
+        "-20 points (-31 to -5). sdft reached it at step 20, sft at step 5.",
+        "sdft forgot 30 % of 48 items of elaborate. Trained further on the base model's own answers, it forgets less "
+        "than 10 % after 8 steps on 3 of them, but not within 64 steps on 1."]
+    sdft["matched"]["high"] = 0.01
+    assert "of elaborate: no difference detected, -20 points" in trajectory_findings(finished)[0]

@@ -63,8 +63,11 @@ def _matched(arm: str, result: Matched) -> str:
 
 
 def _recovery(arm: str, result: Recovery) -> str:
+    of = {name.removeprefix("k"): step for name, step in result["steps"].items()}
+    found = [f"{step} steps on {k}" for k, step in of.items() if step is not None]
+    failed = [k for k, step in of.items() if step is None]
     last = max((check["step"] for check in result["checks"]), default=0)
-    found = [f"{'not within ' + str(last) if step is None else step} steps on {name.removeprefix('k')}"
-             for name, step in result["steps"].items()]
+    parts = [f"after {', '.join(found)} of them"] * bool(found) + [f"not within {last} steps on {', '.join(failed)}"
+                                                                   ] * bool(failed)
     return (f"{arm} forgot {number(result['forgetting'], 0, 100)} % of {result['n']} items of elaborate. Trained "
-            f"further on the base model's own answers, it forgets less than 10 % after {', '.join(found)} of them.")
+            f"further on the base model's own answers, it forgets less than 10 % {', but '.join(parts)}.")
