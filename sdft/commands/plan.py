@@ -97,7 +97,8 @@ def as_text(plan: Plan) -> str:
         lines += ["", f"timetable, about {duration(sum(times.values()))}"]
         lines += [f"  {stage:<28}{seconds:>10,.0f} s" for stage, seconds in times.items()]
     for stage, groups in plan["bytes"].items():
-        about = f", micro-batches of up to {plan['largest_micro_batch']} tokens" if stage == "train" else ""
+        about = (f", micro-batches of up to {plan['largest_micro_batch']} tokens" if stage == "train" else
+                 f", {plan['sequences']} sequences at a time")
         lines += ["", f"memory, {stage}{about}"]
         lines += [f"  {name:<28}{count / 1e9:>10.2f} GB"
                   for name, count in (groups | {"sum": sum(groups.values())}).items()]

@@ -10,8 +10,7 @@ blocks of glibc seldom fit the gaps of others; `KEPT` is that share of the activ
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -22,11 +21,7 @@ from sdft.data.chat import training_example
 from sdft.data.templates import get_template
 from sdft.distill.rewriting import distill_prompt
 from sdft.experiment.settings import Config
-from sdft.generation.cache import GPU_GROUP, GROUP, blocks
-from sdft.generation.engine import PREFILL_TOKENS
-from sdft.generation.fast.cuda import PROMPT_TOKENS
-from sdft.generation.fast.drafts import MOST
-from sdft.generation.fast.fused import LARGEST
+from sdft.generation.memory import FP32, fitting_batch, free_memory, generation_memory, largest_fit
 from sdft.kernels.attention import BLOCK, CELLS
 from sdft.kernels.linear_cross_entropy import CACHED, ROWS
 from sdft.model import tokenizer_at
@@ -41,7 +36,6 @@ from sdft.tasks import Task
 from sdft.train.order import step_batches, steps_per_epoch
 from sdft.train.settings import TrainSettings
 
-FP32 = 4                                # bytes of the masters, AdamW's moments, the softmax
 KEPT = 0.8                              # gaps that the CPU's allocator cannot fill, as a share of the activations
 
 
@@ -58,6 +52,7 @@ class Plan(TypedDict):
     seconds: dict[str, float]           # stage → seconds; {} where the machine's rate is not known
     gflops: float | None
     bytes: dict[str, dict[str, int]]    # stage → group of tensors → bytes
+    sequences: int                      # generated at the same time: on a GPU, those that fit
     largest_micro_batch: int            # tokens
     timetable: NotRequired[dict[str, float]]        # stage of the run → seconds, estimated by forecast.py
     fits: NotRequired[dict[str, float]]
@@ -136,23 +131,6 @@ def training_memory(shape: Shape, settings: TrainSettings, size: int, tokens: in
             **({"kept by the allocator": round(KEPT * (kept + layer))} if on_cpu else {})}
 
 
-def generation_memory(config: LlamaConfig, weights: int, size: int, lengths: Sequence[int], batch_size: int,
-                      on_cpu: bool = True) -> dict[str, int]:
-    """Bytes of generation; lengths: the tokens of each prompt with its longest answer."""
-    c = config
-    K, C, L, D, F = c.num_key_value_heads, c.head_dim, c.num_hidden_layers, c.hidden_size, c.intermediate_size
-    longest = sorted(lengths, reverse=True)[:batch_size]
-    most = max(longest, default=0)
-    group, together = (GROUP, PREFILL_TOKENS) if on_cpu else (GPU_GROUP, PROMPT_TOKENS)
-    slots = sum(blocks(longest[first]) * len(longest[first : first + group]) for first in range(0, len(longest), group))
-    # A second copy: on a CPU of all weights, prepacked; on a GPU of the fused ones (sdft/generation/fast/).
-    copied = weights if on_cpu else L * D * ((c.num_attention_heads + 2 * K) * C + 2 * F)
-    return {"weights": (weights + copied * (weights * size <= LARGEST)) * size,
-            "cache": slots * 2 * L * K * C * size,
-            "head": len(longest) * c.vocab_size * max(size + FP32, (1 + MOST) * size * on_cpu),   # drafts: logits too
-            "working space": max(together, most) * (3 * F + 4 * D + most) * size}                   # most: the masks
-
-
 def training_flops(shape: Shape, tokens: int, targets: int, pairs: int, full: bool = False) -> float:
     """Operations of the products, forward and backward. pairs: the number of (query, key) pairs in attention."""
     c = shape.config
@@ -181,11 +159,6 @@ def matmul_peak(dtype: torch.dtype, device: str | torch.device = "cpu", size: in
         (a @ b)[0, 0].item()                        # waits for the product on any device
         seconds.append(clock() - started)
     return 2 * size**3 / min(seconds)
-
-
-def largest_fit(needed: Callable[[int], Mapping[str, int]], limit: int, room: float) -> int:
-    """The largest n ≤ `limit` whose needed(n), which grows with n, is at most `room` bytes; 0 where none is."""
-    return bisect_right(range(1, limit + 1), room, key=lambda n: sum(needed(n).values()))
 
 
 def read_config(path: Path) -> LlamaConfig:
@@ -225,6 +198,9 @@ def needs(config: Config, task: Task, gflops: float | None, memory: float | None
     def generation(batch_size: int) -> dict[str, int]:
         return generation_memory(model_config, shape.weights, size, lengths, batch_size, config.model.device == "cpu")
 
+    sequences, free = config.generate.generation_batch_size, free_memory(config.model.device)
+    if free is not None:
+        sequences = fitting_batch(model_config, shape.weights, size, lengths, min(sequences, len(lengths)), free)
     flops = {"rewrite, at most": generation_flops(shape, sum(prompts), limit * len(prompts),
                                                   sum(length**2 // 2 for length in lengths)),
              "train, each arm": total / steps * training_flops(shape, tokens, targets, pairs, train.method == "full")}
@@ -237,7 +213,8 @@ def needs(config: Config, task: Task, gflops: float | None, memory: float | None
         "tflops": {name: round(value / 1e12, 1) for name, value in flops.items()},
         "seconds": {name: round(value / 1e9 / gflops, 1) for name, value in flops.items() if gflops},
         "gflops": gflops,
-        "bytes": {"rewrite": generation(config.generate.generation_batch_size),
+        "sequences": sequences,
+        "bytes": {"rewrite": generation(sequences),
                   "train": training(len(largest.tokens))},
         "largest_micro_batch": len(largest.tokens),
     }
