@@ -22,5 +22,5 @@ def save_tiny_model(folder: Path) -> Path:
 def options(model: Path) -> list[str]:
     """`sdft run` on four records and a few prompts."""
     return [f"--model={model}", "--dtype=float32", "--train_records=4", "--test_records=3", "--rewrite_tokens=8",
-            "--elaborate_items=2", "--instruction_items=2", "--general_items=2", "--epochs=1", "--batch_size=2", "--save_every=1",
-            "--max_length=2048"]
+            "--elaborate_items=2", "--instruction_items=2", "--general_items=2", "--epochs=1", "--batch_size=2",
+            "--save_every=1", "--max_length=2048", "--measure=all"]

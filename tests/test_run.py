@@ -17,6 +17,7 @@ from small_run import ARMS, options, save_tiny_model
 import sdft
 from sdft.cli import main
 from sdft.distill import Distilled
+from sdft.experiment.context import evenly
 from sdft.files import Journal
 from sdft.kernels.lora_linear import lora_linear
 
@@ -86,6 +87,25 @@ def test_the_other_measures_of_the_arms_agree_with_each_other(finished):
     pair = measures["between"]["sft, sdft"]
     assert pair["norms"] == pytest.approx([sft["shift"]["total"], sdft["shift"]["total"]], rel=1e-6)
     assert 0 < pair["cosine"] <= 1                               # both began at the same factors
+
+
+def test_by_default_a_run_measures_what_answers_its_question_and_has_the_same_page(finished, model, tmp_path):
+    folder = tmp_path / "main"
+    assert main(["run", *options(model), "--measure=main", "--out", str(folder)]) == 0
+    ours, all_of_it = (json.loads((path / "measures.json").read_text())["arms"]["sdft"] for path in (folder, finished))
+    assert all_of_it.keys() - ours.keys() == {"activations", "interpolation", "fisher", "on_task"}
+    assert all_of_it["general"].keys() - ours["general"].keys() == {"reverse"}
+    for name in ("kl8", "kl32", "kl", "rouge_l"):
+        assert ours["general"][name] == all_of_it["general"][name]
+    assert ours["shift"]["total"] == all_of_it["shift"]["total"] and len(ours["shift"]["modules"]) == 2
+    assert "intruders" not in ours["shift"] and "intruders" in all_of_it["shift"]
+    page = (folder / "report.html").read_text()
+    assert "KL(base ‖ arm)" in page and "Activations" not in page
+
+
+def test_what_is_measured_of_fewer_texts_is_evenly_spread():
+    assert evenly("abcdefgh", 4) == ["a", "c", "e", "g"] and evenly("abcdefg", 3) == ["a", "c", "e"]
+    assert evenly("abc", 5) == ["a", "b", "c"] and evenly("", 5) == []
 
 
 def test_a_finished_run_is_shown_again_and_not_done_again(finished, model, capsys):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tiny_chat import byte_tokenizer
 from sdft.cli import main
 from sdft.experiment.forecast import ALL, SENTENCE, stages_of
 from sdft.experiment.rates import Rates, measure_rates, seconds, slice_of
-from sdft.experiment.settings import make_config, resolve_settings
+from sdft.experiment.settings import QUICK, make_config, resolve_settings
 from sdft.experiment.timetable import Stage, Timetable
 from sdft.model.config import LlamaConfig
 from sdft.model.io.checkpoints import load_config
@@ -30,7 +31,7 @@ EQUAL = Rates(1e9, 1e9, 1e9)
 
 def stages(model, rates=EQUAL, **settings):
     """Stage → its estimated seconds, of a run on the tiny model."""
-    given = dict(option[2:].split("=", 1) for option in options(model)) | settings
+    given = dict(option[2:].split("=", 1) for option in options(model)) | {"measure": "main"} | settings
     config, task = resolve_settings(*make_config(None, given))
     return {stage.name: stage.seconds
             for stage in stages_of(config, task, [], load_config(model), byte_tokenizer(), rates)}
@@ -157,9 +158,28 @@ def test_a_run_says_which_stages_come_and_each_one_when_it_begins(model, tmp_pat
         (str(number), name) for number, name in enumerate(names, start=1)]
 
 
+def test_a_quick_run_is_a_preset_that_files_and_options_override(model, tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("sdft.experiment.run.run", lambda config, given, folder: asked.update(
+        config=config, given=given, folder=folder) or folder)
+    monkeypatch.setattr("sdft.commands.run._show", lambda folder: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.toml").write_text("general_items = 7\nelaborate_items = 8\n")
+    assert main(["run", "own.toml", "--quick", "--elaborate_items=9", f"--model={model}"]) == 0
+    config = asked["config"]
+    assert config.task.max_records == QUICK["max_records"] and config.train.batch_size == QUICK["batch_size"]
+    assert (config.eval.general_items, config.eval.elaborate_items) == (7, 9)
+    assert QUICK.keys() <= asked["given"] and asked["folder"] == Path("runs/passages-tiny-quick")
+    assert main(["run", f"--model={model}"]) == 0
+    assert asked["config"].task.max_records is None and asked["folder"] == Path("runs/passages-tiny")
+    assert main(["run", f"--model={model}", "--quick", "--out=mine"]) == 0
+    assert asked["folder"] == Path("mine")
+
+
 def test_a_plan_prints_the_same_timetable(model, capsys):
     assert main(["plan", *options(model), "--gflops=0.001", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["timetable"] == {
-        name: pytest.approx(seconds, abs=0.06) for name, seconds in stages(model, Rates(1e6, 1e6, 1e6)).items()}
+        name: pytest.approx(seconds, abs=0.06)
+        for name, seconds in stages(model, Rates(1e6, 1e6, 1e6), measure="all").items()}
     assert main(["plan", *options(model), "--gflops=0.001"]) == 0
     assert re.search(r"timetable, about .+\n  rewrite +\d", capsys.readouterr().out)

@@ -42,11 +42,13 @@ def add_settings(parser: argparse.ArgumentParser, sections: Mapping[str, tuple[s
                                **special.get(kind, {}))
 
 
-def settings(options: argparse.Namespace, path: str | None = None) -> tuple[Config, frozenset[str]]:
-    """The settings of the TOML file `path`, overridden by the parsed options; and the names of those that were set."""
+def settings(options: argparse.Namespace, path: str | None = None,
+             preset: Mapping[str, Any] | None = None) -> tuple[Config, frozenset[str]]:
+    """The settings of `preset`, overridden by the TOML file `path`, and that by the parsed options; and the names of
+    those that were set."""
     given = {key: ",".join(value) if isinstance(value, list) else value         # a list: names, given one by one
              for key, value in vars(options).items() if "." in key}
-    return make_config(Path(path) if path else None, given)
+    return make_config(Path(path) if path else None, given, preset)
 
 
 def load_with_adapter(config: Config, adapter: str | None) -> tuple[Llama, Tokenizer]:

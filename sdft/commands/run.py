@@ -5,23 +5,31 @@ import argparse
 from pathlib import Path
 
 from sdft.commands import Execute, add_settings, existing, settings
-from sdft.experiment.settings import SECTIONS
+from sdft.experiment.settings import QUICK, SECTIONS, with_machine
 
 
 def run(parser: argparse.ArgumentParser) -> Execute:
     """Run the whole experiment; print its table and the path of its report."""
     parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="File of settings; options override it.")
-    parser.add_argument("--out", metavar="DIR", help="Run folder (default: runs/TASK-MODEL).")
+    parser.add_argument("--out", metavar="DIR", help="Run folder (default: runs/TASK-MODEL, with --quick "
+                        "runs/TASK-MODEL-quick).")
+    parser.add_argument("--quick", action="store_true", help="Use fewer records and items, for some 5 minutes: "
+                        f"{', '.join(f'{name} = {value}' for name, value in QUICK.items())}. CONFIG.toml and options "
+                        "override these.")
     add_settings(parser, {section: () for section in SECTIONS})
 
     def execute(options: argparse.Namespace) -> None:
         from sdft.report.drawing import require_matplotlib
 
         require_matplotlib()          # before the long work, not after it
-        config, given = settings(options, options.config)
+        config, given = settings(options, options.config, QUICK if options.quick else None)
         from sdft.experiment.run import run as run_experiment
+        from sdft.experiment.run_folder import default_folder
 
-        _show(run_experiment(config, given, Path(options.out) if options.out else None))
+        folder = Path(options.out) if options.out else default_folder(with_machine(config))
+        if options.quick and not options.out:
+            folder = folder.with_name(f"{folder.name}-quick")
+        _show(run_experiment(config, given, folder))
 
     return execute
 
