@@ -77,8 +77,7 @@ def recovery(model: Llama, tokenizer: Tokenizer, suite: Suite, dialogues: Sequen
                     break
                 train.until(step)
                 checks.append({"k": k, "step": step, "forgetting": forgetting()})
-                print(f"recovery, {name}: F {checks[-1]['forgetting']:.0%} after {step} steps on {k} dialogues",
-                      file=sys.stderr)
+                print(f"recovery, {name}, k = {k}: F {checks[-1]['forgetting']:.0%} after step {step}", file=sys.stderr)
             last = checks[-1]
             result["steps"][f"k{k}"] = last["step"] if last["forgetting"] < GOAL else None
             result["checks"] += checks[1:]
