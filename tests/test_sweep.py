@@ -24,6 +24,8 @@ dtype = "float32"
 train_records = 4
 test_records = 3
 rewrite_tokens = 8
+measure = "all"
+elaborate_items = 2
 instruction_items = 2
 general_items = 2
 epochs = 1
@@ -92,9 +94,9 @@ def test_every_run_has_a_folder_named_by_its_own_settings(swept):
 
 
 def test_what_runs_have_in_common_is_made_once(swept):
-    """4 rewrites; 7 answers of the base model, of sft at 2 seeds, of sdft in 4 runs; 2 steps for each of these 6."""
+    """4 rewrites; 9 answers of the base model, of sft at 2 seeds, of sdft in 4 runs; 2 steps for each of these 6."""
     _, counts = swept
-    assert counts == {"rewritten": 4, "answered": 7 * (1 + 2 + 4), "steps": 2 * (2 + 4), "base": 3}
+    assert counts == {"rewritten": 4, "answered": 9 * (1 + 2 + 4), "steps": 2 * (2 + 4), "base": 3}
 
 
 def test_a_run_that_took_over_equals_the_run_that_did_not(swept, write, tmp_path):
@@ -132,7 +134,7 @@ def test_cells_json_holds_the_numbers_of_the_run_folders(swept):
         assert run["measures"]["accepted_share"] == measures["audit"]["accepted"] / 4
         assert run["arms"]["sdft"]["general.reverse.kl"] > 0 and run["arms"]["sdft"]["fisher.total"] > 0
         assert ("texts.rouge_l" in run["measures"]) == bool(measures["texts"])
-        assert run["items"] == {"passages": 3, "instructions": 2}
+        assert run["items"] == {"passages": 3, "elaborate": 2, "instructions": 2}
     text = (base / "out" / "cells.json").read_text()
     assert not any(word in text for word in ("modules", "layers", "kinds", "by_")) and len(text) < 4 * 12_000
     assert _results(base / "out")["study"]["primary"] == {"column": "kl", "arm": "sdft", "against": "sft"}
@@ -339,3 +341,13 @@ def test_the_estimate_takes_the_rate_that_is_given(write, tmp_path, capsys):
     assert "by sdft plan at 1500 GFLOP/s" in reported("--gflops=1500").out
     assert "by sdft plan at " in reported().out
     assert "--gflops: expected a positive number, got -1" in reported("--gflops=-1").err
+
+
+def test_an_end_point_that_the_base_model_leaves_nothing_to_lose_of_is_refused_in_one_line(write, tmp_path, capsys):
+    """The tiny model solves no item, so forgetting cannot be measured: the other runs would lack it too."""
+    head = HEAD.replace('"kl"', '"elaborate.forgetting"')
+    assert main(["sweep", str(write("[grid]\nseed = [1, 2]\n", head=head)), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith(
+        "primary.column: expected items that the base model solves, but it solves none of elaborate, so none can be "
+        "lost; name another end point, or another model")
+    assert [run["name"] for run in _results(tmp_path / "out")["runs"]] == ["seed=1"]

@@ -158,7 +158,14 @@ def test_what_the_base_model_writes_for_single_arms_is_shared_over_learning_rate
     ours, theirs = (_own(run, ("replay", "ewc", "self-output", "sft", "sdft"))
                     for run in runs("[grid]\nlr = [0.1, 0.2]\n"))
     shared = {stage for stage in ours if ours[stage] == theirs[stage]}
-    assert shared == {"rewrite", "gap", "eval base", "base text", "answer self-output"}
+    assert shared == {"rewrite", "gap", "eval base", "eval base again", "base text", "answer self-output"}
+
+
+def test_the_noise_floor_is_measured_where_forgetting_is_an_end_point_of_a_suite_that_is_asked(runs):
+    for more, measured in (("", True), ('primary = ["task"]', False), ("elaborate_items = 0", False),
+                           ('primary = ["instructions.forgetting"]', False), ('primary = ["task.forgetting"]', True)):
+        (run,) = runs(more=more)                                            # FEW leaves the suite instructions out
+        assert ("eval base again" in stages(run.config)) == measured, more
 
 
 def test_text_of_the_base_model_is_shared_where_as_much_of_it_is_needed(runs):

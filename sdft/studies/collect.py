@@ -27,6 +27,7 @@ from sdft.studies.specification import PlannedRun, Study
 from sdft.studies.statistics import statistics
 
 TABLES = ("modules", "layers", "kinds")          # of the shift: they would be most of the file
+UNUSED = ("mean", "n", "tokens_mean", "p_holm")      # of a suite: other columns say mean and n; p_holm is one run's
 DIGITS = 6                                       # significant digits kept of a number
 
 
@@ -79,7 +80,8 @@ def run_result(run: PlannedRun, folder: Path) -> RunResult:
     for arm, columns in summary["table"].items():
         measured = measures["arms"][arm]
         arms[arm] = {**{column: _rounded(number) for column, number in columns.items() if number is not None},
-                     **dict(numbers(measured)),
+                     **{column: number for column, number in numbers(measured)
+                        if not (column.startswith("suites.") and column.rpartition(".")[2] in UNUSED)},
                      **{column: _rounded(number) for suite, result in measured["suites"].items()
                         for column, number in parts_and_kinds(suite, result, arm == "base")}}
         if targets := gap.get(measured.get("targets", "")):

@@ -69,7 +69,9 @@ def stages(config: Config, arms: Sequence[str] | None = None) -> dict[str, Stage
 
     base = Stage(items, inputs, ("eval/base",))
     made = {"rewrite": rewrite, "gap": Stage({}, (chosen,), ("gap.json",)), "eval base": base}
-    if any(end_point.endswith(".forgetting") for end_point in config.eval.primary):
+    left_out = {"elaborate": config.eval.elaborate_items == 0, "instructions": config.eval.instruction_items == 0}
+    ends = [end_point.partition(".") for end_point in config.eval.primary]
+    if any(measure == "forgetting" and not left_out.get(suite) for suite, _, measure in ends):
         made["eval base again"] = Stage(read("primary"), (base,), ("eval/base-again",))        # the noise floor
     for arm in (arm for arm in arms if arm in ARMS):            # an unknown arm is refused when its run begins
         folder = TRAINED_AS.get(arm, arm)
