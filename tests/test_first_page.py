@@ -12,7 +12,7 @@ from sdft.files import Journal, write_json, write_text
 from sdft.measure.abilities import against
 from sdft.measure.forgetting import adjust_together, compare_forgetting, long_answers, suite_result
 from sdft.report import write_report
-from sdft.report.answer import cards, headline, introduction, main_arms, reasons, retained
+from sdft.report.answer import cards, headline, introduction, loss_suite, main_arms, reasons
 from sdft.report.first_page import first_page, first_page_as_markdown
 from sdft.report.prompts import chosen_prompts, rule, shortened
 from sdft.report.run import Run, read_run
@@ -25,8 +25,8 @@ from sdft.tasks.base import Item, Suite
 def share(count, n):
     """count / n with Wilson's interval, z = 1.96."""
     p, z = count / n, 1.959964
-    middle, half = (p + z * z / (2 * n)) / (1 + z * z / n), z * sqrt(p * (1 - p) / n + z * z / 4 / n / n) / (1 + z * z / n)
-    return {"share": p, "low": middle - half, "high": middle + half, "n": n}
+    middle, half, scale = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / 4 / n / n), 1 + z * z / n
+    return {"share": p, "low": (middle - half) / scale, "high": (middle + half) / scale, "n": n}
 
 
 def compared(sign, size=0.1, **p):
@@ -81,25 +81,25 @@ def make_run(tmp_path, arms, floor=None, other="elaborate"):
         "Plain fine-tuning learned the task but lost 80 % of the instructions that the model could follow.",
         "Self-distillation learned less of it but lost less: 30 %."]),
     ({"sft": (0, None, 40, None), "sdft": (1, 1, 45, 1)}, [
-        "Plain fine-tuning did not detectably learn the task and lost 80 % of the instructions that the model could "
-        "follow.", "Self-distillation learned it but lost more: 90 %."]),
+        "Plain fine-tuning may have learned the task (+2 points) and lost 80 % of the instructions that the model "
+        "could follow.", "Self-distillation learned it but lost more: 90 %."]),
     ({"sft": (-1, None, 0, None), "sdft": (0, 0, 0, 0)}, [
         "Plain fine-tuning got worse at the task and lost nothing detectable.",
-        "Self-distillation did not detectably learn it and lost nothing detectable."]),
+        "Self-distillation may have learned it (+2 points) and lost nothing detectable."]),
     ({"sft": (1, None, 10, None), "sdft": (1, 1, 12, 0)}, [
         "Plain fine-tuning learned the task but lost 20 % of the instructions that the model could follow.",
         "Self-distillation learned more of it and lost 24 %, not detectably more or less."]),
     ({"sft": (1, None, 40, None)}, [
         "Plain fine-tuning learned the task but lost 80 % of the instructions that the model could follow."]),
     ({"sdft": (0, None, 15, None)}, [
-        "Self-distillation did not detectably learn the task and lost 30 % of the instructions that the model could "
-        "follow."]),
+        "Self-distillation may have learned the task (+2 points) and lost 30 % of the instructions that the model "
+        "could follow."]),
     ({"replay": (1, -1, 15, -1), "sft": (1, None, 40, None)}, [
         "Plain fine-tuning learned the task but lost 80 % of the instructions that the model could follow.",
         "Arm replay learned less of it but lost less: 30 %."]),
     ({"kl": (1, None, 15, None), "low-lr": (0, None, 0, None)}, [
         "Arm kl learned the task but lost 30 % of the instructions that the model could follow.",
-        "Arm low-lr did not detectably learn the task and lost nothing detectable."]),
+        "Arm low-lr may have learned the task (+2 points) and lost nothing detectable."]),
     ({}, ["No version of the model was trained."])])
 def test_the_headline_follows_the_intervals_and_p_values(tmp_path, arms, sentences):
     assert headline(make_run(tmp_path, arms)) == sentences
@@ -108,8 +108,14 @@ def test_the_headline_follows_the_intervals_and_p_values(tmp_path, arms, sentenc
 BOTH = {"sft": (1, None, 40, None), "sdft": (1, 0, 15, -1)}
 
 
+def test_a_task_that_was_not_learned_is_said_so(tmp_path):
+    run = make_run(tmp_path, {"sft": (0, None, 40, None)})
+    run.results["sft"]["suites"]["passages"]["against_base"] |= {"difference": -0.02}
+    assert headline(run)[0].startswith("Plain fine-tuning did not detectably learn the task and lost 80 %")
+
+
 def test_a_loss_within_the_noise_of_the_base_model_is_no_loss(tmp_path):
-    arms = {"sft": (1, None, 6, None)}                                  # Wilson: 5.6 to 23.8 %; of 5 in 50, up to 21.4 %
+    arms = {"sft": (1, None, 6, None)}                  # Wilson's interval: 5.6 to 23.8 %; of 5 in 50, up to 21.4 %
     assert "but lost 12 %" in headline(make_run(tmp_path, arms))[0]
     assert headline(make_run(tmp_path, arms, floor=5)) == ["Plain fine-tuning learned the task and lost nothing "
                                                            "detectable."]
@@ -120,7 +126,7 @@ def test_without_elaborate_the_long_part_of_the_instructions_shows_what_was_lost
     for arm, lost in (("base", 0), ("sft", 9), ("sdft", 3)):
         run.results[arm]["suites"]["instructions"]["parts"] = {
             "long": suite(.3, 10, lost, 1, n=30, trained=arm != "base"), "brief": suite(.3, 40, 0, 0, n=70)}
-    assert retained(run).solved == 10
+    assert loss_suite(run).solved == 10
     assert headline(run)[0].endswith("but lost 90 % of the instructions that the model could follow.")
 
 
@@ -142,7 +148,7 @@ def test_a_suite_of_which_the_base_model_solves_nothing_shows_no_loss(tmp_path):
     run = make_run(tmp_path, BOTH)
     for results in run.results.values():
         results["suites"]["elaborate"] = suite(0, 0)
-    assert retained(run) is None
+    assert loss_suite(run) is None
 
 
 @pytest.mark.parametrize(("arms", "text"), [
@@ -167,12 +173,13 @@ def test_the_cards_have_the_numbers_of_every_arm_and_say_which_difference_was_de
         "Plain fine-tuning: gained +10.0 points (+5.0 to +15.0).",
         "Self-distillation: gained +10.0 points (+5.0 to +15.0).",
         "Between the two, no difference was detected (p = 0.400)."]
-    assert kept.numbers == [("base", "50"), ("sft", "10"), ("sdft", "35"), ("kl", "41")]
+    assert kept.numbers == [("base", "50"), ("sft", "10 of 50"), ("sdft", "35 of 50"), ("kl", "41 of 50")]
     assert kept.sentences == [
-        "Instructions that the model could follow before: each asks for more than one word, such as a list or a letter.",
+        "Instructions that the model could follow before: each asks for more than one word, such as a list or a "
+        "letter.",
         "Plain fine-tuning lost 40 of 50: 80 % (67 to 89).", "Self-distillation lost 15 of 50: 30 % (19 to 44).",
         "Self-distillation lost less than plain fine-tuning (p < 0.001).",
-        "The untrained model, asked again, failed 2: the noise."]
+        "Asked again, the untrained model itself failed 2 of them: so much is chance."]
     assert collapsed.numbers == [("sft", "36 of 97"), ("sdft", "2 of 97")]
     assert collapsed.sentences[1:] == [
         "Still of 25 words or more: 52 with plain fine-tuning and 94 with self-distillation.",
@@ -219,6 +226,20 @@ def test_the_first_words_are_compared_answer_by_answer(tmp_path, low, high, star
                        "the change: 4.24 and 4.55; no interval, since each was trained once).")
 
 
+@pytest.mark.parametrize(("difference", "says"), [
+    (-0.3, "self-distillation lost less (-30 points, -40 to -20)."),
+    (0.3, "self-distillation lost more (+30 points, +20 to +40)."),
+    (0.05, "no difference was detected (+5 points, -5 to +15).")])
+def test_arms_are_compared_where_they_learned_equally_much(tmp_path, difference, says):
+    run = make_run(tmp_path, BOTH)
+    run.results["sdft"]["matched"] = {
+        "difference": difference, "low": difference - .1, "high": difference + .1, "n": 60, "accuracy": 0.85,
+        "forgetting": 0.2, "forgetting_with": 0.2 - difference, "step": 40.0, "step_with": 12.0, "n_task": 50}
+    assert reasons(run) == [("At equal learning", "Where both had learned the task equally well (85 % right), plain "
+                             f"fine-tuning had lost {20 - 100 * difference:.0f} % and self-distillation 20 % of 60 "
+                             f"instructions: {says}")]
+
+
 def _with_prompts(run, lengths):
     """Answers of base, sft and sdft of so many words each."""
     for number, arm in enumerate(("base", "sft", "sdft")):
@@ -229,9 +250,10 @@ def test_three_prompts_are_shown_by_rank_of_the_difference_in_length(tmp_path):
     run = make_run(tmp_path, BOTH)
     spreads = [3, 90, 0, 40, 12, 7, 55, 1]                              # sorted: 90 55 40 12 7 3 1 0
     _with_prompts(run, [(100, 100 - spread, 100) for spread in spreads])
-    assert [(each.rank, each.prompt) for each in chosen_prompts(run)] == [(1, "Say p1."), (3, "Say p3."), (5, "Say p5.")]
+    shown = [(each.rank, each.prompt) for each in chosen_prompts(run)]
+    assert shown == [(1, "Say p1."), (3, "Say p3."), (5, "Say p5.")]
     assert rule(run).startswith("Chosen by rule: 8 open prompts, sorted by the difference in words between the longest "
-                                "and the shortest of these answers; shown: number 1, number 3 and number 5.")
+                                "and the shortest answer. Shown: numbers 1, 3 and 5.")
 
 
 def test_equal_differences_keep_the_order_of_the_run_and_one_prompt_is_shown_once(tmp_path):
@@ -298,7 +320,7 @@ def test_the_markdown_page_opens_with_the_same_answer(tmp_path):
     run = make_run(tmp_path, BOTH)
     text = first_page_as_markdown(run)
     assert text.startswith("# " + " ".join(headline(run)) + "\n\n" + introduction(run))
-    assert "**Kept:** before 50, sft 10, sdft 35. Instructions that" in text
+    assert "**Kept:** before 50, sft 10 of 50, sdft 35 of 50. Instructions that" in text
     assert "> Say a.\n\n- before, 1 word: yes\n- sft, 1 word: yes\n- sdft, 1 word: yes" in text
 
 

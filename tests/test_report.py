@@ -296,3 +296,26 @@ def test_a_run_folder_of_an_older_version_is_refused_in_one_line(folder, version
     with pytest.raises(SdftError, match="expected a run folder of format 3, got one of format 1 by another") as error:
         write_report(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("absent", [
+    ("reverse", "on_task", "activations", "interpolation", "fisher", "between", "spectrum", "changed_bf16",
+     "stable_rank", "effective_rank", "spectral_shift", "left_cosine", "right_cosine", "intruders"),
+    ("kl", "kl_low", "kl_high", "by_position", "tv", "tv_low", "tv_high", "top1", "reverse"),
+    ("lengths", "length_mean", "rouge_l"), ("shift", "fisher"), ("training",), ("gap",), ("audit",), ("token_map",),
+    ("paired",), ("against_base",),
+    ("against_sft",), ("p_holm",), ("by_kind",)])
+def test_a_measure_that_a_run_did_not_take_has_no_place_in_the_report(measured, absent):
+    def without(value):
+        if isinstance(value, list):
+            return [without(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        return {key: {} if key == "by_kind" and key in absent else without(part) for key, part in value.items()
+                if key not in absent or key == "by_kind"}
+
+    write_json(measured / "measures.json", without(json.loads((measured / "measures.json").read_text())))
+    page = write_report(measured).read_text()
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", page) and "<h1>" in page
+    if "on_task" in absent:
+        assert not re.search("KL\\(arm|Fisher|intruder|interpolat|activations?:|cosine of ΔW", page)

@@ -4,7 +4,7 @@ Every wording depends on the numbers: an interval and a p-value decide whether a
 
     headline    a sentence for each of the two main arms
     cards       learned, kept and collapsed: the numbers of every arm, and what they say
-    reasons     the targets, the first tokens, the weights
+    reasons     what is lost at equal learning, the targets, the first tokens, the weights
 """
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Retained:
+class LossSuite:
     """The suite that shows what was lost: its results by arm, and the words for its items."""
 
     items: str                          # "instructions"
@@ -57,7 +57,7 @@ def main_arms(run: Run) -> list[str]:
     return sorted(run.trained, key=lambda arm: ("sft", "sdft").index(arm) if arm in WAYS else 2)[:2]
 
 
-def retained(run: Run) -> Retained | None:
+def loss_suite(run: Run) -> LossSuite | None:
     """The suite `elaborate`, else the long part of `instructions`, else the first other suite that is not the task.
 
     None where the run has no such suite, or where the base model solves none of its items.
@@ -70,8 +70,8 @@ def retained(run: Run) -> Retained | None:
         results = long or suites
         if name != run.task and all("forgetting" in results[arm] for arm in run.trained):
             if name not in first:
-                return Retained(f"items of {name}", "solve", "of another suite than the task", results, floor)
-            return Retained("instructions", "follow", "each asks for more than one word, such as a list or a letter",
+                return LossSuite(f"items of {name}", "solve", "of another suite than the task", results, floor)
+            return LossSuite("instructions", "follow", "each asks for more than one word, such as a list or a letter",
                             results, floor)
     return None
 
@@ -82,7 +82,7 @@ def introduction(run: Run) -> str:
     ways = [WAYS[arm] for arm in main_arms(run) if arm in WAYS]
     ways += [f"in other ways (baselines: {', '.join(others)})"] if others else []
     model, n = run.settings.get("model", {}).get("model"), len(run.trained)
-    lost = "" if retained(run) else " What was lost elsewhere was not measured item by item."
+    lost = "" if loss_suite(run) else " What was lost elsewhere was not measured item by item."
     return (f"One chat model{f' ({model})' if model else ''} was trained {TIMES.get(n, f'{n} times')}"
             f"{': ' if ways else ''}{', and '.join(ways)}. This page shows what each version learned and what it "
             f"lost.{lost}")
@@ -101,14 +101,19 @@ def headline(run: Run) -> list[str]:
     return [sentence for sentence in sentences if sentence] or ["No version of the model was trained."]
 
 
-def _learned(run: Run, arm: str, after_sft: bool) -> tuple[str, bool] | None:
-    """Whether the arm learned the task, in words, and whether that is good."""
+def _learned(run: Run, arm: str, after_sft: bool) -> tuple[str, bool | None] | None:
+    """Whether the arm learned the task, in words, and whether that is good; None for neither."""
     suite = run.results[arm]["suites"].get(run.task)
     if not suite or "against_base" not in suite:
         return None
     task, change = "it" if after_sft else "the task", direction(suite["against_base"])
-    if change < 1:
-        return (f"got worse at {task}" if change else f"did not detectably learn {task}"), False
+    points = f"{100 * suite['against_base']['difference']:.0f}"
+    if change < 0:
+        return f"got worse at {task}", False
+    if not change:
+        likely = float(points) > 0
+        return (f"may have learned {task} (+{points} points)", None) if likely else (
+            f"did not detectably learn {task}", False)
     sft = run.results["sft"]["suites"][run.task].get("against_base") if after_sft else None
     if not sft or direction(sft) < 1:
         return f"learned {task}", True
@@ -118,7 +123,7 @@ def _learned(run: Run, arm: str, after_sft: bool) -> tuple[str, bool] | None:
 
 def _lost(run: Run, arm: str, after_sft: bool) -> tuple[str, bool | None] | None:
     """What the arm lost, in words, and whether that is good; None for neither."""
-    suite = retained(run)
+    suite = loss_suite(run)
     if not suite:
         return None
     lost, comparison = suite.results[arm]["forgetting"], suite.results[arm].get("forgetting_against_sft")
@@ -152,7 +157,7 @@ def _learned_card(run: Run) -> Card:
 
 
 def _kept_card(run: Run) -> Card | None:
-    suite = retained(run)
+    suite = loss_suite(run)
     if not suite:
         return None
     solved = suite.solved
@@ -165,8 +170,8 @@ def _kept_card(run: Run) -> Card | None:
                               "lost more", "lost less")
     if suite.noise_floor:
         again = round(suite.noise_floor["share"] * suite.noise_floor["n"])
-        sentences.append(f"The untrained model, asked again, failed {again}: the noise.")
-    return Card("Kept", [("base", str(solved)), *((arm, str(solved - suite.results[arm]["lost"]))
+        sentences.append(f"Asked again, the untrained model itself failed {again} of them: so much is chance.")
+    return Card("Kept", [("base", str(solved)), *((arm, f"{solved - suite.results[arm]['lost']} of {solved}")
                                                   for arm in run.trained)], sentences)
 
 
@@ -197,9 +202,23 @@ def _against_sft(run: Run, compared: Iterator[tuple[str, Comparison | None]], mo
 
 # -------------------------------------------------------------------------------------------------------------- reasons
 def reasons(run: Run) -> list[tuple[str, str]]:
-    """How it came about: (title, text) of the targets, of the first tokens, of the weights, where measured."""
-    found = ("Targets", _targets(run)), ("First words", _first_words(run)), ("Weights", _weights(run))
+    """How it came about: (title, text) of arms that learned equally much, of targets, first tokens and weights."""
+    found = (("At equal learning", _matched(run)), ("Targets", _targets(run)), ("First words", _first_words(run)),
+             ("Weights", _weights(run)))
     return [(title, text) for title, text in found if text]
+
+
+def _matched(run: Run) -> str:
+    for arm in main_arms(run):
+        if matched := run.results[arm].get("matched"):
+            lost, other = 100 * matched["forgetting"], 100 * matched["forgetting_with"]
+            says = (f"{name_of(arm)} lost {'less' if matched['high'] < 0 else 'more'}"
+                    if not matched["low"] <= 0 <= matched["high"] else "no difference was detected")
+            return (f"Where both had learned the task equally well ({100 * matched['accuracy']:.0f} % right), plain "
+                    f"fine-tuning had lost {other:.0f} % and {name_of(arm)} {lost:.0f} % of {matched['n']} "
+                    f"instructions: {says} ({100 * matched['difference']:+.0f} points, {100 * matched['low']:+.0f} to "
+                    f"{100 * matched['high']:+.0f}).")
+    return ""
 
 
 def _targets(run: Run) -> str:

@@ -1,24 +1,21 @@
-"""The figures of a run's report: outputs, gap of the targets, training, weights, activations, and single tokens.
+"""The figures of a run's report: what was learned and lost, outputs, gap of the targets, training, weights.
 
 Each function draws the figure of its name on a canvas and returns its caption, or None where the run lacks the
-measures. Only `heat_map` returns HTML.
+measures.
 """
 from __future__ import annotations
 
-import math
 from functools import partial
-from html import escape
 from itertools import cycle
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdft.report.answer import retained
+from sdft.report.answer import loss_suite
 from sdft.report.drawing import COLOURS, MARKERS, Figure, line_style, require_matplotlib, sizes_of, svg_of
 from sdft.report.run import Run
 from sdft.report.trajectory import trajectory
-from sdft.results import Band, TokenMapText
+from sdft.results import Band
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -40,25 +37,26 @@ def draw_figures(run: Run) -> list[Figure]:
 # -------------------------------------------------------------------------------------------------------------- outputs
 def learned_and_lost(run: Run, canvas: Canvas) -> str | None:
     """Change of the score on the task against forgetting, one point per arm, the base model at the origin."""
-    suite = retained(run)
+    suite = loss_suite(run)
     if not suite or not run.trained:
         return None
-    canvas.set_size_inches(4.4, 3.5)
+    canvas.set_size_inches(4.1, 2.9)
     axes, task = canvas.subplots(), run.results["base"]["suites"][run.task]
-    axes.axhline(0, color="#999", linewidth=0.8)
-    axes.axvline(0, color="#999", linewidth=0.8)
+    for line in (axes.axhline, axes.axvline):
+        line(0, color="#999", linewidth=0.8)
     if suite.noise_floor:
-        axes.axhspan(0, 100 * suite.noise_floor["high"], color="#999", alpha=0.25, linewidth=0, label="noise")
-    axes.plot(0, 0, linestyle="", markersize=8, **line_style(run, "base") | {"label": "before (base)"})
-    for arm, result in run.trained.items():
-        lost, change = suite.results[arm]["forgetting"], result["suites"][run.task].get("against_base")
-        if change:
-            x, y = 100 * change["difference"], 100 * lost["share"]
-            axes.errorbar(x, y, **line_style(run, arm), markersize=8, capsize=3,
-                          xerr=_bars(x, 100 * change["low"], 100 * change["high"]),
+        axes.axhspan(0, 100 * suite.noise_floor["high"], color="#999", alpha=0.25, linewidth=0)
+    for arm in run.arms:
+        change, lost = run.results[arm]["suites"][run.task].get("against_base"), suite.results[arm].get("forgetting")
+        x, y = 100 * change["difference"] if change else 0.0, 100 * lost["share"] if lost else 0.0
+        style = line_style(run, arm)
+        if change and lost:
+            axes.errorbar(x, y, **style, capsize=3, xerr=_bars(x, 100 * change["low"], 100 * change["high"]),
                           yerr=_bars(y, 100 * lost["low"], 100 * lost["high"]))
-    axes.legend(loc="best", fontsize=8.5)
-    axes.set_ylim(bottom=-3)
+        axes.plot(x, y, **style, markersize=8)
+        axes.annotate("before" if arm == "base" else arm, (x, y), (7, 6), textcoords="offset points",
+                      color=style["color"], weight="bold")
+    axes.set_ylim(-4, 104)
     axes.set(xlabel=f"learned: change of {task['metric']}, points →",
              ylabel=f"lost: share of {suite.solved} {suite.items}, % →",
              title=f"Learned and lost (n = {task['n']} and {suite.solved})")
@@ -335,32 +333,3 @@ def interpolation(run: Run, canvas: Canvas) -> str | None:
     return ("NLL of a model with the weights θ₀ + t·ΔW: the base model at t = 0, the arm at t = 1, and a larger change "
             "in the same direction above 1. Solid: on the arm's training targets. Dashed: on the base model's answers "
             "to the general prompts. n counts records or answers.")
-
-
-# -------------------------------------------------------------------------------------------------------- single tokens
-def heat_map(run: Run) -> str:
-    """HTML of some records' targets, each token coloured by its NLL under the base model; '' where none are kept."""
-    instructions = {line["id"]: line["instruction"] for line in run.distilled}
-    cards = "".join(
-        f'<div class=card><p class=prompt>{escape(instructions.get(record["id"], record["id"]))}</p><div class=answers>'
-        + "".join(_target(name, text) for name, text in record["texts"].items()) + "</div></div>"
-        for record in run.measures.get("token_map") or ())
-    legend = " ".join(_token(f"{abs(math.log(p)):.1f} (p = {p:g})", abs(math.log(p)))
-                      for p in (1.0, 0.4, 0.1, 0.01, 0.001))
-    return (f"<p class=legend>Colour: NLL of the token under the base model, in nats: {legend}. Underlined: p &lt; "
-            f"0.4. ⏎: line break.</p>{cards}" if cards else "")
-
-
-def _target(name: str, text: TokenMapText) -> str:
-    tokens = "".join(_token(piece, nll, f"{nll:.2f} nats, rank {rank}")
-                     for piece, nll, rank in zip(text["pieces"], text["nll"], text["rank"], strict=True))
-    return (f"<div class=answer><b>{escape(name)}</b> <small>{fmean(text['nll']):.2f} nats/token, {len(text['nll'])} "
-            f"tokens</small><pre class=heat>{tokens}</pre></div>")
-
-
-def _token(piece: str, nll: float, title: str = "") -> str:
-    opacity = min(max(nll, 0) / math.log(1000), 1) * 0.75       # strongest for p ≤ 0.1 %; dark text stays readable
-    low = " class=low" if nll > -math.log(0.4) else ""          # underlined, so that colour is not the only sign
-    attributes = low + (f' title="{title}"' if title else "")
-    text = escape(piece).replace("\n", "⏎\n")
-    return f'<span{attributes} style="background:rgba(224,90,0,{opacity:.2f})">{text}</span>'

@@ -1,21 +1,23 @@
-"""The first page of a report, as HTML and as Markdown: the answer, three prompts, a figure and the reasons."""
+"""The first page of a report, as HTML and as Markdown: the answer, a figure, three prompts and the reasons."""
 from __future__ import annotations
 
 from html import escape
 
-from sdft.report.answer import Card, cards, headline, introduction, name_of, reasons, retained
+from sdft.report.answer import Card, cards, headline, introduction, loss_suite, name_of, reasons
 from sdft.report.prompts import chosen_prompts, rule, shortened
 from sdft.report.run import Run
 
+COUNTS = {1: "one prompt", 2: "two prompts", 3: "three prompts"}
 INTERVALS = "In brackets: 95 % intervals. p: probability of such a difference by chance alone."
 
 
 def first_page(run: Run, figure: str) -> str:
     """The HTML of the first page; `figure` is the HTML of the figure of what was learned and what was lost."""
-    return (f'<p class=kicker>{escape(_kicker(run))}</p><h1>{escape(" ".join(headline(run)))}</h1>'
+    lines = "<br>".join(escape(sentence).replace("-", "\N{NON-BREAKING HYPHEN}") for sentence in headline(run))
+    return (f'<p class=kicker>{escape(_kicker(run))}</p><h1>{lines}</h1>'
             f"<p class=lead>{_coloured(run, introduction(run))}</p>"
             f'<div class=cards>{"".join(_card(run, card) for card in cards(run))}</div><p class=note>{INTERVALS}</p>'
-            f"{_prompts(run)}<div class=pair>{figure}{_bars(run)}</div>{_reasons(run)}")
+            f"<div class=pair>{figure}{_bars(run)}</div>{_prompts(run)}{_reasons(run)}")
 
 
 def first_page_as_markdown(run: Run) -> str:
@@ -58,7 +60,7 @@ def _prompts(run: Run) -> str:
     chosen = chosen_prompts(run)
     if not chosen:
         return ""
-    parts = [f"<h2>What that looks like</h2><p class=note>{escape(rule(run))}</p>"]
+    parts = [f"<h2>What that looks like: {COUNTS[len(chosen)]}</h2><p class=note>{escape(rule(run))}</p>"]
     for each in chosen:
         answers = "".join(
             f'<div class="said {arm_class(run, arm)}"><b>{escape(_full_label(arm))}</b> '
@@ -70,7 +72,7 @@ def _prompts(run: Run) -> str:
 
 def _bars(run: Run) -> str:
     """For every trained arm, three bars: kept and lost of what the base model solved, and what is new."""
-    suite = retained(run)
+    suite = loss_suite(run)
     if not suite or not run.trained:
         return ""
     solved, n = suite.solved, suite.results["base"]["n"]

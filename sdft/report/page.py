@@ -12,12 +12,15 @@ from sdft.files import write_text
 from sdft.report import suite_tables, tables
 from sdft.report.answer import headline
 from sdft.report.drawing import Figure
-from sdft.report.figures import draw_figures, heat_map
+from sdft.report.figures import draw_figures
 from sdft.report.findings import findings
 from sdft.report.first_page import first_page, first_page_as_markdown
+from sdft.report.heat_map import heat_map
 from sdft.report.run import Run, read_run
+from sdft.report.sequence import sequence_findings, sequence_table
 from sdft.report.style import style_sheet
 from sdft.report.tables import Table, as_markdown
+from sdft.report.trajectory import trajectory_findings
 from sdft.results import DistilledLine
 
 ARMS = (
@@ -45,7 +48,8 @@ def html_page(run: Run) -> str:
     sections = [
         ("results", "Every number, with intervals",
          f"<p>{escape(ARMS)}</p>" + _table(tables.result_table(run)) + _table(suite_tables.forgetting_table(run))
-         + _list(findings(run)) + _figures(figures, "trade_off", "drift_by_position", "lengths")
+         + _table(sequence_table(run)) + _list(_findings(run))
+         + _figures(figures, "trade_off", "trajectory", "drift_by_position", "lengths")
          + _table(tables.drift_table(run)) + _table(suite_tables.difference_table(run)) + _kinds(run)),
         ("answers", f"All {len(run.answers['base']['general'])} prompts side by side", _answers(run)),
         ("data", "Training data", _table(tables.training_table(run)) + _audit(run)
@@ -53,7 +57,7 @@ def html_page(run: Run) -> str:
         ("gap", "Gap between the targets and the base model",
          _table(tables.gap_table(run)) + _table(tables.paired_table(run))
          + _figures(figures, "gap_distribution", "gap_by_position", "target_nll") + heat_map(run)),
-        ("training", "Loss, weights and activations",
+        ("training", "Training and weights",
          _table(tables.weights_table(run)) + _table(tables.between_table(run))
          + _figures(figures, "training", "shift", "spectrum", "fisher", "activations", "interpolation")),
         ("settings", "Settings and environment", _settings(run)),
@@ -74,7 +78,8 @@ def markdown_page(run: Run) -> str:
     """The answer, the tables and the conclusions as Markdown, for a terminal or a repository."""
     parts = [first_page_as_markdown(run), "## Every number, with intervals", ARMS,
              as_markdown(tables.result_table(run)), as_markdown(suite_tables.forgetting_table(run)),
-             "\n".join(f"- {sentence}" for sentence in findings(run)),
+             as_markdown(sequence_table(run)),
+             "\n".join(f"- {sentence}" for sentence in _findings(run)),
              "## Paired comparisons", as_markdown(suite_tables.difference_table(run)),
              *(f"{name} by kind of item:\n\n{as_markdown(suite_tables.kinds_table(run, name))}"
                for name in _suites_with_kinds(run)),
@@ -94,6 +99,11 @@ def _table(table: Table) -> str:
     return ("<div class=scroll tabindex=0><table>"
             f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>"
             + (f"<p class=note>{escape(table.note)}</p>" if table.note else ""))
+
+
+def _findings(run: Run) -> list[str]:
+    """All conclusions as sentences."""
+    return findings(run) + trajectory_findings(run) + sequence_findings(run)
 
 
 def _list(sentences: list[str]) -> str:

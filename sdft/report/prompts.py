@@ -45,10 +45,10 @@ def rule(run: Run) -> str:
     chosen, n = chosen_prompts(run), len(run.answers["base"]["general"])
     if not chosen:
         return ""
-    *most, last = (f"number {each.rank}" for each in chosen)
-    ranks = f"{', '.join(most)} and {last}" if most else last
+    *most, last = (str(each.rank) for each in chosen)
+    ranks = f"numbers {', '.join(most)} and {last}" if most else f"number {last}"
     text = (f"Chosen by rule: {n} open prompts, sorted by the difference in words between the longest and the shortest "
-            f"of these answers; shown: {ranks}.")
+            f"answer. Shown: {ranks}.")
     counts = {arm: kept for arm in main_arms(run) if (kept := run.results[arm]["general"].get("long_answers"))}
     if counts:
         shrunk = " and ".join(f"{kept['shrunk']} with {arm}" for arm, kept in counts.items())

@@ -22,7 +22,7 @@ RULES = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--text);font:16px/1.5 system-ui,sans-serif}
 main{max-width:1160px;margin:0 auto;padding:1rem clamp(.8rem,3vw,2rem) 4rem}
-h1{font-size:clamp(1.35rem,3.4vw,2rem);line-height:1.2;margin:.2rem 0 .7rem;text-wrap:balance}
+h1{font-size:clamp(1.3rem,3.2vw,1.75rem);line-height:1.2;margin:.2rem 0 .7rem;text-wrap:balance}
 h2{font-size:1.15rem;margin:1.8rem 0 .5rem} h3{font-size:1rem;margin:1rem 0 .4rem;overflow-wrap:anywhere}
 .kicker{font-size:.84rem;color:var(--quiet);margin:0} .lead{font-size:1.08rem;max-width:52rem;margin:.4rem 0 1rem}
 a{color:var(--link)} nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin:1.6rem 0 .8rem}
@@ -36,14 +36,15 @@ a{color:var(--link)} nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin:1.6
 .said{border-left:4px solid var(--arm);padding:0 .2rem 0 .7rem;font-size:.92rem;min-width:0}
 .said p{margin:.15rem 0 0;overflow-wrap:anywhere}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:0 2.5rem;margin-top:1rem}
-.bar{margin:.7rem 0} .counts{color:var(--quiet);font-size:.92rem} .track{display:flex;height:1.5rem;margin-top:.2rem}
+.bar{margin:.7rem 0} .counts{display:inline-block;color:var(--quiet);font-size:.92rem}
+.track{display:flex;height:1.5rem;margin-top:.2rem}
 .track i{min-width:3px;background:var(--arm)} .track .lost{background:none;border:2px dashed var(--arm)}
 .track .new{margin-left:2%;background:repeating-linear-gradient(135deg,var(--arm) 0 3px,transparent 3px 8px)}
-.reasons li{margin:.35rem 0;max-width:62rem}
+.reasons{padding-left:1.2rem} .reasons li{margin:.35rem 0;max-width:62rem}
 .scroll{overflow-x:auto;margin:.8rem 0}
-table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
-th,td{padding:.35rem .7rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
-thead th{border-bottom:2px solid var(--quiet);vertical-align:bottom;max-width:9rem}
+table{border-collapse:collapse;font-size:.84rem;font-variant-numeric:tabular-nums}
+th,td{padding:.35rem .5rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}
+thead th{border-bottom:2px solid var(--quiet);vertical-align:bottom;max-width:7.5rem}
 td{white-space:nowrap} th:first-child{text-align:left} tbody th{min-width:4rem} tbody tr:hover{background:var(--box)}
 .note,figcaption,small{color:var(--quiet);font-size:.84rem}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:1.2rem}
@@ -61,11 +62,12 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.3rem 0 0;font:.84rem/1.4
 """
 PRINT = """
 @media print{
-:root{color-scheme:light} body{font-size:11pt} main{max-width:none;padding:0} nav{display:none}
+:root{color-scheme:light;font-size:9.5pt} body{font-size:9.5pt} main{max-width:none;padding:0} nav{display:none}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
 .summary-card,.said,.bar,figure,tr{break-inside:avoid} h2,h3{break-after:avoid}
 .cards,.side{grid-template-columns:repeat(3,1fr)} .pair{grid-template-columns:1fr 1fr}
-.part::details-content{content-visibility:visible;block-size:auto} .scroll{overflow:visible}
+.part:not(:has(>#answers))::details-content{content-visibility:visible;block-size:auto} .scroll{overflow:visible}
+.part .figures{grid-template-columns:1fr 1fr}
 table{font-size:7pt} th,td{padding:.15rem .25rem} td{white-space:normal}
 }
 """

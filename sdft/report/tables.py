@@ -117,8 +117,8 @@ def drift_table(run: Run) -> Table:
          "KL(base ‖ arm), nats/token", "KL(arm ‖ base), nats/token", "total variation", "top-1 agreement, %",
          "answers of base / arm"], rows,
         "In brackets: 95 % bootstrap intervals over answers. KL(base ‖ arm), also of the first tokens, total variation "
-        "and top-1 agreement are means over the tokens of the base model's answers, KL(arm ‖ base) over those of the "
-        "arm's answers."))
+        "and top-1 agreement are means over the tokens of the base model's answers"
+        + (", KL(arm ‖ base) over those of the arm's answers." if any(row[6] != "–" for row in rows) else ".")))
 
 
 def similarity_table(run: Run) -> Table:
