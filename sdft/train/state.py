@@ -1,4 +1,4 @@
-"""The saved state of a training run, from which training resumes bit for bit.
+"""The saved state of a training run, from which training resumes bit for bit (on a GPU with `deterministic`).
 
 `state.safetensors` holds the trained tensors, the EMA teacher's and AdamW's moments; its header holds the number of
 steps done, the settings, and fingerprints of the data and the base model. Nothing else needs saving: the step *is* the
