@@ -112,7 +112,7 @@ def run_small(tmp_path_factory):
     def _run(name, **more):
         options = {"model": model, "dtype": "float32", "train_records": 8, "test_records": 14, "rewrite_tokens": 8,
                    "elaborate_items": 14, "instruction_items": 0, "general_items": 3, "epochs": 2, "batch_size": 2,
-                   "save_every": 3, "max_length": 2048, "lr": 0.05, "schedule": "constant"}
+                   "save_every": 3, "max_length": 2048, "lr": 0.05, "schedule": "constant", "lora_dropout": 0.1}
         given = {key: str(value) for key, value in {**options, **more}.items()}
         return run(*settings.make_config(None, given), folder / name)
 
