@@ -79,8 +79,8 @@ class Context:
             if not suite.items:
                 raise SdftError(f"suite {suite.name}: expected test items, got none; give it some")
         if self.recovery and not any(suite.name == "elaborate" for suite in self.suites):
-            raise SdftError("recovery: expected items of the suite elaborate, got elaborate_items = 0; ask for some, or "
-                            "leave recovery out")
+            raise SdftError("recovery: expected items of the suite elaborate, got elaborate_items = 0; ask for some, "
+                            "or leave recovery out")
         distill_prompt(self.tokenizer, self.task.train[0], self.distill_template, self.chat)
         longest = min(self.settings.max_length, self.base.config.context_length)
         if not any(len(self.example(record).tokens) <= longest for record in self.task.train):

@@ -12,7 +12,7 @@ from pathlib import Path
 import sdft.model
 from sdft.distill import audit, choose, mix, rewrite, write_distilled
 from sdft.distill.resume import settings_path
-from sdft.experiment.arms import arms_of, check_arms
+from sdft.experiment.arms import Arm, arms_of, check_arms
 from sdft.experiment.context import GAP_RECORDS, Context, SharedMeasures
 from sdft.experiment.forecast import timetable_of
 from sdft.experiment.measure_arm import compare_changes_of, compare_with_sft, measure_arm
@@ -26,7 +26,7 @@ from sdft.measure.forgetting import adjust_together
 from sdft.measure.outputs.gap import gaps, token_map
 from sdft.measure.outputs.texts import compare_targets
 from sdft.model.io.fetch import resolve
-from sdft.results import FORMAT, Measures, Summary, TargetMeasures
+from sdft.results import FORMAT, ArmMeasures, Measures, Summary, TargetMeasures
 from sdft.train import train
 
 TOKEN_MAP_RECORDS = 4           # accepted rewrites that the report shows token by token
@@ -66,32 +66,38 @@ def compare(context: Context) -> Measures:
     # 3. Fine-tune LoRA on the targets of each arm; measure abilities, drift of the outputs and shift of the weights.
     trained = []
     for arm in arms_of(context, *targets.values()):
-        model = context.model_to_train()
-        along = Trajectory(context, arm, model) if context.eval_every else None
-        with context.timed(f"train {arm.name}"):
-            training = train(model, arm.targets, arm.settings, context.folder / arm.folder,
-                             base_name=context.model_name, tokenizer=tokenizer, inputs=arm.inputs, watch=along)
-            arm.finish(context, model)
-        abilities = context.abilities(arm.name, model)
-        with context.timed(f"measure {arm.name}"):
-            change = context.once(f"measured/{arm.name}.json", model, (arm.targets, context.base_answers),
-                                  partial(measure_arm, context, arm, model))
-        arms[arm.name] = {**abilities, **change, "general": {**abilities["general"], **change["general"]},
-                          "targets": arm.target_set, "training": training}
-        if along is not None:
-            along.finish(training, change["general"])
-        if context.recovery:
-            with context.timed(f"recovery {arm.name}"):
-                recovered = context.once(f"measured/{arm.name}.recovery.json", model, (context.base_answers,),
-                                         partial(recovery_of, context, arm.name, model))
-            if recovered is not None:
-                arms[arm.name]["recovery"] = recovered
-        context.remove_adapter(model)
+        arms[arm.name] = train_and_measure(context, arm)
         trained.append(arm)
     compare_with_sft(context, arms)
     compare_trajectories(context, arms)
     adjust_together(arms, context.primary)
     return {**measured, "arms": arms, "between": compare_changes_of(context, trained)}
+
+
+def train_and_measure(context: Context, arm: Arm) -> ArmMeasures:
+    """Step 3 of one arm: train it, answer all suites, and measure what changed; the adapter is removed at the end."""
+    model = context.model_to_train()
+    along = Trajectory(context, arm, model) if context.eval_every else None
+    with context.timed(f"train {arm.name}"):
+        training = train(model, arm.targets, arm.settings, context.folder / arm.folder, base_name=context.model_name,
+                         tokenizer=context.tokenizer, inputs=arm.inputs, watch=along)
+        arm.finish(context, model)
+    abilities = context.abilities(arm.name, model)
+    with context.timed(f"measure {arm.name}"):
+        change = context.once(f"measured/{arm.name}.json", model, (arm.targets, context.base_answers),
+                              partial(measure_arm, context, arm, model))
+    measures: ArmMeasures = {**abilities, **change, "general": {**abilities["general"], **change["general"]},
+                             "targets": arm.target_set, "training": training}
+    if along is not None:
+        along.finish(training, change["general"])
+    if context.recovery:
+        with context.timed(f"recovery {arm.name}"):
+            recovered = context.once(f"measured/{arm.name}.recovery.json", model, (context.base_answers,),
+                                     partial(recovery_of, context, arm.name, model))
+        if recovered is not None:
+            measures["recovery"] = recovered
+    context.remove_adapter(model)
+    return measures
 
 
 def run(config: Config, given: frozenset[str] = frozenset(), folder: Path | None = None,
@@ -143,7 +149,8 @@ def summary(measures: Measures, seconds: dict[str, float], source: str, report: 
         table[arm] = {**means, **flips,
                       "kl8": general.get("kl8"), "kl32": general.get("kl32"), "kl": general["kl"],
                       "long_answers": kept["share"] if kept else None, "top1": general["top1"],
-                      "rouge_l": general["rouge_l"], "length": general["length_mean"], "shift": shift["total"] if shift else None,
+                      "rouge_l": general["rouge_l"], "length": general["length_mean"],
+                      "shift": shift["total"] if shift else None,
                       "relative_shift": shift["relative"] if shift else None}
     return {"format": FORMAT, "columns": list(table["base"]), "table": table, "seconds": seconds, "source": source,
             "report": str(report)}
