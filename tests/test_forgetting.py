@@ -47,9 +47,11 @@ def test_flips_that_are_known():
 
 def test_the_base_model_itself_lost_and_gained_nothing():
     base = lines(BASE)
-    found = suite_result(suite(10), base, base)
-    assert (found["solved_by_base"], found["lost"], found["gained"]) == (5, 0, 0)
-    assert not {"forgetting", "backward_transfer", "against_base"} & found.keys()
+    whole = suite_result(suite(10, brief=[True, False] * 5), base, base)
+    for found in (whole, *whole["parts"].values()):
+        assert (found["lost"], found["gained"]) == (0, 0)
+        assert not {"forgetting", "backward_transfer", "against_base"} & found.keys()
+    assert whole["solved_by_base"] == 5
 
 
 def test_shares_of_nothing_are_absent():

@@ -44,8 +44,10 @@ def suite_result(suite: Suite, lines: Sequence[AnswerLine], base_lines: Sequence
     result = _result(suite, lines, base_lines)
     brief = {item.id for item in suite.items if item.brief}
     if 0 < len(brief) < len(suite.items):
-        result["parts"] = {name: _result(suite, *(_among(side, ids) for side in (lines, base_lines)))
-                           for name, ids in (("brief", brief), ("long", {line["id"] for line in lines} - brief))}
+        result["parts"] = {}
+        for name, ids in (("brief", brief), ("long", {line["id"] for line in lines} - brief)):
+            base = _among(base_lines, ids)
+            result["parts"][name] = _result(suite, base if lines is base_lines else _among(lines, ids), base)
     return result
 
 
