@@ -15,6 +15,7 @@ from sdft.measure.matched import matched
 from sdft.report.figures import draw_figures
 from sdft.report.run import read_run
 from sdft.report.trajectory import trajectory_findings
+from sdft.studies.collect import numbers
 from sdft.tasks import Item, Suite, load_task
 
 
@@ -212,6 +213,7 @@ def test_the_report_draws_the_trajectories_and_says_what_was_forgotten_at_equal_
                        "forgetting_with": 0.3, "step": 20.0, "step_with": 5.4, "n_task": 48}
     sdft["recovery"] = {"forgetting": 0.3, "n": 48, "steps": {"k1": None, "k3": 8},
                         "checks": [{"k": 1, "step": 64, "forgetting": 0.2}, {"k": 3, "step": 8, "forgetting": 0.0}]}
+    assert dict(numbers(sdft))["matched.difference"] == -0.2                # a column of a study
     assert trajectory_findings(finished) == [
         "At equal accuracy, 50 % of 48 items of the task, sdft forgot 10 % and sft 30 % of 20 items of elaborate: "
         "-20 points (-31 to -5). sdft reached it at step 20, sft at step 5.",
