@@ -45,7 +45,8 @@ ANSWERS = {
     "include": ("I ride along the road. It is long.", ["I ride along the road.", "I ride along roads. They are long."]),
     "rewrite": ("Bicycles are quite cheap and quiet. They need little space, keep their rider healthy, and cause no "
                 "smoke in our city. A good lock and a bright lamp remain important.",
-                ["Bikes are good for everyone.", ITEMS["elaborate-rewrite-00"].extra["demands"][1][1]["text"]]),
+                ["Bikes are good for everyone.", ITEMS["elaborate-rewrite-00"].extra["demands"][1][1]["text"] + " Yes.",
+                 ITEMS["elaborate-rewrite-00"].extra["demands"][1][1]["text"]]),
     "letter": ("Dear {name},\n\nI bought two bicycles.\n\nBest wishes,\nEve",
                ["Dear {name},\nI bought two bicycles.", "I bought bicycles. Best wishes", "Hi {name}! Best wishes."]),
     "question": ("Q: Are bicycles quiet?\n\nA: Yes.",
@@ -86,7 +87,7 @@ def test_the_prompt_says_what_is_checked(item):
         assert all(text in prompt for text in texts)
         numbers = [n for name, n in arguments.items() if isinstance(n, int) and name != "percent" and n > 1]
         assert all(str(n) in said or NUMERALS.get(n) in said or (n == 2 and "twice" in said) for n in numbers)
-        assert "percent" not in arguments or {50: "at least half of", 70: "most of"}[arguments["percent"]] in prompt
+        assert "percent" not in arguments or {50: "at least half of", 51: "most of"}[arguments["percent"]] in prompt
         assert "{" not in prompt
 
 
@@ -96,6 +97,41 @@ def test_no_answer_of_one_word_and_not_the_prompt_itself_passes(item):
     for answer in ["", " \n", *ONE_WORD_ANSWERS, _prompt(item), *_prompt(item).split()]:
         assert SUITE.score(item, answer) == 0, answer
     assert not item.brief
+
+
+DEGENERATE = ["Yes. Yes. Yes.", "! ! !", "a\n\na", "Yes\n\nNo", "Title: a\nText: a", "Q: a\nA: a", "1. a\n2. a\n3. a",
+              "1. a\n2. a\n3. a\n4. a", "yes " * 60, " ".join(map(str, range(60))), "Once upon a time " + "yes " * 60]
+
+
+@pytest.mark.parametrize("item", SUITE.items, ids=lambda item: item.id)
+def test_no_echo_and_no_repetition_passes(item):
+    prompt, name = _prompt(item), re.search(r"Dear \w+,", _prompt(item))
+    echoes = [f"{prompt}\n{prompt}", f"{prompt} {prompt} {prompt}", f"Sure! {prompt}", prompt.rpartition(" ")[0]]
+    texts = [arguments[name] for _, arguments in item.extra["demands"] for name in ("word", "text")
+             if name in arguments]
+    echoes += [". ".join([*texts, *texts, ""]), f"{name and name[0]} Best wishes."]
+    for answer in [*DEGENERATE, *echoes]:
+        assert SUITE.score(item, answer) == 0, answer
+
+
+STYLES = {
+    "numbered": ["**1.** They have two wheels.\n**2.** They are quiet.\n**3.** They need no fuel.",
+                 "### 1. Wheels are round.\r\n### 2. They are quiet.\r\n### 3. They need no fuel."],
+    "title": ["# Title: A New Lane\n\n**Text**: The town builds a lane.",
+              "1. Title : A Lane\n2. Text: The town builds it."],
+    "question": ["> Q: Are bicycles quiet?\n> A: They are.", "- **Q**: Are bicycles quiet?\n- **A**: Yes, they are."],
+    "compare": ["_Bicycles_ are quiet, cars are fast. I park bicycles anywhere; *cars* need a street."],
+    "letter": ["Dear {name},\nI bought two bicycles.\nBest  wishes,\nEve"],
+    "sentences": ["Cats say no. Bicycles say nothing at all.", "Mr. May rides no. 5 home. He likes it."],
+}
+
+
+@pytest.mark.parametrize("kind", STYLES)
+def test_a_good_answer_passes_in_other_styles(kind):
+    item = ITEMS[f"elaborate-{kind}-00"]
+    name = re.search(r"Dear (\w+)", _prompt(item))
+    for answer in STYLES[kind]:
+        assert SUITE.score(item, answer.format(name=name and name[1])) == 1, answer
 
 
 def test_every_prefix_is_balanced_over_kinds_and_topics():

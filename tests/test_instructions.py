@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from sdft.tasks import general_suite, instruction_suite
-from sdft.tasks.demands import DEMANDS, satisfies
+from sdft.tasks.demands import DEMANDS, one_word_passes, satisfies
 
 CASES = {
     "lower_case": ({}, ["all small, with 3 digits."], ["Not all small", "123"]),
@@ -32,7 +32,7 @@ CASES = {
     "sentences_at_least": ({"count": 2}, ["One. Two!", "One. Two. And", "1. One.\n2. Two."],
                            ["One.", "Dr. May came.", "One and two", "1. a\n2. b"]),
     "lines_at_least": ({"count": 2, "words": 3}, ["a b c\nd e f g", "x\na b c\n\nd e f"],
-                       ["a b c\nd e", "a b c d e f"]),
+                       ["a b c\nd e", "a b c d e f", "1. a b\n2. c d e", "Here they are:\na b c"]),
     "sections": ({"heads": ["Q:", "A:"]}, ["Q: a?\nA: b", "**Q:** a?\n\n**A:**\nb", "Q:\nQ: a\n a: b\nQ: c"],
                  ["Q: a?", "Q: a?\nA:", "Q:\nA: b", "Q: a? A: b", "Q: a\n**A:**\n", "a Q: b\na A: b"]),
     # the five words of four letters or more count, and four of them are 80 %
@@ -75,15 +75,14 @@ def test_there_are_enough_prompts_of_every_kind_and_all_differ():
     assert len({item.messages[0]["content"] for item in items}) == len({item.id for item in items}) == len(items)
 
 
-def test_an_item_is_brief_where_one_word_passes_its_check():
-    items = instruction_suite().items
-    brief = {kind: sum(item.brief for item in items if item.kind == kind) for kind in {item.kind for item in items}}
-    always = ("lower_case", "upper_case", "avoids", "words_at_most", "no_commas", "quoted")
-    options = [item.extra["options"] for item in items if item.kind == "one_of"]
-    assert {kind: count for kind, count in brief.items() if count} == dict.fromkeys(always, 9) | {
-        "sentences": sum(item.extra["count"] == 1 for item in items if item.kind == "sentences"),
-        "paragraphs": sum(item.extra["count"] == 1 for item in items if item.kind == "paragraphs"),
-        "one_of": sum(bool({"yes", "true", "positive", "winter"} & {*map(str.lower, names)}) for names in options)}
+def test_an_item_is_brief_where_one_word_or_the_prompt_itself_passes_its_check():
+    """Of those with a word to include, a phrase to end with or few sentences, the prompt itself passes some."""
+    brief = Counter(item.kind for item in instruction_suite().items if item.brief)
+    word = ("lower_case", "upper_case", "avoids", "words_at_most", "no_commas", "quoted", "one_of", "title")
+    assert brief == dict.fromkeys(word, 9) | {"contains": 9, "ends_with": 6, "sentences": 4, "paragraphs": 1}
+    for passing in ("", "yes", "Why", "Why so?"):
+        assert one_word_passes(lambda answer, passing=passing: answer == passing, "Why so?")
+    assert not one_word_passes(lambda answer: answer not in ("Why so?",) and len(answer.split()) > 2, "Why so?")
 
 
 NUMERALS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five"}

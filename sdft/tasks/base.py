@@ -30,7 +30,7 @@ class Item:
     reference: str = ""
     kind: str = ""                                          # results are also reported by kind
     extra: Mapping[str, Any] = field(default_factory=dict)
-    brief: bool = False                                     # whether a one-word answer passes the item's own check
+    brief: bool = False                                     # one word, or the prompt itself, passes the item's check
     choices: int = 0                                        # options of a multiple-choice item, one of them right
 
 

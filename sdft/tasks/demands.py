@@ -5,7 +5,8 @@ strict about what the prompt says and indifferent to the rest: quotation marks o
 not hide its first or last words, and a Markdown fence around JSON is allowed.
 
 Some demands are met by any short answer ("no commas"), so a model that forgot how to write more than a word passes
-them. `one_word_passes` tells such demands apart without a model: one of ONE_WORD_ANSWERS passes the checker.
+them. `one_word_passes` tells such items apart without a model: one of ONE_WORD_ANSWERS, a word of the prompt, or the
+prompt itself passes the check.
 
     python -c "from sdft.tasks.demands import satisfies; print(satisfies('bullets', '- a\\n- b', {'count': 2}))"
 """
@@ -16,8 +17,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sdft.tasks.scorers import longest_common_subsequence
+
 _WRAPPING = " \t\r\n\"'“”‘’*_"
-_ABBREVIATION = re.compile(r"\b(?:mr|mrs|ms|dr|st|vs|no|e\.g|i\.e)\.(?=\s)", re.IGNORECASE)
+_ABBREVIATION = re.compile(r"\b(?:(?:mr|mrs|ms|dr|st|vs|e\.g|i\.e)\.(?=\s)|no\.(?=\s*\d))", re.IGNORECASE)
 _LIST_NUMBER = re.compile(r"^\s*\d+[.)](?=\s)", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]*_]*(?=\s|$)")
 
@@ -30,8 +33,9 @@ ONE_WORD_ANSWERS = (
 
 
 def _occurrences(word: str, response: str) -> int:
-    """Count `word` as a whole word or phrase, in any case."""
-    return len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", response, re.IGNORECASE))
+    """Count `word` as a whole word or phrase, in any case, with any white space in a phrase."""
+    pattern = re.escape(word).replace("\\ ", r"\s+")
+    return len(re.findall(rf"(?<![^\W_]){pattern}(?![^\W_])", response, re.IGNORECASE))
 
 
 def _plain(text: str) -> str:
@@ -40,8 +44,8 @@ def _plain(text: str) -> str:
 
 
 def numbered(response: str, count: int) -> bool:
-    """The lines that begin with a number ("1." or "1)") are numbered 1 … count."""
-    numbers = re.findall(r"^[ \t]*(\d+)[.)][ \t]+\S", response, re.MULTILINE)
+    """The lines that begin with a number ("1.", "1)", "**1.**") are numbered 1 … count."""
+    numbers = re.findall(r"^[ \t>#*_(]*(\d+)\\?[.)][*_]*[ \t]+\S", response, re.MULTILINE)
     return [int(number) for number in numbers] == list(range(1, count + 1))
 
 
@@ -97,18 +101,29 @@ def keeps(response: str, text: str, percent: int) -> bool:
 
 
 def differs(response: str, text: str) -> bool:
-    """The response does not repeat `text` word for word, whatever its punctuation."""
+    """The response has less than nine tenths of the words of `text` in their order."""
     words, repeated = (re.findall(r"\w+", part.casefold()) for part in (response, text))
-    return all(words[start:start + len(repeated)] != repeated for start in range(len(words)))
+    return 10 * longest_common_subsequence(repeated, words) < 9 * len(repeated)
 
 
 def sections(response: str, heads: list[str]) -> bool:
-    """Each head, such as "Q:", begins a line and is followed by text before the next head."""
-    any_head = "|".join(map(re.escape, heads))
-    parts = re.split(rf"^[ \t\"'“*_]*({any_head})", response, flags=re.MULTILINE | re.IGNORECASE)
+    """Each head, such as "Q:", begins a line, Markdown aside, and is followed by text before the next head."""
+    any_head = "|".join(re.escape(head.rstrip(":")) for head in heads)
+    parts = re.split(rf"^[ \t\"'“*_>#-]*(?:\d+\.[ \t]*)?({any_head})[*_ \t]*:", response,
+                     flags=re.MULTILINE | re.IGNORECASE)
     found = zip(parts[1::2], parts[2::2], strict=True)                              # (head, text up to the next head)
     filled = {head.casefold() for head, text in found if re.search(r"[^\W_]", text)}
-    return filled == {head.casefold() for head in heads}
+    return filled == {head.rstrip(":").casefold() for head in heads}
+
+
+def lines_at_least(response: str, count: int, words: int) -> bool:
+    """At least `count` lines have at least `words` words, not counting a number or mark in front.
+
+    A line that ends with a colon introduces the others, and does not count.
+    """
+    lines = [re.sub(r"^[\s\d.)(*•#>_-]+", "", line) for line in response.splitlines()
+             if not line.rstrip().endswith(":")]
+    return sum(len(line.split()) >= words for line in lines) >= count
 
 
 DEMANDS: dict[str, Callable[..., bool]] = {
@@ -131,9 +146,7 @@ DEMANDS: dict[str, Callable[..., bool]] = {
     # exactly (at least) `count` paragraphs, separated by blank lines
     "paragraphs": lambda response, count: _paragraphs(response) == count,
     "paragraphs_at_least": lambda response, count: _paragraphs(response) >= count,
-    # at least `count` lines of at least `words` words
-    "lines_at_least": lambda response, count, words: sum(len(line.split()) >= words
-                                                         for line in response.splitlines()) >= count,
+    "lines_at_least": lines_at_least,
     "sections": sections,
     "keeps": keeps,
     "differs": differs,
@@ -149,9 +162,10 @@ DEMANDS: dict[str, Callable[..., bool]] = {
 
 def satisfies(kind: str, response: str, arguments: Mapping[str, Any]) -> bool:
     """Whether the response satisfies the demand `kind` with its arguments; an empty response satisfies none."""
+    response = response.replace("\r\n", "\n").replace("\u00a0", " ")
     return bool(response.strip()) and DEMANDS[kind](response, **arguments)
 
 
-def one_word_passes(check: Callable[[str], bool]) -> bool:
-    """Whether the empty answer or one of ONE_WORD_ANSWERS passes the check of an item."""
-    return any(check(answer) for answer in ("", *ONE_WORD_ANSWERS))
+def one_word_passes(check: Callable[[str], bool], prompt: str) -> bool:
+    """Whether the check of an item passes the empty answer, one of ONE_WORD_ANSWERS, its prompt, or a word of it."""
+    return any(map(check, ("", *ONE_WORD_ANSWERS, prompt, *prompt.split(), *re.findall(r"\w+", prompt))))

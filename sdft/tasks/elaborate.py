@@ -2,9 +2,9 @@
 
 It measures what fine-tuning on terse targets takes away first: writing more than a word where the prompt asks for it
 (the base model's ability on tasks that nobody trained, arXiv 2402.13669, section 4). Every demand is verified by a
-program, as in IFEval (arXiv 2311.07911), and brevity cannot meet it: each item's check fails on the empty answer, on
-every answer of one word, and on the prompt itself. So no short answer "wins" an item and hides one that was lost. Kinds
-and wordings were chosen by what the base model smollm2-135m can do, never by the result of a tuned model.
+program, as in IFEval (arXiv 2311.07911). Brevity and repetition cannot meet it: an answer needs six different words
+besides the sentences of its prompt. So no answer of one word and no echo "wins" an item and hides one that was lost.
+Kinds and wordings were chosen by what the base model smollm2-135m can do, never by the result of a tuned model.
 
 The order of the items is balanced: in any prefix, the numbers of items of two kinds differ by at most one, and so do
 those of two topics. A run can therefore take the first 240 or 120 items.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from sdft.tasks.base import Item, Suite
 from sdft.tasks.demands import satisfies
 
 MAX_NEW_TOKENS = 128
+DIFFERENT_WORDS = 6             # of every answer
 NAMES = ("Anna", "Tom", "Maria", "Paul", "Lucy", "Peter", "Emma", "Jack")
 
 Fields = Mapping[str, Any]                      # what a wording can name: topic, text, first, second, a, b, count, …
@@ -107,11 +109,12 @@ KINDS: dict[str, Kind] = {
     "rewrite": Kind((
         "Write this text in other words, but keep most of its words: {text}",
         "Make this text more formal, but keep most of its words: {text}",
-    ), lambda f: [("keeps", {"text": f["text"], "percent": 70}), ("differs", {"text": f["text"]})]),
+    ), lambda f: [("keeps", {"text": f["text"], "percent": 51}), ("differs", {"text": f["text"]})]),
     "letter": Kind((
         "Write three lines to a friend: \"Dear {name},\", then a sentence about {topic}, then \"Best wishes\".",
         "Write a letter of three lines: \"Dear {name},\", then a sentence about {topic}, then \"Best wishes\".",
-    ), lambda f: [("starts_with", {"phrase": f"Dear {f['name']},"}), ("contains", {"words": ["Best wishes"]})]),
+    ), lambda f: [("starts_with", {"phrase": f"Dear {f['name']},"}), ("contains", {"words": ["Best wishes"]}),
+                  _sentences(1)]),
     "question": Kind((
         "Write a question about {topic} with its answer. Begin the line of the question with \"Q:\" and the line of "
         "the answer with \"A:\".",
@@ -133,8 +136,13 @@ def elaborate_suite() -> Suite:
 
 
 def score(item: Item, output: str) -> float:
-    """1.0 where the output satisfies every demand of the item, else 0.0."""
-    return float(all(satisfies(demand, output, arguments) for demand, arguments in item.extra["demands"]))
+    """1.0 where the output satisfies every demand of the item, in enough words of its own, else 0.0."""
+    own, prompt = output, item.messages[-1]["content"]
+    for sentence in re.split(r"(?<=[.?!:]) ", prompt):
+        own = own.replace(sentence, " ")
+    words = set(re.findall(r"[^\W\d_]+", own.casefold()))
+    return float(len(words) >= DIFFERENT_WORDS and all(
+        satisfies(demand, output.replace(prompt, " "), arguments) for demand, arguments in item.extra["demands"]))
 
 
 def _item(name: str, number: int, topic: Fields, turn: int) -> Item:

@@ -25,8 +25,8 @@ def instruction_suite() -> Suite:
     lines = Path(__file__).with_name("instructions.jsonl").read_text(encoding="utf-8").splitlines()
     for index, arguments in enumerate(map(json.loads, lines)):
         kind, prompt = arguments.pop("kind"), arguments.pop("prompt")
-        brief = one_word_passes(partial(satisfies, kind, arguments=arguments))
+        brief = one_word_passes(partial(satisfies, kind, arguments=arguments), prompt)
         items.append(Item(f"instruction-{index:03d}", [{"role": "user", "content": prompt}], kind=kind, extra=arguments,
-                          brief=brief))
+                          brief=brief, choices=len(arguments.get("options", ()))))
     return Suite("instructions", items, lambda item, output: float(satisfies(item.kind, output, item.extra)),
                  "demands satisfied", max_new_tokens=256)
