@@ -122,7 +122,7 @@ class SuiteResult(ScoreSummary, Flips):
     backward_transfer: NotRequired[Share]           # BT: gained / the others; absent as forgetting is
     chance_adjusted: NotRequired[ChanceAdjusted]    # absent where no item has options to choose from
     noise_floor: NotRequired[Share]                 # of arm base: F between two answers of the base model
-    parts: NotRequired[dict[str, SuiteResult]]      # "brief": one word passes the check; "long": it does not
+    parts: NotRequired[dict[str, SuiteResult]]      # "brief": one word or the prompt passes; "long": the others
     against_base: NotRequired[Comparison]           # of the scores; absent in arm base
     against_sft: NotRequired[Comparison]            # absent in arms base and sft, and in a run without sft
     forgetting_against_sft: NotRequired[Comparison]             # F − F of sft, on the items that the base model solves

@@ -77,6 +77,13 @@ def test_two_arms_are_compared_on_the_items_that_the_base_model_solves():
     assert compare_forgetting(lines("1"), lines("1"), lines("0")) is None
 
 
+def test_an_arm_that_did_not_answer_all_items_is_refused():
+    with pytest.raises(SdftError, match="one side only"):
+        compare_forgetting(lines("1"), [], lines("11"))
+    with pytest.raises(SdftError, match="one side only"):
+        compare_long_answers(answers(30), answers(30, 30), answers(30, 30))
+
+
 def test_what_one_word_can_pass_is_reported_apart():
     brief = [True] * 5 + [False] * 5
     parts = suite_result(suite(10, brief=brief), lines(SFT), lines(BASE))["parts"]

@@ -103,7 +103,7 @@ def test_a_part_or_kind_can_be_the_end_point(runs):
         run["arms"]["sdft"] |= {f"{part}.low": 0.1, f"{part}.high": 0.2}
     (part,) = compare(runs, {**PRIMARY, "column": "elaborate.long.forgetting"})
     assert (part["items"], part["within"]) == (5, 3)
-    assert "forgetting on elaborate where one word does not pass (n = 5 items solved by base)" in sentence(part | {
+    assert "forgetting on elaborate where no single word passes (n = 5 items solved by base)" in sentence(part | {
         "detected": False, "p_holm": 1.0})
 
 
@@ -163,7 +163,7 @@ def test_the_page_shows_no_mean_without_lost_and_gained(runs, tmp_path):
 def test_the_table_of_kinds_has_what_every_arm_lost_and_gained(runs):
     table = kinds_table(runs, "elaborate")
     rows = {row[0]: row[1:] for row in table.rows}
-    assert list(rows) == ["where one word passes", "where one word does not pass", "l", "s"]
+    assert list(rows) == ["where one word or the prompt itself passes", "where no single word passes", "l", "s"]
     assert rows["l"] == ["4", "4", "16.7 / 83.3 / –", "75.0 / 25.0 / –"]
     assert rows["s"][:2] == ["6", "4"]
     assert kinds_table([_run(42, counted=False)], "elaborate").rows == []
@@ -180,7 +180,7 @@ def test_columns_are_named_in_words():
     assert words("elaborate.forgetting") == "forgetting on elaborate"
     assert words("score.forgetting") == "forgetting on the task"
     assert words("elaborate.story.backward_transfer") == "backward transfer on elaborate, story"
-    assert words("instructions.long", ["instructions"]) == "instructions where one word does not pass"
+    assert words("instructions.long", ["instructions"]) == "instructions where no single word passes"
     assert axis("elaborate.forgetting") == "forgetting on elaborate, share of the items solved by base"
     assert axis("recovery.steps.k10") == "recovery on 10 dialogues, optimiser steps"
     assert axis("general.forgetful") == "general.forgetful"

@@ -229,11 +229,13 @@ def sampling(config: Config, max_new_tokens: int = Sampling.max_new_tokens) -> S
 
 
 def primary_end_points(names: Sequence[str], suites: Sequence[Suite]) -> set[str]:
-    """The end points `names` of a run with these suites, the task's own first: "task" and its parts are named by it.
+    """The end points `names` of a run with these suites, of which the first is the task's own, named "task".
 
-    An end point is a suite, for its mean score, or SUITE.forgetting. Raises SdftError for one that no suite has.
+    An end point is a suite, for its mean score, or SUITE.forgetting; SUITE.brief and SUITE.long are its parts. Raises
+    SdftError for one that no suite has.
     """
     known = {suite.name for suite in (*suites, elaborate_suite(), instruction_suite())} | {"task"}
+    known |= {f"{suite}.{part}" for suite in known for part in ("brief", "long")}
     for name in names:
         if (suite := name.removesuffix(".forgetting")) not in known:
             raise SdftError("primary: expected task, a suite, or SUITE.forgetting, got "

@@ -26,7 +26,7 @@ from sdft.experiment.measure_arm import compare_suites
 from sdft.experiment.settings import Config, with_later_task
 from sdft.measure.abilities import evaluate
 from sdft.measure.forgetting import comparisons_of, suite_result
-from sdft.measure.statistics import holm
+from sdft.measure.statistics import add_holm
 from sdft.measure.transfer import compare_retained, transfer
 from sdft.model.io.adapters import load_adapter
 from sdft.objectives import NEEDS_ADAPTER
@@ -149,5 +149,4 @@ def _compare(suites: Sequence[Suite], results: Mapping[str, LaterStage], answers
     family = [comparison for result in results.values() for suite, found in result["suites"].items()
               for compared in comparisons_of(suite, found).values() for comparison in compared]
     family += [found["raw"] for result in results.values() for found in result["transfer"].values()]
-    for comparison, adjusted in zip(family, holm([comparison["p"] for comparison in family]), strict=True):
-        comparison["p_holm"] = adjusted
+    add_holm(family)

@@ -6,9 +6,9 @@
     sources           arXiv 2510.17776; "negative flips" of arXiv 2011.09161; 2402.13669, section 4, reports means alone
 
 A mean hides both: kinds of items that gain and kinds that lose cancel. Items were selected by what the base model
-solved, so some loss is regression to the mean. The noise floor therefore stands next to F: F between two answers of the
-base model itself, which is 0 with greedy decoding in fp32. Two tuned models are compared on the items that the base
-model solves, by McNemar's test.
+solved, so some loss is regression to the mean. A run therefore measures the noise floor of an F that is a primary end
+point: F between two answers of the base model itself, which is 0 with greedy decoding in fp32. Two tuned models are
+compared on the items that the base model solves, by McNemar's test.
 
     sdft measure forgetting --adapter runs/mine/sdft --suite elaborate
 """
@@ -19,7 +19,7 @@ from statistics import fmean
 
 from sdft.errors import SdftError
 from sdft.measure.abilities import against, by_same_id, compare_scores, summarise
-from sdft.measure.statistics import holm, wilson
+from sdft.measure.statistics import add_holm, wilson
 from sdft.results import (
     AnswerLine,
     ArmMeasures,
@@ -97,7 +97,7 @@ def compare_forgetting(lines: Sequence[AnswerLine], others: Sequence[AnswerLine]
     base = solved(base_lines)
     if not base:
         return None
-    ours, theirs = (solved(_among(side, base)) for side in (lines, others))
+    ours, theirs = (solved(by_same_id(base_lines, side)[1]) for side in (lines, others))
     first, second = ([float(id not in kept) for id in sorted(base)] for kept in (ours, theirs))
     return compare_scores(first, second)
 
@@ -137,7 +137,8 @@ def compare_long_answers(lines: Sequence[AnswerLine], others: Sequence[AnswerLin
                          ) -> Comparison | None:
     """Share of the base model's long answers that one arm keeps − that of another; None where there are none."""
     ids = [line["id"] for line in base_lines if _is_long(line)]
-    ours, theirs = ({line["id"]: float(_is_long(line)) for line in side} for side in (lines, others))
+    ours, theirs = ({line["id"]: float(_is_long(line)) for line in by_same_id(base_lines, side)[1]}
+                    for side in (lines, others))
     return compare_scores([ours[id] for id in ids], [theirs[id] for id in ids]) if ids else None
 
 
@@ -153,15 +154,14 @@ def comparisons_of(suite: str, result: SuiteResult) -> dict[str, list[Comparison
 def adjust_together(arms: Mapping[str, ArmMeasures], primary: Collection[str]) -> None:
     """Add Holm's adjusted p-value, p_holm, to the comparisons of a run: all but those of the end points `primary`.
 
-    A primary end point was named before the run, so its p-value stands as it is. All others are one family.
+    A primary end point was named before the run, so its p-value is not adjusted. All others are one family.
     """
     family = [comparison for arm in arms.values() for suite, result in arm["suites"].items()
               for end_point, found in comparisons_of(suite, result).items() if end_point not in primary
               for comparison in found]
     kept = [arm["general"]["long_answers"] for arm in arms.values() if "long_answers" in arm["general"]]
     family += [answers["against_sft"] for answers in kept if "against_sft" in answers]
-    for comparison, adjusted in zip(family, holm([comparison["p"] for comparison in family]), strict=True):
-        comparison["p_holm"] = adjusted
+    add_holm(family)
 
 
 def _is_long(line: AnswerLine) -> bool:

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from sdft.errors import SdftError
-from sdft.results import Band
+from sdft.results import Band, Comparison
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -136,6 +136,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted.tolist()
+
+
+def add_holm(family: Sequence[Comparison]) -> None:
+    """Set p_holm of every comparison of one family."""
+    for comparison, adjusted in zip(family, holm([comparison["p"] for comparison in family]), strict=True):
+        comparison["p_holm"] = adjusted
 
 
 def by_position(answers: Sequence[Sequence[float]], name: Literal["nll", "kl"]) -> list[Band]:

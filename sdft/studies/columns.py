@@ -68,7 +68,7 @@ WORDS: Mapping[str, tuple[str, str]] = {                # column → words, unit
     "gap.distilled.rank_mean": ("mean rank of the target tokens under the base model", ""),
     "training.target_tokens": ("target tokens trained on", ""),
 }
-PARTS = {"brief": "where one word passes", "long": "where one word does not pass"}
+PARTS = {"brief": "where one word or the prompt itself passes", "long": "where no single word passes"}
 GENERAL = ("kl", "kl8", "kl32", "long_answers", "top1", "rouge_l", "length")           # of the general answers
 COUNTED = {"general": "general answers", "on_task": "answers to the task", "activations": "probe texts",
            "fisher": "answers of the base model", "texts": "rewrites"}           # the unit of general.n, on_task.n, …
@@ -163,7 +163,9 @@ def own_interval(run: RunResult, arm: str, column: str, against: str) -> tuple[f
         path = OWN[column].format(against)
     else:
         suite, part, measure = _ability(of_run(run, column))
-        end = {"": "against_", FORGETTING: "forgetting_against_", TRANSFER: "transfer_against_"}[measure]   # none of BT
+        if measure == TRANSFER:
+            return None
+        end = "forgetting_against_" if measure == FORGETTING else "against_"
         path = f"suites.{suite}.{f'parts.{part}.' if part else ''}{end}{against}"
     low, high = (value(run, arm, f"{path}.{bound}", False) for bound in ("low", "high"))
     return None if low is None or high is None else (low, high)

@@ -39,7 +39,10 @@ def statistics(info: types.StudyInfo, results: Sequence[types.RunResult]) -> typ
                   for comparison in compare(results, {**primary, "column": column, "against": control})]
     matched = [comparison for column in info["matched"] for comparison in match(results, primary, column)]
     judge(named)
-    judge([*secondary, *matched])
+    learned = [each for each in secondary if (each["column"], each["against"]) == (task_score(results),
+                                                                                   primary["against"])]
+    judge(learned)                          # a family of its own, since forgetting says little without what was learned
+    judge([each for each in [*secondary, *matched] if each not in learned])
     return {"comparisons": [*named, *secondary], "matched": matched,
             "correlations": [correlate(results, primary["arm"], x, y) for x, y in info["plots"]]}
 
