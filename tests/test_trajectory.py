@@ -195,6 +195,16 @@ def test_an_interrupted_run_measures_no_point_again(run_small, whole, monkeypatc
     assert _without_seconds(folder) == _without_seconds(whole)
 
 
+def test_kl_along_training_is_of_the_same_answers_with_measure_main_and_all(run_small, monkeypatch):
+    for module in ("context", "trajectory"):
+        monkeypatch.setattr(f"sdft.experiment.{module}.DRIFT_ANSWERS", 3)       # of 6: with main, every other one
+    main, everything = ([point["kl32"] for point in _without_seconds(run_small(
+        f"of {measure}", eval_every=2, steps=4, arms="sft", general_items=6, measure=measure))]
+        for measure in ("main", "all"))
+    assert main[:2] == everything[:2] and main[1] > 0
+    assert main[2] == pytest.approx(everything[2], rel=1e-4)        # the end: micro-batches of 3 and of 6 answers
+
+
 def test_a_run_without_elaborate_has_accuracy_and_kl_but_no_forgetting(run_small):
     folder = run_small("alone", eval_every=4, elaborate_items=0, primary="task", arms="sft")
     points = _lines(folder / "sft" / "trajectory.jsonl")
@@ -221,3 +231,6 @@ def test_the_report_draws_the_trajectories_and_says_what_was_forgotten_at_equal_
         "than 10 % after 8 steps on 3 of them, but not within 64 steps on 1."]
     sdft["matched"]["high"] = 0.01
     assert "of elaborate: no difference detected, -20 points" in trajectory_findings(finished)[0]
+    del sdft["matched"], sdft["recovery"]
+    assert trajectory_findings(finished) == [
+        "sdft and sft are not compared at equal accuracy: one of them never exceeds the base model's."]

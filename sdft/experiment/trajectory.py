@@ -9,7 +9,8 @@ interrupted run does not measure a point again. The items are the same at every 
 
     accuracy          the first ITEMS items of the task's suite
     F                 of the first ITEMS items of `elaborate`, those that the base model solves; only these are answered
-    KL@32             the first 32 tokens of the base model's first ANSWERS general answers
+    KL@32             the first 32 tokens of ANSWERS of the base model's general answers, evenly spread; the same with
+                      measure = main and with measure = all
 
 sdft/measure/matched.py compares two arms where their accuracy is equal (arXiv 2401.05605).
 
@@ -29,7 +30,7 @@ from typing import cast
 
 from sdft.data.chat import Example
 from sdft.experiment.arms import Arm
-from sdft.experiment.context import Context, first_items
+from sdft.experiment.context import DRIFT_ANSWERS, Context, evenly, first_items
 from sdft.files import Journal
 from sdft.measure.abilities import evaluate
 from sdft.measure.forgetting import solved
@@ -70,7 +71,7 @@ class Trajectory:
         if self.arm.folder != self.arm.name:                    # wise-ft: what was watched is the training of sft
             return
         if training["steps"] not in self.steps:
-            ids = {answer.id for answer in self.context.base_view.answers[:ANSWERS]}
+            ids = {answer.id for answer in self.answers}
             drifts = [answer for answer in general["answers"] if answer["id"] in ids]
             self._append(training["steps"], self.context.answers[self.arm.name], drifts, training["delta_norm"], 0.0)
         seconds = [point["seconds"] for point in self.journal.read() if point["seconds"]]
@@ -79,9 +80,15 @@ class Trajectory:
               f"{of_arm:.0f} s ({sum(seconds) / max(of_arm, 0.01):.0%})", file=sys.stderr)
 
     @cached_property
+    def answers(self) -> list[Example]:
+        """The base model's general answers that KL@32 is measured on: ANSWERS of those that are measured of any arm."""
+        own = self.context.own_answers("base", self.context.general)
+        return evenly(evenly(own, DRIFT_ANSWERS), ANSWERS)
+
+    @cached_property
     def view(self) -> BaseView:
-        """The base model's hidden states on the beginnings of its first general answers."""
-        texts = [beginning(answer) for answer in self.context.base_view.answers[:ANSWERS]]
+        """The base model's hidden states on the beginnings of `answers`."""
+        texts = [beginning(answer) for answer in self.answers]
         return self.context.of_base("view along training", texts, lambda: base_view(self.context.base, texts))
 
     def _append(self, step: int, answers: Mapping[str, Sequence[AnswerLine]], drifts: Sequence[AnswerDrift],
