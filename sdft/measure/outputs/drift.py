@@ -7,8 +7,8 @@
 All are means over the tokens of all answers, as they were decoded; kl8 and kl32 over their first 8 and 32 tokens, which
 decide what an answer becomes: a later token follows a text that the tuned model would perhaps never write. On a new
 task forward KL predicted forgetting best (R² 0.96, against 0.93 of reverse KL and 0.80 of total variation, on
-ParityMNIST; 0.71 for an LLM: arXiv 2509.04259, sections 4 and 6). arXiv 2510.18874 disputes it (Pearson 0.52). The base model of an
-adapter is the same model with its adapter off, so no second model is loaded.
+ParityMNIST; 0.71 for an LLM: arXiv 2509.04259, sections 4 and 6). arXiv 2510.18874 disputes it (Pearson 0.52). The
+base model of an adapter is the same model with its adapter off, so no second model is loaded.
 
     sdft measure drift --adapter runs/mine/sdft
 """
