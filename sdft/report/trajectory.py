@@ -49,7 +49,11 @@ def trajectory(run: Run, canvas: Canvas) -> str | None:
 
 def trajectory_findings(run: Run) -> list[str]:
     """Each arm compared with sft at equal accuracy, and the recovery of each arm, where the run measured them."""
-    return ([_matched(arm, result["matched"]) for arm, result in run.trained.items() if "matched" in result]
+    measured = trajectories(run)
+    return ([_matched(arm, result["matched"]) if "matched" in result else
+             f"{arm} and sft are not compared at equal accuracy: one of them never exceeds the base model's."
+             for arm, result in run.trained.items()
+             if arm != "sft" and {arm, "sft"} <= measured.keys() and measured[arm][0]["solved_by_base"]]
             + [_recovery(arm, result["recovery"]) for arm, result in run.trained.items() if "recovery" in result])
 
 
