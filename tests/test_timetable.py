@@ -176,6 +176,38 @@ def test_a_quick_run_is_a_preset_that_files_and_options_override(model, tmp_path
     assert asked["folder"] == Path("mine")
 
 
+def test_a_number_of_records_wins_over_a_quick_run_and_a_quick_run_of_nothing_is_said(tmp_path, capsys):
+    path = tmp_path / "own.toml"
+    path.write_text("[task]\ntrain_records = 300\n")
+    for given in ((None, {"train_records": "300"}), (path, {})):
+        config, names = make_config(*given, quick=True)
+        _, task = resolve_settings(config, names)
+        assert len(task.train) == 300 and config.task.max_records is None and config.train.lr == QUICK["lr"]
+    assert make_config(None, {"task.test_records": "7"}, quick=True)[0].task.max_records is None
+    assert make_config(None, {"train_records": "7", "max_records": "5"}, quick=True)[0].task.max_records == 5
+    assert capsys.readouterr().err == ""
+    given = {name: str(value) for name, value in QUICK.items() if name != "max_records"} | {"test_records": "7"}
+    assert make_config(None, given, quick=True) == make_config(None, given)
+    assert capsys.readouterr().err.startswith("--quick changes nothing: ")
+
+
+def test_a_plan_takes_what_a_run_takes(model, tmp_path, capsys):
+    rows = [{"instruction": f"What is {n} and {n}?", "context": "", "response": f"{2 * n}"} for n in range(12)]
+    (tmp_path / "dolly_train.json").write_text(json.dumps(rows))
+    given = [*options(model), "--gflops=1", "--json"]
+    assert main(["plan", *given, f"--data={tmp_path}", "--then=dolly"]) == 0
+    assert "then 1-dolly: eval sdft" in json.loads(capsys.readouterr().out)["timetable"]
+    assert main(["plan", *[option for option in given if "_records" not in option], "--quick"]) == 0
+    assert json.loads(capsys.readouterr().out)["records"] == QUICK["max_records"]
+
+
+def test_the_help_promises_its_minutes_for_the_built_in_run_alone(capsys):
+    for command in ("run", "plan"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "the built-in run then takes some 5 minutes" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_plan_prints_the_same_timetable(model, capsys):
     assert main(["plan", *options(model), "--gflops=0.001", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["timetable"] == {

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sdft.errors import SdftError, nearest
-from sdft.experiment.settings import SECTIONS, Config, kind_of, load_chosen, make_config
+from sdft.experiment.settings import QUICK, SECTIONS, Config, kind_of, load_chosen, make_config
 
 if TYPE_CHECKING:
     from sdft.data.records import Record
@@ -42,13 +42,19 @@ def add_settings(parser: argparse.ArgumentParser, sections: Mapping[str, tuple[s
                                **special.get(kind, {}))
 
 
-def settings(options: argparse.Namespace, path: str | None = None,
-             preset: Mapping[str, Any] | None = None) -> tuple[Config, frozenset[str]]:
-    """The settings of `preset`, overridden by the TOML file `path`, and that by the parsed options; and the names of
-    those that were set."""
+def add_quick(parser: argparse.ArgumentParser) -> None:
+    """Add the option --quick."""
+    parser.add_argument("--quick", action="store_true", help="Use fewer records and items; the built-in run then takes "
+                        f"some 5 minutes: {', '.join(f'{name} = {value}' for name, value in QUICK.items())}. "
+                        "CONFIG.toml and options override these; a number of records replaces max_records.")
+
+
+def settings(options: argparse.Namespace, path: str | None = None) -> tuple[Config, frozenset[str]]:
+    """The settings of the TOML file `path`, overridden by the parsed options; and the names of those that were set.
+    What neither gives is that of a quick run where --quick is an option and was given."""
     given = {key: ",".join(value) if isinstance(value, list) else value         # a list: names, given one by one
              for key, value in vars(options).items() if "." in key}
-    return make_config(Path(path) if path else None, given, preset)
+    return make_config(Path(path) if path else None, given, getattr(options, "quick", False))
 
 
 def load_with_adapter(config: Config, adapter: str | None) -> tuple[Llama, Tokenizer]:

@@ -6,9 +6,9 @@ import json
 from functools import cache
 from typing import TYPE_CHECKING
 
-from sdft.commands import Execute, add_settings, settings, task_of
+from sdft.commands import Execute, add_quick, add_settings, settings
 from sdft.errors import SdftError
-from sdft.experiment.settings import SECTIONS, Config, load_later, with_task
+from sdft.experiment.settings import SECTIONS, Config, load_later, resolve_settings
 from sdft.progress import duration
 
 if TYPE_CHECKING:
@@ -24,17 +24,16 @@ def plan(parser: argparse.ArgumentParser) -> Execute:
     parser.add_argument("--memory", type=float, metavar="GB", help="Memory of the machine or its GPU: print what fits.")
     parser.add_argument("--json", action="store_true", help="Print one JSON object.")
     parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="File of settings, as for `sdft run`.")
+    add_quick(parser)
     add_settings(parser, dict.fromkeys(SECTIONS, ()))
 
     def execute(options: argparse.Namespace) -> None:
         if options.memory is not None and options.memory <= 0:
             raise SdftError(f"--memory: expected a positive number of gigabytes, got {options.memory:g}")
         check_rate(options.gflops)
-        config, given = settings(options, options.config)
-        task = task_of(config)
+        config, task = resolve_settings(*settings(options, options.config))
         from sdft.experiment.plan import needs
 
-        config = with_task(config, given, **task.default_settings)
         plan = needs(config, task, rate(options.gflops, config), options.memory)
         if plan["gflops"]:
             plan["timetable"] = timetable(config, task, options.gflops)

@@ -4,8 +4,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sdft.commands import Execute, add_settings, existing, settings
-from sdft.experiment.settings import QUICK, SECTIONS, with_machine
+from sdft.commands import Execute, add_quick, add_settings, existing, settings
+from sdft.experiment.settings import SECTIONS, with_machine
 
 
 def run(parser: argparse.ArgumentParser) -> Execute:
@@ -13,16 +13,14 @@ def run(parser: argparse.ArgumentParser) -> Execute:
     parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="File of settings; options override it.")
     parser.add_argument("--out", metavar="DIR", help="Run folder (default: runs/TASK-MODEL, with --quick "
                         "runs/TASK-MODEL-quick).")
-    parser.add_argument("--quick", action="store_true", help="Use fewer records and items, for some 5 minutes: "
-                        f"{', '.join(f'{name} = {value}' for name, value in QUICK.items())}. CONFIG.toml and options "
-                        "override these.")
+    add_quick(parser)
     add_settings(parser, {section: () for section in SECTIONS})
 
     def execute(options: argparse.Namespace) -> None:
         from sdft.report.drawing import require_matplotlib
 
         require_matplotlib()          # before the long work, not after it
-        config, given = settings(options, options.config, QUICK if options.quick else None)
+        config, given = settings(options, options.config)
         from sdft.experiment.run import run as run_experiment
         from sdft.experiment.run_folder import default_folder
 
@@ -39,10 +37,11 @@ def report(parser: argparse.ArgumentParser) -> Execute:
     parser.add_argument("folder", metavar="DIR", help="Run folder, or folder of a study with cells.json.")
 
     def execute(options: argparse.Namespace) -> None:
-        from sdft.studies.page import NAME, write_study
-
         folder = existing(options.folder, "a run folder")
-        if (folder / NAME).is_file():
+        if (folder / "cells.json").is_file():
+            # Imported here: it imports torch, which the report of a run does without.
+            from sdft.studies.page import write_study
+
             print(f"report: {write_study(folder)}")
         else:
             _show(folder)

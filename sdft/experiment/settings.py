@@ -9,6 +9,7 @@ settings are written to the run folder as config.toml, which is a valid input ag
 from __future__ import annotations
 
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -126,9 +127,9 @@ class Config:
     arms: ArmsConfig = field(default_factory=ArmsConfig)
 
 
-# `sdft run --quick`: a run on fewer records and items, in some 5 minutes on two cores with AVX2 in fp32. Its 64 steps
-# learn one-word answers only at this learning rate: 48 steps at 5e-4 left accuracy below the base model's (study 1). A
-# mean over the first kinds of `instructions` alone would mislead; `elaborate` is balanced at any length.
+# `--quick`: a run on fewer records and items; the built-in one takes some 5 minutes on two cores with AVX2 in fp32. Its
+# 64 steps learn one-word answers only at this learning rate: 48 steps at 5e-4 left accuracy below the base model's
+# (study 1). A mean over the first kinds of `instructions` alone would mislead; `elaborate` is balanced at any length.
 QUICK: Mapping[str, Any] = {"max_records": 96, "batch_size": 3, "lr": 1e-3, "elaborate_items": 60,
                             "instruction_items": 0, "general_items": 24}
 
@@ -137,20 +138,26 @@ SECTION_OF = {setting.name: section for section, kind in SECTIONS.items() for se
 
 
 def make_config(path: Path | None = None, options: Mapping[str, Any] | None = None,
-                preset: Mapping[str, Any] | None = None) -> tuple[Config, frozenset[str]]:
-    """Build the settings from a preset, such as QUICK, from a TOML file that overrides it, and from options ("lr" or
-    "train.lr" → value or text) that override both.
+                quick: bool = False) -> tuple[Config, frozenset[str]]:
+    """Build the settings from a TOML file, and from options ("lr" or "train.lr" → value or text) that override it.
 
-    Returns the settings and the names of those that were set. Raises SdftError for an unreadable file, an unknown key
-    (naming the nearest known one) and an impossible value.
+    quick: settings that neither gives are those of QUICK; `max_records` only where no number of records is given. Where
+    this changes nothing, a line on stderr says so. Returns the settings and the names of those that were set. Raises
+    SdftError for an unreadable file, an unknown key (naming the nearest known one) and an impossible value.
     """
     explicit: Values = {section: {} for section in SECTIONS}
-    items = [(key, value, "") for key, value in (preset or {}).items()]
-    items += [(key, value, f"{path}: ") for key, value in flatten(read_toml(path), path)] if path else []
+    items = [(key, value, f"{path}: ") for key, value in flatten(read_toml(path), path)] if path else []
     items += [(key, value, "") for key, value in (options or {}).items()]
     for key, value, where in items:
         name = setting_name(key, where)
         explicit[SECTION_OF[name]][name] = parse(name, value, where)
+    if quick:
+        given = {name for values in explicit.values() for name in values}
+        numbers = {"max_records"} if given & {"train_records", "test_records"} else set()
+        if not (preset := {name: value for name, value in QUICK.items() if name not in given | numbers}):
+            print("--quick changes nothing: the file and the options give all settings that it would", file=sys.stderr)
+        for name, value in preset.items():
+            explicit[SECTION_OF[name]][name] = value
     config = Config(**{section: SECTIONS[section](**values) for section, values in explicit.items()})
     for name, (holds, expected) in CHECKS.items():
         value = getattr(getattr(config, SECTION_OF[name]), name)
