@@ -287,6 +287,22 @@ def test_a_later_task_takes_its_own_defaults_also_when_the_settings_are_read_bac
     assert (config.train.epochs, config.distill.rewrite_tokens) == (1, 8)                   # set, for every stage
 
 
+def test_a_later_stage_says_which_settings_it_uses(settings_of_run, finished, tmp_path, capsys):
+    """epochs = 5 is the first task's default, so that of dolly is taken; a template that was set is kept."""
+    class Begun(Exception):
+        pass
+
+    def begins(*given):
+        raise Begun
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Begun):
+        patch.setattr("sdft.experiment.run.timetable_of", begins)
+        make(tmp_path / "run", [*settings_of_run, f"--epochs={load_task('passages').epochs}", "--template=refer"])
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("then ")] == [
+        "then dolly: epochs 2, distill_template refer, train_template alpaca, rewrite_tokens 8",
+        "then custom: epochs 2, distill_template refer, train_template plain, rewrite_tokens 8"]
+
+
 def test_other_data_of_a_later_task_are_refused(settings_of_run, finished, data, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     moved = shutil.copytree(data, tmp_path / "data")

@@ -14,6 +14,7 @@ probabilities. Arms that need the base model itself are refused. Scores are alwa
 """
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +23,8 @@ from sdft.distill import Distilled, choose, mix, rewrite, write_distilled
 from sdft.errors import SdftError
 from sdft.experiment.arms import TRAINED_AS, arms_of, settings_of
 from sdft.experiment.context import Context
-from sdft.experiment.measure_arm import compare_suites
-from sdft.experiment.settings import Config, with_later_task
+from sdft.experiment.measure_arm import Answers, compare_suites
+from sdft.experiment.settings import Config, of_task, with_later_task
 from sdft.measure.abilities import evaluate
 from sdft.measure.forgetting import comparisons_of, suite_result
 from sdft.measure.statistics import add_holm
@@ -34,18 +35,21 @@ from sdft.results import AnswerLine, ArmMeasures, LaterStage, TrainingSummary
 from sdft.tasks import Suite, Task
 from sdft.train import train
 
-Answers = dict[str, list[AnswerLine]]           # suite → answers
-
 
 def later_stages(config: Config, context: Context, tasks: Sequence[Task]) -> list[Context]:
-    """The context of every later stage of the run of `context`. Raises SdftError for arms and records that a later
-    stage cannot train on."""
+    """The context of every later stage of the run of `context`. A line on stderr for each says which settings it takes
+    from its task, or from the run where they differ from the first task's. Raises SdftError for arms and records that
+    a later stage cannot train on."""
     if tasks:
         check_later_arms(config)
-    stages = [Context(with_later_task(config, context.task, task), context.folder / "then" / f"{number}-{task.name}",
-                      context.base, context.tokenizer, task) for number, task in enumerate(tasks, start=1)]
-    for stage in stages:
-        stage.check()
+    stages = []
+    for number, task in enumerate(tasks, start=1):
+        own = with_later_task(config, context.task, task)
+        print(f"then {task.name}: {', '.join(f'{name} {value}' for name, value in of_task(own).items())}",
+              file=sys.stderr)
+        stages.append(Context(own, context.folder / "then" / f"{number}-{task.name}", context.base, context.tokenizer,
+                              task))
+        stages[-1].check()
     return stages
 
 
@@ -126,7 +130,7 @@ def distill(stage: Context, folder: Path) -> list[Distilled]:
     return chosen
 
 
-def _answer(stage: Context, arm: str, suites: Sequence[Suite]) -> Answers:
+def _answer(stage: Context, arm: str, suites: Sequence[Suite]) -> dict[str, list[AnswerLine]]:
     return evaluate(stage.base, stage.tokenizer, suites, stage.folder / "eval" / arm, stage.sampling, stage.batch_size,
                     stage.chat)
 
