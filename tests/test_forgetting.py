@@ -2,13 +2,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from math import comb, sqrt
+from pathlib import Path
 
 import pytest
 from small_run import options, save_tiny_model
+from tiny_chat import byte_tokenizer, tiny_chat_model
 
 from sdft.cli import main
 from sdft.errors import SdftError
+from sdft.experiment.context import Context
+from sdft.generation import Sampling
 from sdft.measure.forgetting import (
     adjust_together,
     compare_forgetting,
@@ -179,3 +184,34 @@ def test_the_numbers_of_a_run_are_recomputed_from_its_journals(tmp_path, monkeyp
     assert suites["sdft"]["forgetting_against_sft"]["difference"] == pytest.approx(difference)
     assert suites["base"]["noise_floor"] == {"share": 0.0, "low": 0.0, "high": pytest.approx(
         1.96**2 / (len(solved) + 1.96**2), rel=1e-3), "n": len(solved)}         # greedy in fp32: nothing flips
+
+
+def test_the_noise_floor_needs_another_number_of_sequences_at_a_time(monkeypatch):
+    """Greedy answers decoded one by one cannot differ when they are decoded one by one again; sampled ones can."""
+    items = [Item(f"e{index}", [{"role": "user", "content": "Describe rivers."}]) for index in range(9)]
+    suites = [Suite(name, items, None, "solved", 8) for name in ("a", "b", "c")]
+    lines = {suite.name: [{"id": item.id, "score": float(index != 2)} for index, item in enumerate(items)]
+             for suite in suites}
+    lines["b"] = [line | {"score": 0.0} for line in lines["b"]]
+    context, asked = object.__new__(Context), []
+    context.base, context.tokenizer, context.chat = tiny_chat_model(), byte_tokenizer(), None
+    context.suites, context.general, context.folder = suites[:2], suites[2], Path()
+    context.primary, context.answers = {"a.forgetting", "b.forgetting"}, {"base": lines}
+    context.timed = lambda stage: nullcontext()
+
+    def answers(model, tokenizer, suites, folder, sampling, batch_size, chat):
+        asked.append(([suite.name for suite in suites], len(suites[0].items), batch_size, sampling.seed))
+        return {suite.name: [{"id": item.id, "score": float(item.id != "e0")} for item in suite.items]
+                for suite in suites}
+
+    monkeypatch.setattr("sdft.experiment.context.evaluate", answers)
+    for sampling, batch_size in ((Sampling(), 128), (Sampling(), 3), (Sampling(), 1), (Sampling(temperature=1.0), 1)):
+        context.sampling, context.batch_size = sampling, batch_size
+        floors = context.noise_floors()
+        assert floors.keys() == ({"a"} if sampling.temperature or batch_size > 1 else set())
+        assert all((floor["share"], floor["n"]) == (1 / 8, 8) for floor in floors.values())
+    # 27 answers are decoded 27 at a time; on a GPU that has room for 8, 8 at a time
+    assert asked == [(["a"], 8, 6, 0), (["a"], 8, 1, 0), (["a"], 8, 1, 1)]
+    monkeypatch.setattr("sdft.experiment.context.batch_size_for", lambda model, lengths, most: min(8, most))
+    context.sampling, context.batch_size = Sampling(), 128
+    assert context.noise_floors() and asked[-1][2] == 2

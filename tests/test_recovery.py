@@ -12,7 +12,8 @@ from sdft.cli import main
 from sdft.data.chat import encode_example
 from sdft.experiment import recovery as module
 from sdft.experiment import settings
-from sdft.experiment.recovery import recovery, solved_by
+from sdft.experiment.context import solved_by
+from sdft.experiment.recovery import recovery
 from sdft.experiment.run import run
 from sdft.generation import Sampling
 from sdft.model.lora import add_lora, lora_layers
@@ -127,11 +128,10 @@ def test_the_arm_is_trained_on_the_first_k_dialogues_and_given_back_unchanged(mo
                     assert (ours - theirs).abs().mean() < 2e-5 and math.isfinite(ours.sum().item())
 
 
-def test_items_are_the_first_that_the_base_model_solves(monkeypatch):
-    monkeypatch.setattr(module, "ITEMS", 2)
+def test_items_are_the_first_that_the_base_model_solves():
     suite = _suite(None, 5)
     lines = [{"id": f"e{index}", "score": float(index != 1)} for index in (4, 3, 2, 1, 0)]
-    assert [item.id for item in solved_by(lines, suite).items] == ["e0", "e2"]
+    assert [item.id for item in solved_by(lines, suite, 2).items] == ["e0", "e2"]
 
 
 ELABORATE = Suite("elaborate", [Item(f"e{index}", [{"role": "user", "content": f"Describe {index} rivers."}])

@@ -223,8 +223,8 @@ def _forgetting(pair: Pair) -> Mapping[str, Any]:
 
 
 def _recovery(pair: Pair) -> Mapping[str, Any]:
-    from sdft.experiment.context import sampling
-    from sdft.experiment.recovery import recovery, solved_by
+    from sdft.experiment.context import sampling, solved_by
+    from sdft.experiment.recovery import ITEMS, recovery
     from sdft.measure.passes import fitting
 
     if pair.options.suite != "general":
@@ -232,7 +232,7 @@ def _recovery(pair: Pair) -> Mapping[str, Any]:
                         f"{pair.options.suite}; leave --suite out")
     dialogues = fitting(pair.before, pair.base_texts(), "recovery")
     pair.select("elaborate")
-    suite = solved_by(pair.base_answers(), pair.suite)
+    suite = solved_by(pair.base_answers(), pair.suite, ITEMS)
     if not suite.items:
         raise SdftError(f"measure recovery: expected items of elaborate that the base model solves, but of "
                         f"{len(pair.ids)} it solves none; ask for more with --elaborate_items")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
-from sdft.data.chat import Example, training_example
+from sdft.data.chat import Example, encode_prompt, training_example
 from sdft.data.records import Record
 from sdft.data.templates import get_template
 from sdft.distill import Limits
@@ -23,8 +23,9 @@ from sdft.experiment.settings import Config
 from sdft.experiment.timetable import Timetable
 from sdft.files import Journal, read_json, write_json
 from sdft.generation import Sampling
+from sdft.generation.memory import batch_size_for
 from sdft.measure.abilities import evaluate
-from sdft.measure.forgetting import flips, long_answers, share, solved, suite_result
+from sdft.measure.forgetting import long_answers, share, solved, suite_result
 from sdft.measure.outputs.drift import BaseView, base_answers, base_view
 from sdft.measure.outputs.texts import compare_texts
 from sdft.model.batches import fingerprint as examples_fingerprint
@@ -153,23 +154,37 @@ class Context:
                         "tokens": sum(sum(answer.mask) for answer in self.base_answers)}
         return {"suites": suites, "general": general}
 
-    def noise_floor(self, suite: Suite) -> Share | None:
-        """F between two answers of the base model to the items that it solves: how much forgetting is only noise.
+    def noise_floors(self) -> dict[str, Share]:
+        """F between two answers of the base model to the items that it solves, of every suite whose F is a primary end
+        point: how much forgetting is only noise.
 
         The second answers are sampled with another seed; greedy ones are decoded with another number of sequences at a
-        time, which in bf16 can decide a near-tie. At most NOISE_ITEMS items are answered again. None where the base
-        model solves no item.
+        time, which in bf16 can decide a near-tie. At most NOISE_ITEMS items of a suite are answered again. A suite has
+        no floor where the base model solves no item of it, and none has where greedy answers were decoded one by one.
         """
-        lines = self.answers["base"][suite.name]
-        items = evenly([item for item in suite.items if item.id in solved(lines)], NOISE_ITEMS)
-        asked = {item.id for item in items}
-        if not items:
-            return None
-        again = replace(self.sampling, seed=self.sampling.seed + 1) if self.sampling.temperature else self.sampling
+        again, batch_size = self.sampling, max(1, self.sequences // 4)
+        if again.temperature:
+            again = replace(again, seed=again.seed + 1)
+        elif batch_size == self.sequences:
+            return {}
+        few = [solved_by(self.answers["base"][suite.name], suite)
+               for suite in self.suites if f"{suite.name}.forgetting" in self.primary]
+        few = [replace(suite, items=evenly(suite.items, NOISE_ITEMS)) for suite in few if suite.items]
+        if not few:
+            return {}
         with self.timed("eval base again"):
-            second = evaluate(self.base, self.tokenizer, [replace(suite, items=items)], self.folder / "eval/base-again",
-                              again, max(1, self.batch_size // 4), self.chat)[suite.name]
-        return share(flips(second, [line for line in lines if line["id"] in asked])["lost"], len(items))
+            second = evaluate(self.base, self.tokenizer, few, self.folder / "eval/base-again", again, batch_size,
+                              self.chat)
+        return {suite.name: share(len(suite.items) - len(solved(second[suite.name])), len(suite.items))
+                for suite in few}
+
+    @property
+    def sequences(self) -> int:
+        """The number of sequences decoded at a time for the answers to all suites; on a GPU, those that fit."""
+        lengths = [len(encode_prompt(self.tokenizer, item.messages, chat=self.chat)) + suite.max_new_tokens
+                   for suite in (*self.suites, self.general) for item in suite.items]
+        context = self.base.config.context_length
+        return batch_size_for(self.base, [min(length, context) for length in lengths], self.batch_size)
 
     def of_base(self, measure: str, texts: Sequence[Example], make: Callable[[], T], layers: Sequence[str] = ()) -> T:
         """The result of `make`, a measure of the base model, or of its `layers`, on `texts`. The newest result of each
@@ -248,6 +263,12 @@ def run_suites(config: Config, task: Task) -> tuple[list[Suite], Suite]:
     suites = [*task.suites, *first_items(elaborate_suite(), config.eval.elaborate_items),
               *first_items(instruction_suite(), config.eval.instruction_items)]
     return suites, first_items(general_suite(), config.eval.general_items)[0]
+
+
+def solved_by(lines: Sequence[AnswerLine], suite: Suite, count: int | None = None) -> Suite:
+    """The suite cut to the first `count` items that the answers `lines` (the base model's) solve; None: all of them."""
+    ids = solved(lines)
+    return replace(suite, items=[item for item in suite.items if item.id in ids][:count])
 
 
 def evenly(items: Sequence[T], count: int) -> list[T]:

@@ -16,12 +16,11 @@ import copy
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
 from sdft.data.chat import Example
-from sdft.experiment.context import Context
+from sdft.experiment.context import Context, solved_by
 from sdft.generation import Sampling
 from sdft.measure.abilities import evaluate
 from sdft.measure.forgetting import solved
@@ -29,7 +28,7 @@ from sdft.model.batches import may_share, pack_within
 from sdft.model.llama import Llama
 from sdft.model.lora import lora_layers
 from sdft.objectives.hidden_states import cross_entropy
-from sdft.results import AnswerLine, Recovery, RecoveryCheck
+from sdft.results import Recovery, RecoveryCheck
 from sdft.tasks import Suite
 from sdft.tokenizers.tokenizer import Tokenizer
 from sdft.train.loop import gradient
@@ -42,12 +41,6 @@ DIALOGUES = (1, 3, 10, 30)                  # k
 CHECKS = (1, 2, 4, 8, 16, 32, 64)           # steps
 GOAL = 0.1                                  # F below this is recovered
 ITEMS = 48                                  # one generation at a time answers them all; 4 lost items are below GOAL
-
-
-def solved_by(lines: Sequence[AnswerLine], suite: Suite) -> Suite:
-    """The suite cut to the first ITEMS items that the answers `lines` (the base model's) solve."""
-    ids = solved(lines)
-    return replace(suite, items=[item for item in suite.items if item.id in ids][:ITEMS])
 
 
 def recovery(model: Llama, tokenizer: Tokenizer, suite: Suite, dialogues: Sequence[Example],
@@ -89,7 +82,7 @@ def recovery(model: Llama, tokenizer: Tokenizer, suite: Suite, dialogues: Sequen
 def recovery_of(context: Context, arm: str, model: Llama) -> Recovery | None:
     """The recovery of an arm of a run; None where the base model solves no item of `elaborate`."""
     suite = next(suite for suite in context.suites if suite.name == "elaborate")
-    suite = solved_by(context.answers["base"][suite.name], suite)
+    suite = solved_by(context.answers["base"][suite.name], suite, ITEMS)
     if not suite.items:
         print(f"recovery, {arm}: not measured, since the base model solves no item of elaborate", file=sys.stderr)
         return None

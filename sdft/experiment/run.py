@@ -59,9 +59,8 @@ def compare(context: Context) -> Measures:
             gap=gaps(base, compared), token_map=token_map(base, tokenizer, targets, shown),
             texts=compare_targets(distilled), audit=audit(rewrites, distilled, context.mix_ratio, tokenizer)))
     arms = {"base": context.abilities("base", base)}
-    for suite in context.suites:
-        if f"{suite.name}.forgetting" in context.primary and (floor := context.noise_floor(suite)):
-            arms["base"]["suites"][suite.name]["noise_floor"] = floor
+    for suite, floor in context.noise_floors().items():
+        arms["base"]["suites"][suite]["noise_floor"] = floor
 
     # 3. Fine-tune LoRA on the targets of each arm; measure abilities, drift of the outputs and shift of the weights.
     trained = []

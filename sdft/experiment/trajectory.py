@@ -30,7 +30,7 @@ from typing import cast
 
 from sdft.data.chat import Example
 from sdft.experiment.arms import Arm
-from sdft.experiment.context import DRIFT_ANSWERS, Context, evenly, first_items
+from sdft.experiment.context import DRIFT_ANSWERS, Context, evenly, first_items, solved_by
 from sdft.files import Journal
 from sdft.measure.abilities import evaluate
 from sdft.measure.forgetting import solved
@@ -50,7 +50,7 @@ class Trajectory:
 
     def __init__(self, context: Context, arm: Arm, model: Llama):
         self.context, self.arm, self.model = context, arm, model
-        self.suites = [*first_items(context.task.suites[0], ITEMS), solved_items(context)]
+        self.suites = [*first_items(context.task.suites[0], ITEMS), _elaborate(context)]
         self.journal = Journal(context.folder / arm.folder / "trajectory.jsonl")
         self.steps = {point["step"] for point in self.journal.read()}
         if 0 not in self.steps:
@@ -107,13 +107,11 @@ class Trajectory:
         self.steps.add(step)
 
 
-def solved_items(context: Context) -> Suite:
-    """`elaborate`, cut to those of its first ITEMS items that the base model solves; without items where a run has no
-    `elaborate`."""
+def _elaborate(context: Context) -> Suite:
+    """Those of the first ITEMS items of `elaborate` that the base model solves; none where a run has no `elaborate`."""
     suite = next((suite for suite in context.suites if suite.name == "elaborate"),
                  replace(elaborate_suite(), items=[]))
-    by_base = solved(context.answers["base"].get(suite.name, []))
-    return replace(suite, items=[item for item in suite.items[:ITEMS] if item.id in by_base])
+    return solved_by(context.answers["base"].get(suite.name, []), replace(suite, items=suite.items[:ITEMS]))
 
 
 def beginning(answer: Example) -> Example:
