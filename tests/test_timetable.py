@@ -115,6 +115,16 @@ def test_a_finished_stage_corrects_the_later_ones_of_its_kind(tmp_path, capsys):
         "stage 1 of 4: eval base, about 7 min left", "stage 2 of 4: train sft, about 7 min left"]
 
 
+def test_the_rest_of_an_interrupted_stage_corrects_no_other(tmp_path):
+    (tmp_path / "base.jsonl").write_text("{}\n" * 99)
+    times = table(tmp_path, ("eval base", 600.0, "base.jsonl", 100), ("eval sft", 600.0, "no", 1),
+                  ("eval sdft", 600.0, "no", 1))
+    times.end("eval base", 30.0)                                # 6 s of answers, and the time to begin
+    assert times.left() == 1200 and list(times.to_do) == ["eval sft", "eval sdft"]
+    times.end("eval sft", 900.0)
+    assert times.left() == 900
+
+
 def test_a_stage_that_was_not_needed_leaves_the_table_when_a_later_one_begins(tmp_path, capsys):
     times = table(tmp_path, ("eval base", 60.0, "no", 1), ("eval base again", 30.0, "no", 1),
                   ("train sft", 20.0, "no", 1))

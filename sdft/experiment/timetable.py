@@ -4,7 +4,8 @@
     stage 3 of 5: train sft, about 9 min left
 
 A stage that an interrupted run has finished does not count; one that it has half finished counts half. What finished
-stages took against their estimate corrects the stages of the same kind that are still to come. forecast.py estimates.
+stages took against their estimate corrects the stages of the same kind that are still to come; what the rest of an
+interrupted stage took does not. forecast.py estimates.
 """
 from __future__ import annotations
 
@@ -36,8 +37,9 @@ class Timetable:
 
     def __init__(self, stages: Sequence[Stage] = (), folder: Path = Path()):
         """folder: of the run; the stages whose files it holds are left out."""
-        left = {stage.name: stage.seconds * (1 - stage.done(folder)) for stage in stages if stage.done(folder) < 1}
-        self.count, self.to_do = len(left), left
+        done = {stage.name: stage.done(folder) for stage in stages}
+        left = {stage.name: stage.seconds * (1 - done[stage.name]) for stage in stages if done[stage.name] < 1}
+        self.count, self.to_do, self.begun = len(left), left, {name for name in done if done[name]}
         self.finished: list[tuple[str, float, float]] = []      # (kind, seconds estimated, seconds taken)
 
     def left(self) -> float:
@@ -65,9 +67,10 @@ class Timetable:
             print(f"stage {number} of {self.count}: {name}, about {duration(self.left())} left", file=sys.stderr)
 
     def end(self, name: str, seconds: float) -> None:
-        """Record the seconds that a stage took."""
-        if name in self.to_do:
-            self.finished.append((_kind(name), self.to_do.pop(name), seconds))
+        """Record the seconds that a stage took, where this process did all of it."""
+        estimated = self.to_do.pop(name, None)
+        if estimated is not None and name not in self.begun:
+            self.finished.append((_kind(name), estimated, seconds))
 
 
 def _kind(name: str) -> str:
