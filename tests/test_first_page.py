@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from html.parser import HTMLParser
 from math import exp, sqrt
 from random import Random
@@ -13,6 +14,8 @@ from sdft.measure.abilities import against
 from sdft.measure.forgetting import adjust_together, compare_forgetting, long_answers, suite_result
 from sdft.report import write_report
 from sdft.report.answer import cards, headline, introduction, loss_suite, main_arms, reasons
+from sdft.report.drawing import svg_of
+from sdft.report.figures import learned_and_lost
 from sdft.report.first_page import first_page, first_page_as_markdown
 from sdft.report.prompts import chosen_prompts, rule, shortened
 from sdft.report.run import Run, read_run
@@ -75,31 +78,32 @@ def make_run(tmp_path, arms, floor=None, other="elaborate"):
 
 @pytest.mark.parametrize(("arms", "sentences"), [
     ({"sft": (1, None, 40, None), "sdft": (1, 0, 15, -1)}, [
-        "Plain fine-tuning learned the task but lost 80 % of the instructions that the model could follow.",
-        "Self-distillation learned it too and lost less: 30 %."]),
+        "Plain fine-tuning learned the task but lost 40 of the 50 instructions it could follow before.",
+        "Self-distillation learned it too and lost fewer: 15."]),
     ({"sft": (1, None, 40, None), "sdft": (1, -1, 15, -1)}, [
-        "Plain fine-tuning learned the task but lost 80 % of the instructions that the model could follow.",
-        "Self-distillation learned less of it but lost less: 30 %."]),
+        "Plain fine-tuning learned the task but lost 40 of the 50 instructions it could follow before.",
+        "Self-distillation learned less of it but lost fewer: 15."]),
     ({"sft": (0, None, 40, None), "sdft": (1, 1, 45, 1)}, [
-        "Plain fine-tuning may have learned the task (+2 points) and lost 80 % of the instructions that the model "
-        "could follow.", "Self-distillation learned it but lost more: 90 %."]),
+        "Plain fine-tuning gained 2 points in the task, which could be chance, and lost 40 of the 50 instructions it "
+        "could follow before.", "Self-distillation learned it but lost more: 45."]),
     ({"sft": (-1, None, 0, None), "sdft": (0, 0, 0, 0)}, [
-        "Plain fine-tuning got worse at the task and lost nothing detectable.",
-        "Self-distillation may have learned it (+2 points) and lost nothing detectable."]),
+        "Plain fine-tuning got worse at the task and lost none of the 50 instructions it could follow before.",
+        "Self-distillation gained 2 points in the task, which could be chance, and lost none."]),
     ({"sft": (1, None, 10, None), "sdft": (1, 1, 12, 0)}, [
-        "Plain fine-tuning learned the task but lost 20 % of the instructions that the model could follow.",
-        "Self-distillation learned more of it and lost 24 %, not detectably more or less."]),
+        "Plain fine-tuning learned the task but lost 10 of the 50 instructions it could follow before.",
+        "Self-distillation learned more of it and lost 12; the difference could be chance."]),
     ({"sft": (1, None, 40, None)}, [
-        "Plain fine-tuning learned the task but lost 80 % of the instructions that the model could follow."]),
+        "Plain fine-tuning learned the task but lost 40 of the 50 instructions it could follow before."]),
     ({"sdft": (0, None, 15, None)}, [
-        "Self-distillation may have learned the task (+2 points) and lost 30 % of the instructions that the model "
-        "could follow."]),
+        "Self-distillation gained 2 points in the task, which could be chance, and lost 15 of the 50 instructions it "
+        "could follow before."]),
     ({"replay": (1, -1, 15, -1), "sft": (1, None, 40, None)}, [
-        "Plain fine-tuning learned the task but lost 80 % of the instructions that the model could follow.",
-        "Arm replay learned less of it but lost less: 30 %."]),
+        "Plain fine-tuning learned the task but lost 40 of the 50 instructions it could follow before.",
+        "Arm replay learned less of it but lost fewer: 15."]),
     ({"kl": (1, None, 15, None), "low-lr": (0, None, 0, None)}, [
-        "Arm kl learned the task but lost 30 % of the instructions that the model could follow.",
-        "Arm low-lr may have learned the task (+2 points) and lost nothing detectable."]),
+        "Arm kl learned the task but lost 15 of the 50 instructions it could follow before.",
+        "Arm low-lr gained 2 points in the task, which could be chance, and lost none of the 50 instructions it could "
+        "follow before."]),
     ({}, ["No version of the model was trained."])])
 def test_the_headline_follows_the_intervals_and_p_values(tmp_path, arms, sentences):
     assert headline(make_run(tmp_path, arms)) == sentences
@@ -108,17 +112,25 @@ def test_the_headline_follows_the_intervals_and_p_values(tmp_path, arms, sentenc
 BOTH = {"sft": (1, None, 40, None), "sdft": (1, 0, 15, -1)}
 
 
-def test_a_task_that_was_not_learned_is_said_so(tmp_path):
+@pytest.mark.parametrize("difference", [-0.02, 0.0, 0.004])
+def test_a_task_that_was_not_learned_is_said_so(tmp_path, difference):
     run = make_run(tmp_path, {"sft": (0, None, 40, None)})
-    run.results["sft"]["suites"]["passages"]["against_base"] |= {"difference": -0.02}
-    assert headline(run)[0].startswith("Plain fine-tuning did not detectably learn the task and lost 80 %")
+    run.results["sft"]["suites"]["passages"]["against_base"] |= {"difference": difference}
+    assert headline(run)[0].startswith("Plain fine-tuning did not detectably learn the task and lost 40 of the 50")
 
 
 def test_a_loss_within_the_noise_of_the_base_model_is_no_loss(tmp_path):
     arms = {"sft": (1, None, 6, None)}                  # Wilson's interval: 5.6 to 23.8 %; of 5 in 50, up to 21.4 %
-    assert "but lost 12 %" in headline(make_run(tmp_path, arms))[0]
-    assert headline(make_run(tmp_path, arms, floor=5)) == ["Plain fine-tuning learned the task and lost nothing "
-                                                           "detectable."]
+    assert "but lost 6 of the 50" in headline(make_run(tmp_path, arms))[0]
+    assert headline(make_run(tmp_path, arms, floor=5)) == [
+        "Plain fine-tuning learned the task and lost 6 of the 50 instructions it could follow before, which could be "
+        "chance."]
+
+
+def test_one_point_is_one_point(tmp_path):
+    run = make_run(tmp_path, {"sft": (0, None, 40, None)})
+    run.results["sft"]["suites"]["passages"]["against_base"] |= {"difference": 0.01}
+    assert headline(run)[0].startswith("Plain fine-tuning gained 1 point in the task, which could be chance, and lost")
 
 
 def test_without_elaborate_the_long_part_of_the_instructions_shows_what_was_lost(tmp_path):
@@ -127,12 +139,20 @@ def test_without_elaborate_the_long_part_of_the_instructions_shows_what_was_lost
         run.results[arm]["suites"]["instructions"]["parts"] = {
             "long": suite(.3, 10, lost, 1, n=30, trained=arm != "base"), "brief": suite(.3, 40, 0, 0, n=70)}
     assert loss_suite(run).solved == 10
-    assert headline(run)[0].endswith("but lost 90 % of the instructions that the model could follow.")
+    assert headline(run)[0].endswith("but lost 9 of the 10 instructions it could follow before.")
+    assert cards(run)[1].sentences[0] == (
+        "Of the 10 instructions (of 30) that the model could follow before, checked by a program. Each asks for more "
+        "than a word, such as a list or three paragraphs.")
+
+
+def test_instructions_that_were_not_split_are_not_said_to_ask_for_more_than_a_word(tmp_path):
+    assert cards(make_run(tmp_path, BOTH, other="instructions"))[1].sentences[0] == (
+        "Of the 50 instructions (of 100) that the model could follow before, checked by a program.")
 
 
 def test_another_suite_is_named_by_its_items(tmp_path):
     assert headline(make_run(tmp_path, BOTH, other="gsm8k"))[0] == (
-        "Plain fine-tuning learned the task but lost 80 % of the items of gsm8k that the model could solve.")
+        "Plain fine-tuning learned the task but lost 40 of the 50 items of gsm8k it could solve before.")
 
 
 def test_a_run_without_a_second_suite_says_that_losses_were_not_measured(tmp_path):
@@ -152,13 +172,22 @@ def test_a_suite_of_which_the_base_model_solves_nothing_shows_no_loss(tmp_path):
 
 
 @pytest.mark.parametrize(("arms", "text"), [
-    (BOTH, "One chat model (tiny) was trained twice: on the reference answers of a data set (plain fine-tuning, sft), "
-           "and on its own rewrites of the reference answers (self-distillation, sdft). This page shows"),
-    ({"sdft": BOTH["sdft"]}, "One chat model (tiny) was trained once: on its own rewrites of the reference answers "
-                             "(self-distillation, sdft). This page shows"),
-    ({**BOTH, "kl": BOTH["sdft"]}, "(self-distillation, sdft), and in other ways (baselines: kl). This page shows")])
+    (BOTH, "One chat model, tiny, was trained twice on 400 examples of the task passages (questions about short "
+           "passages, with one-word answers): on the reference answers (plain fine-tuning, sft), and on its own "
+           "rewrites of the reference answers, which it made once before training, seeing each reference "
+           "(self-distillation, sdft)."),
+    ({"sdft": BOTH["sdft"]}, "trained once on 400 examples of the task passages (questions about short passages, with "
+                             "one-word answers): on its own rewrites of the reference answers, which it made once"),
+    ({**BOTH, "kl": BOTH["sdft"]}, "(self-distillation, sdft), and in other ways (baselines: kl).")])
 def test_the_introduction_names_what_was_trained(tmp_path, arms, text):
     assert text in introduction(make_run(tmp_path, arms))
+
+
+def test_a_task_that_the_report_cannot_describe_is_only_named(tmp_path):
+    run = make_run(tmp_path, BOTH)
+    for results in run.results.values():
+        results["suites"] = {"mine" if name == "passages" else name: suite for name, suite in results["suites"].items()}
+    assert "was trained twice on 400 examples of the task mine: on the reference answers" in introduction(run)
 
 
 def test_the_cards_have_the_numbers_of_every_arm_and_say_which_difference_was_detected(tmp_path):
@@ -166,30 +195,37 @@ def test_the_cards_have_the_numbers_of_every_arm_and_say_which_difference_was_de
     for arm, kept, shrunk in (("sft", 52, 36), ("sdft", 94, 2)):
         run.results[arm]["general"]["long_answers"] = {**share(kept, 97), "kept": kept, "shrunk": shrunk}
     run.results["sdft"]["general"]["long_answers"]["against_sft"] = compared(1, p=0.00001, p_holm=0.002)
-    learned, kept, collapsed = cards(run)
+    learned, lost, collapsed = cards(run)
     assert learned.numbers == [("base", "80 %"), ("sft", "90 %"), ("sdft", "90 %"), ("kl", "80 %")]
     assert learned.sentences == [
-        "Accuracy on 100 new items of the task passages.",
-        "Plain fine-tuning: gained +10.0 points (+5.0 to +15.0).",
-        "Self-distillation: gained +10.0 points (+5.0 to +15.0).",
-        "Between the two, no difference was detected (p = 0.400)."]
-    assert kept.numbers == [("base", "50"), ("sft", "10 of 50"), ("sdft", "35 of 50"), ("kl", "41 of 50")]
-    assert kept.sentences == [
-        "Instructions that the model could follow before: each asks for more than one word, such as a list or a "
-        "letter.",
-        "Plain fine-tuning lost 40 of 50: 80 % (67 to 89).", "Self-distillation lost 15 of 50: 30 % (19 to 44).",
-        "Self-distillation lost less than plain fine-tuning (p < 0.001).",
-        "Asked again, the untrained model itself failed 2 of them: so much is chance."]
+        "Accuracy on 100 new items of the task.",
+        "Plain fine-tuning: +10.0 points (+5.0 to +15.0).",
+        "Self-distillation: +10.0 points (+5.0 to +15.0).",
+        "The difference between the two could be chance (p = 0.400)."]
+    assert lost.numbers == [("sft", "40 of 50"), ("sdft", "15 of 50"), ("kl", "9 of 50")]
+    assert lost.sentences == [
+        "Of the 50 instructions (of 100) that the model could follow before, checked by a program. Each asks for more "
+        "than a word, such as a list, a story or a letter to a friend.",
+        "Plain fine-tuning: 80 % (67 to 89).", "Self-distillation: 30 % (19 to 44).",
+        "Self-distillation lost fewer than plain fine-tuning (p < 0.001).",
+        "Asked a second time, the untrained model failed 2 of these 50 (4 %): that much can be chance."]
     assert collapsed.numbers == [("sft", "36 of 97"), ("sdft", "2 of 97")]
-    assert collapsed.sentences[1:] == [
-        "Still of 25 words or more: 52 with plain fine-tuning and 94 with self-distillation.",
-        "Self-distillation kept more than plain fine-tuning (p = 0.002)."]
+    assert collapsed.sentences == ["Answers to open prompts that shrank to less than a quarter of their words, of the "
+                                   "97 that had 25 or more before."]
+
+
+def test_the_card_and_the_headline_say_the_same_of_a_gain_that_could_be_chance(tmp_path):
+    run = make_run(tmp_path, {"sft": (0, None, 40, None)})
+    run.results["sft"]["suites"]["passages"]["against_base"] |= {"p_holm": 0.41}
+    assert cards(run)[0].sentences[1] == (
+        "Plain fine-tuning: +2.0 points (\N{MINUS SIGN}3.0 to +7.0): could be chance (corrected p = 0.410).")
+    assert "gained 2 points in the task, which could be chance" in headline(run)[0]
 
 
 def test_a_difference_with_a_large_adjusted_p_value_has_no_direction(tmp_path):
     run = make_run(tmp_path, BOTH)
     run.results["sdft"]["suites"]["elaborate"]["forgetting_against_sft"]["p_holm"] = 0.06
-    assert headline(run)[1] == "Self-distillation learned it too and lost 30 %, not detectably more or less."
+    assert headline(run)[1] == "Self-distillation learned it too and lost 15; the difference could be chance."
 
 
 def _gaps(low, high):
@@ -197,21 +233,21 @@ def _gaps(low, high):
 
 
 @pytest.mark.parametrize(("low", "high", "text"), [
-    (-5, -4, "Its own rewrites are nearer to what the model would say: "),
-    (1, 2, "Its own rewrites are farther from what the model would say: "),
-    (-1, 1, "No difference was detected in how near its own rewrites are to what the model would say: ")])
+    (-5, -4, "The model's own rewrites are nearer to what it would say: "),
+    (1, 2, "The model's own rewrites are farther from what it would say: "),
+    (-1, 1, "Whether the model's own rewrites are nearer to what it would say could be chance: ")])
 def test_the_targets_are_nearer_where_the_interval_says_so(tmp_path, low, high, text):
     run = make_run(tmp_path, BOTH)
     run.measures["gap"] = _gaps(low, high)
     assert reasons(run) == [("Targets", text + (
-        "before training it gives a token of the reference answers a typical probability of 1.0 %, and a token of the "
-        "answers that self-distillation trains on 50 % (4.61 and 0.69 nats per token)."))]
+        "before training it expects a word or word part of the reference answers with a probability of 1.0 %, and one "
+        "of the answers that self-distillation trains on with 50 % (geometric means; 4.61 and 0.69 nats per token)."))]
 
 
 @pytest.mark.parametrize(("low", "high", "start"), [
-    (-0.4, -0.2, "Self-distillation changed how an answer begins less than plain fine-tuning. Distance"),
-    (0.2, 0.4, "Self-distillation changed how an answer begins more than plain fine-tuning. Distance"),
-    (-0.1, 0.1, "Distance")])
+    (-0.4, -0.2, " less with self-distillation than with plain fine-tuning (distance"),
+    (0.2, 0.4, " more with self-distillation than with plain fine-tuning (distance"),
+    (-0.1, 0.1, "; the difference between the two could be chance (distance")])
 def test_the_first_words_are_compared_answer_by_answer(tmp_path, low, high, start):
     run = make_run(tmp_path, BOTH)
     for arm, kl8, kl, total in (("sft", 0.54, 0.147, 4.55), ("sdft", 0.24, 0.154, 4.24)):
@@ -219,17 +255,17 @@ def test_the_first_words_are_compared_answer_by_answer(tmp_path, low, high, star
         run.results[arm]["shift"] = {"total": total}
     run.results["sdft"]["general"]["kl8_against_sft"] = {"difference": -.3, "low": low, "high": high, "n": 9}
     (_, words), (_, weights) = reasons(run)
-    assert words.startswith(start) and words.endswith(
-        " over the first 8 tokens of its answers: 0.540 with plain fine-tuning and 0.240 with self-distillation; over "
-        "whole answers: 0.147 and 0.154 (KL divergence, nats per token).")
+    assert words == (f"The first 8 words or word parts of an answer changed{start} from the untrained model: 0.540 "
+                     "with plain fine-tuning and 0.240 with self-distillation; over whole answers: 0.147 and 0.154; KL "
+                     "divergence, nats per token).")
     assert weights == ("The weights moved 0.93 times as far with self-distillation as with plain fine-tuning (norm of "
                        "the change: 4.24 and 4.55; no interval, since each was trained once).")
 
 
 @pytest.mark.parametrize(("difference", "says"), [
-    (-0.3, "self-distillation lost less (-30 points, -40 to -20)."),
-    (0.3, "self-distillation lost more (+30 points, +20 to +40)."),
-    (0.05, "no difference was detected (+5 points, -5 to +15).")])
+    (-0.3, "self-distillation lost fewer, −30 points (−40 to −20)."),
+    (0.3, "self-distillation lost more, +30 points (+20 to +40)."),
+    (0.05, "the difference could be chance, +5 points (−5 to +15).")])
 def test_arms_are_compared_where_they_learned_equally_much(tmp_path, difference, says):
     run = make_run(tmp_path, BOTH)
     run.results["sdft"]["matched"] = {
@@ -252,18 +288,27 @@ def test_three_prompts_are_shown_by_rank_of_the_difference_in_length(tmp_path):
     _with_prompts(run, [(100, 100 - spread, 100) for spread in spreads])
     shown = [(each.rank, each.prompt) for each in chosen_prompts(run)]
     assert shown == [(1, "Say p1."), (3, "Say p3."), (5, "Say p5.")]
-    assert rule(run).startswith("Chosen by rule: 8 open prompts, sorted by the difference in words between the longest "
-                                "and the shortest answer. Shown: numbers 1, 3 and 5.")
+    assert rule(run) == ("Chosen by rule, not by hand: of 8 open prompts, sorted by how much the versions' answers "
+                         "differ in length, the first, the one a quarter down and the middle one.")
 
 
 def test_equal_differences_keep_the_order_of_the_run_and_one_prompt_is_shown_once(tmp_path):
     run = make_run(tmp_path, BOTH)
     _with_prompts(run, [(5, 5, 9)])
-    assert [each.prompt for each in chosen_prompts(run)] == ["Say p0."]
+    assert [each.prompt for each in chosen_prompts(run)] == ["Say p0."] and rule(run).endswith("length, the first.")
     _with_prompts(run, [(5, 5, 9)] * 4)
     assert [each.prompt for each in chosen_prompts(run)] == ["Say p0.", "Say p1.", "Say p2."]
     _with_prompts(run, [])
     assert chosen_prompts(run) == [] and rule(run) == ""
+
+
+def test_an_answer_collapsed_below_a_quarter_of_a_long_one(tmp_path):
+    run = make_run(tmp_path, BOTH)
+    for words, collapsed in (((40, 10, 9), [False, False, True]), ((24, 1, 1), [False] * 3), ((25, 6, 7), [0, 1, 0])):
+        _with_prompts(run, [words])
+        chosen, = chosen_prompts(run)
+        assert [chosen.collapsed(arm) for arm in run.arms] == collapsed
+        assert first_page(run, "").count("class=mark>collapsed<") == sum(collapsed)
 
 
 def test_a_long_answer_is_cut_after_a_word():
@@ -307,12 +352,23 @@ def test_the_first_page_is_well_formed_and_escapes_what_the_model_wrote(tmp_path
     page = first_page(run, "")
     assert "<b>4 weeks" in " ".join(read(page).text) and "&lt;b&gt;4 weeks" in page
     assert "<b>10</b> kept · <b>40</b> lost · <b>5</b> new" in page
-    assert "The mean alone would say: before 50 %, sft 40 %, sdft 40 %, kl 40 %." in page
+    assert ("New: of the 50 that it could not follow before. The mean over all 100 counts lost and new together: "
+            "before training 50 %, plain fine-tuning 40 %, self-distillation 40 %, arm kl 40 %.") in page
+
+
+def test_the_figure_names_every_version_and_the_end_of_what_can_be_chance(tmp_path):
+    svg, caption = svg_of(partial(learned_and_lost, make_run(tmp_path, BOTH, floor=5)))
+    for text in ("before training", "plain fine-tuning", "self-distillation", "chance: untrained model asked again"):
+        assert f"<!-- {text} -->" in svg                    # matplotlib writes a text above its glyphs
+    assert caption.endswith("loses when asked again, up to 21 % (the end of its interval).")     # of 5 in 50
+    svg, caption = svg_of(partial(learned_and_lost, make_run(tmp_path, BOTH)))
+    assert "chance" not in svg + caption
 
 
 def test_the_first_screen_has_no_symbols_of_the_trade(tmp_path):
     run = make_run(tmp_path, BOTH, floor=1)
     text = " ".join([*headline(run), introduction(run), *(text for card in cards(run) for text in card.sentences)])
+    assert text.count("sft") == text.count("sdft") == 1             # the short names differ by a letter
     assert not re.search(r"\bF\b|\bBT\b|KL|NLL|ΔW|McNemar|Holm|Wilson|\barm\b", text)
 
 
@@ -320,8 +376,9 @@ def test_the_markdown_page_opens_with_the_same_answer(tmp_path):
     run = make_run(tmp_path, BOTH)
     text = first_page_as_markdown(run)
     assert text.startswith("# " + " ".join(headline(run)) + "\n\n" + introduction(run))
-    assert "**Kept:** before 50, sft 10 of 50, sdft 35 of 50. Instructions that" in text
-    assert "> Say a.\n\n- before, 1 word: yes\n- sft, 1 word: yes\n- sdft, 1 word: yes" in text
+    assert "**Lost:** plain fine-tuning 40 of 50, self-distillation 15 of 50. Of the 50 instructions" in text
+    assert ("> Say a.\n\n- before training, 1 word: yes\n- plain fine-tuning, 1 word: yes\n"
+            "- self-distillation, 1 word: yes") in text
 
 
 def test_the_tables_have_losses_and_gains_next_to_every_mean(tmp_path):
@@ -410,17 +467,17 @@ def test_every_number_of_the_first_page_is_one_of_the_journals_or_of_the_measure
     for arm, name in (("sft", "Plain fine-tuning"), ("sdft", "Self-distillation")):
         lost, new = len(right["base"] - right[arm]), len(right[arm] - right["base"])
         low, high = (100 * share(lost, n)[side] for side in ("low", "high"))
-        assert f"{name} lost {lost} of {n}: {100 * lost / n:.0f} % ({low:.0f} to {high:.0f})." in text
+        assert f"{lost} of {n} {name.lower()}" in text
+        assert f"{name} : {100 * lost / n:.0f} % ({low:.0f} to {high:.0f})." in text
         assert f"{n - lost} kept · {lost} lost · {new} new" in text
         shrunk = sum(4 * words[arm][k] < words["base"][k] for k in long)
-        assert f"{shrunk} of {len(long)} {arm}" in text
-        assert f"{sum(words[arm][k] >= 25 for k in long)} with {name.lower()}" in text
+        assert f"{shrunk} of {len(long)} {name.lower()}" in text
     by_spread = sorted(range(40), key=lambda k: min(counts[k] for counts in words.values())
                        - max(counts[k] for counts in words.values()))
     for rank in (0, 10, 20):
         k = by_spread[rank]
         shown = [f"{words[arm][k]} word{'s' * (words[arm][k] > 1)}" for arm in ("base", "sft", "sdft")]
-        assert re.search(rf"“Say g{k}\.” before {shown[0]} .* {shown[1]} .* {shown[2]} ", text)
+        assert re.search(rf"“Say g{k}\.” before training {shown[0]} .* {shown[1]} .* {shown[2]} ", text)
     # Everything else: a value of measures.json in a form of the page, or a word of the rule.
     leaves, known = [measures], {"95", "25", "8", "1", "40", "11", "21", "7", "150", "135"}
     while leaves:

@@ -3,7 +3,7 @@
 Every wording depends on the numbers: an interval and a p-value decide whether a direction is stated (tables.direction).
 
     headline    a sentence for each of the two main arms
-    cards       learned, kept and collapsed: the numbers of every arm, and what they say
+    cards       learned, lost and collapsed: the numbers of every arm, and what they say
     reasons     what is lost at equal learning, the targets, the first tokens, the weights
 """
 from __future__ import annotations
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from math import exp
 
 from sdft.report.run import Run
-from sdft.report.tables import direction, nats, p_value, verdict
-from sdft.results import Comparison, Share, SuiteResult
+from sdft.report.tables import direction, nats, p_value
+from sdft.results import Comparison, Difference, Share, SuiteResult
 
-NAMES = {"base": "before", "sft": "plain fine-tuning", "sdft": "self-distillation"}
-WAYS = {"sft": "on the reference answers of a data set (plain fine-tuning, sft)",
-        "sdft": "on its own rewrites of the reference answers (self-distillation, sdft)"}
+NAMES = {"base": "before training", "sft": "plain fine-tuning", "sdft": "self-distillation"}
+WAYS = {"sft": "on the reference answers (plain fine-tuning, sft)",
+        "sdft": "on its own rewrites of the reference answers, which it made once before training, seeing each "
+                "reference (self-distillation, sdft)"}
+TASKS = {"passages": "questions about short passages, with one-word answers"}
 TIMES = {1: "once", 2: "twice"}
 
 
@@ -37,7 +39,7 @@ class LossSuite:
 
     items: str                          # "instructions"
     solve: str                          # "follow"
-    description: str
+    description: str                    # a sentence, or empty
     results: dict[str, SuiteResult]
     noise_floor: Share | None
 
@@ -70,22 +72,24 @@ def loss_suite(run: Run) -> LossSuite | None:
         results = long or suites
         if name != run.task and all("forgetting" in results[arm] for arm in run.trained):
             if name not in first:
-                return LossSuite(f"items of {name}", "solve", "of another suite than the task", results, floor)
-            return LossSuite("instructions", "follow", "each asks for more than one word, such as a list or a letter",
-                            results, floor)
+                return LossSuite(f"items of {name}", "solve", "", results, floor)
+            such = "a list, a story or a letter to a friend" if name == "elaborate" else "a list or three paragraphs"
+            description = f"Each asks for more than a word, such as {such}." if name == "elaborate" or long else ""
+            return LossSuite("instructions", "follow", description, results, floor)
     return None
 
 
 def introduction(run: Run) -> str:
-    """What was trained, and what the page shows."""
+    """What was trained, on what, and in which ways."""
     others = [arm for arm in run.trained if arm not in WAYS]
     ways = [WAYS[arm] for arm in main_arms(run) if arm in WAYS]
     ways += [f"in other ways (baselines: {', '.join(others)})"] if others else []
     model, n = run.settings.get("model", {}).get("model"), len(run.trained)
+    examples = next((f" on {arm['training']['records']} examples" for arm in run.trained.values()), "")
+    task = f" of the task {run.task}{f' ({TASKS[run.task]})' if run.task in TASKS else ''}" if examples else ""
     lost = "" if loss_suite(run) else " What was lost elsewhere was not measured item by item."
-    return (f"One chat model{f' ({model})' if model else ''} was trained {TIMES.get(n, f'{n} times')}"
-            f"{': ' if ways else ''}{', and '.join(ways)}. This page shows what each version learned and what it "
-            f"lost.{lost}")
+    return (f"One chat model{f', {model},' if model else ''} was trained {TIMES.get(n, f'{n} times')}{examples}{task}"
+            f"{': ' if ways else ''}{', and '.join(ways)}.{lost}")
 
 
 # ------------------------------------------------------------------------------------------------------------- headline
@@ -107,12 +111,11 @@ def _learned(run: Run, arm: str, after_sft: bool) -> tuple[str, bool | None] | N
     if not suite or "against_base" not in suite:
         return None
     task, change = "it" if after_sft else "the task", direction(suite["against_base"])
-    points = f"{100 * suite['against_base']['difference']:.0f}"
     if change < 0:
         return f"got worse at {task}", False
     if not change:
-        likely = float(points) > 0
-        return (f"may have learned {task} (+{points} points)", None) if likely else (
+        points = round(100 * suite["against_base"]["difference"])
+        return (f"gained {_count(points, 'point')} in the task, which could be chance,", False) if points > 0 else (
             f"did not detectably learn {task}", False)
     sft = run.results["sft"]["suites"][run.task].get("against_base") if after_sft else None
     if not sft or direction(sft) < 1:
@@ -122,57 +125,60 @@ def _learned(run: Run, arm: str, after_sft: bool) -> tuple[str, bool | None] | N
 
 
 def _lost(run: Run, arm: str, after_sft: bool) -> tuple[str, bool | None] | None:
-    """What the arm lost, in words, and whether that is good; None for neither."""
+    """How many items the arm lost, in words, and whether that is good; None for neither."""
     suite = loss_suite(run)
     if not suite:
         return None
-    lost, comparison = suite.results[arm]["forgetting"], suite.results[arm].get("forgetting_against_sft")
-    detected = lost["low"] > (suite.noise_floor["high"] if suite.noise_floor else 0)
-    share = f"{100 * lost['share']:.0f} %"
+    share, comparison = suite.results[arm]["forgetting"], suite.results[arm].get("forgetting_against_sft")
+    detected = share["low"] > (suite.noise_floor["high"] if suite.noise_floor else 0)
+    lost = suite.results[arm]["lost"]
     if after_sft and comparison and (change := direction(comparison)):
-        return (f"lost more: {share}", False) if change > 0 else (f"lost less: {share}", True)
+        return (f"lost more: {lost}", False) if change > 0 else (f"lost fewer: {lost}", True)
+    words = f"lost {lost or 'none'}" + ("" if after_sft else f" of the {suite.solved} {suite.items} it could "
+                                        f"{suite.solve} before")
     if not detected:
-        return "lost nothing detectable", None
+        return words + (", which could be chance" if lost else ""), None
     if after_sft and comparison:
-        return f"lost {share}, not detectably more or less", None
-    return f"lost {share} of the {suite.items} that the model could {suite.solve}", False
+        return f"{words}; the difference could be chance", None
+    return words, False
 
 
 # ---------------------------------------------------------------------------------------------------------------- cards
 def cards(run: Run) -> list[Card]:
-    """What was learned, what was kept, and which long answers collapsed: the cards that the run has measures for."""
-    return [card for card in (_learned_card(run), _kept_card(run), _collapsed_card(run)) if card]
+    """What was learned, what was lost, and which long answers collapsed: the cards that the run has measures for."""
+    return [card for card in (_learned_card(run), _lost_card(run), _collapsed_card(run)) if card]
 
 
 def _learned_card(run: Run) -> Card:
     suites = {arm: results["suites"][run.task] for arm, results in run.results.items()}
     metric, n = suites["base"]["metric"], suites["base"]["n"]
-    sentences = [f"{_start(metric)} on {n} new items of the task {run.task}."]
+    sentences = [f"{_start(metric)} on {n} new items of the task."]
     for arm in main_arms(run):
-        if "against_base" in suites[arm]:
-            sentences.append(f"{_start(name_of(arm))}: {verdict(suites[arm]['against_base'])}.")
+        if change := suites[arm].get("against_base"):
+            chance = "" if direction(change) else f": could be chance{_in_brackets(change)}"
+            sentences.append(f"{_start(name_of(arm))}: {_points(change, 1)}{chance}.")
     sentences += _against_sft(run, ((arm, suites[arm].get("against_sft")) for arm in main_arms(run)),
                               "learned more", "learned less")
     return Card("Learned", [(arm, f"{100 * suite['mean']:.0f} %") for arm, suite in suites.items()], sentences)
 
 
-def _kept_card(run: Run) -> Card | None:
+def _lost_card(run: Run) -> Card | None:
     suite = loss_suite(run)
-    if not suite:
+    if not suite or not run.trained:
         return None
-    solved = suite.solved
-    sentences = [f"{_start(suite.items)} that the model could {suite.solve} before: {suite.description}."]
+    solved, n = suite.solved, suite.results["base"]["n"]
+    sentences = [f"Of the {solved} {suite.items} (of {n}) that the model could {suite.solve} before, checked by a "
+                 f"program. {suite.description}".rstrip()]
     for arm in main_arms(run):
         lost = suite.results[arm]["forgetting"]
-        sentences.append(f"{_start(name_of(arm))} lost {suite.results[arm]['lost']} of {solved}: "
-                         f"{100 * lost['share']:.0f} % ({100 * lost['low']:.0f} to {100 * lost['high']:.0f}).")
+        sentences.append(f"{_start(name_of(arm))}: {100 * lost['share']:.0f} % ({100 * lost['low']:.0f} to "
+                         f"{100 * lost['high']:.0f}).")
     sentences += _against_sft(run, ((arm, suite.results[arm].get("forgetting_against_sft")) for arm in main_arms(run)),
-                              "lost more", "lost less")
-    if suite.noise_floor:
-        again = round(suite.noise_floor["share"] * suite.noise_floor["n"])
-        sentences.append(f"Asked again, the untrained model itself failed {again} of them: so much is chance.")
-    return Card("Kept", [("base", str(solved)), *((arm, f"{solved - suite.results[arm]['lost']} of {solved}")
-                                                  for arm in run.trained)], sentences)
+                              "lost more", "lost fewer")
+    if floor := suite.noise_floor:
+        sentences.append(f"Asked a second time, the untrained model failed {round(floor['share'] * floor['n'])} of "
+                         f"these {floor['n']} ({100 * floor['share']:.0f} %): that much can be chance.")
+    return Card("Lost", [(arm, f"{suite.results[arm]['lost']} of {solved}") for arm in run.trained], sentences)
 
 
 def _collapsed_card(run: Run) -> Card | None:
@@ -180,24 +186,38 @@ def _collapsed_card(run: Run) -> Card | None:
     if not answers:
         return None
     n = next(iter(answers.values()))["n"]
-    still = " and ".join(f"{answers[arm]['kept']} with {name_of(arm)}" for arm in main_arms(run) if arm in answers)
-    sentences = [f"Answers to open prompts that shrank to less than a quarter of their words, of {n} that had 25 "
-                 "words or more before.", f"Still of 25 words or more: {still}."]
-    sentences += _against_sft(run, ((arm, answers[arm].get("against_sft")) for arm in main_arms(run)
-                                    if arm in answers), "kept more", "kept fewer")
-    return Card("Collapsed", [(arm, f"{kept['shrunk']} of {n}") for arm, kept in answers.items()], sentences)
+    sentence = (f"Answers to open prompts that shrank to less than a quarter of their words, of the {n} that had 25 or "
+                "more before.")
+    return Card("Collapsed", [(arm, f"{kept['shrunk']} of {n}") for arm, kept in answers.items()], [sentence])
 
 
 def _against_sft(run: Run, compared: Iterator[tuple[str, Comparison | None]], more: str, less: str) -> list[str]:
-    """For each comparison with sft one sentence, with its p-value: Holm's, unless the end point is primary."""
+    """For each comparison with sft one sentence, with its p-value."""
     sentences = []
     for arm, comparison in compared:
         if comparison:
-            p, change = comparison.get("p_holm", comparison.get("p")), direction(comparison)
-            value = "" if p is None else f" (p {'' if p < 0.001 else '= '}{p_value(p)})"
-            sentences.append(f"{_start(name_of(arm))} {more if change > 0 else less} than plain fine-tuning{value}."
-                             if change else f"Between the two, no difference was detected{value}.")
+            change, p = direction(comparison), _in_brackets(comparison)
+            sentences.append(f"{_start(name_of(arm))} {more if change > 0 else less} than plain fine-tuning{p}."
+                             if change else f"The difference between the two could be chance{p}.")
     return sentences
+
+
+def _in_brackets(comparison: Comparison) -> str:
+    """The p-value of a comparison as ' (p = 0.122)': Holm's, unless the end point is primary; empty without one."""
+    p = comparison.get("p_holm", comparison.get("p"))
+    corrected = "corrected " if "p_holm" in comparison else ""
+    return "" if p is None else f" ({corrected}p {'' if p < 0.001 else '= '}{p_value(p)})"
+
+
+def _points(change: Difference, digits: int) -> str:
+    """A difference with its interval in percentage points: '+7.3 points (−1.3 to +15.3)'."""
+    difference, low, high = (f"{100 * value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+                             for value in (change["difference"], change["low"], change["high"]))
+    return f"{difference} points ({low} to {high})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 # -------------------------------------------------------------------------------------------------------------- reasons
@@ -212,12 +232,11 @@ def _matched(run: Run) -> str:
     for arm in main_arms(run):
         if matched := run.results[arm].get("matched"):
             lost, other = 100 * matched["forgetting"], 100 * matched["forgetting_with"]
-            says = (f"{name_of(arm)} lost {'less' if matched['high'] < 0 else 'more'}"
-                    if not matched["low"] <= 0 <= matched["high"] else "no difference was detected")
+            says = (f"{name_of(arm)} lost {'fewer' if matched['high'] < 0 else 'more'}"
+                    if not matched["low"] <= 0 <= matched["high"] else "the difference could be chance")
             return (f"Where both had learned the task equally well ({100 * matched['accuracy']:.0f} % right), plain "
                     f"fine-tuning had lost {other:.0f} % and {name_of(arm)} {lost:.0f} % of {matched['n']} "
-                    f"instructions: {says} ({100 * matched['difference']:+.0f} points, {100 * matched['low']:+.0f} to "
-                    f"{100 * matched['high']:+.0f}).")
+                    f"instructions: {says}, {_points(matched, 0)}.")
     return ""
 
 
@@ -227,11 +246,11 @@ def _targets(run: Run) -> str:
     before, after = run.gaps["original"]["nll"], run.gaps["distilled"]["nll"]
     paired = run.gaps["distilled"].get("paired")
     nearer = ("nearer to" if paired["high"] < 0 else "farther from" if paired["low"] > 0 else "") if paired else ""
-    says = f"Its own rewrites are {nearer} what the model would say" if nearer else (
-        "No difference was detected in how near its own rewrites are to what the model would say")
-    return (f"{says}: before training it gives a token of the reference answers a typical probability of "
-            f"{_probability(before)}, and a token of the answers that self-distillation trains on "
-            f"{_probability(after)} ({before:.2f} and {after:.2f} nats per token).")
+    says = f"The model's own rewrites are {nearer} what it would say" if nearer else (
+        "Whether the model's own rewrites are nearer to what it would say could be chance")
+    return (f"{says}: before training it expects a word or word part of the reference answers with a probability of "
+            f"{_probability(before)}, and one of the answers that self-distillation trains on with "
+            f"{_probability(after)} (geometric means; {before:.2f} and {after:.2f} nats per token).")
 
 
 def _first_words(run: Run) -> str:
@@ -240,14 +259,13 @@ def _first_words(run: Run) -> str:
         return ""
     first = " and ".join(f"{nats(drift['kl8'])} with {name_of(arm)}" for arm, drift in general.items())
     whole = " and ".join(nats(drift["kl"]) for drift in general.values())
-    text = (f"Distance from the untrained model's choice of the next token, over the first 8 tokens of its answers: "
-            f"{first}; over whole answers: {whole} (KL divergence, nats per token).")
+    says = ""
     for arm, drift in general.items():
-        paired = drift.get("kl8_against_sft")
-        if paired and not paired["low"] <= 0 <= paired["high"]:
-            text = (f"{_start(name_of(arm))} changed how an answer begins {'less' if paired['high'] < 0 else 'more'} "
-                    f"than plain fine-tuning. {text}")
-    return text
+        if paired := drift.get("kl8_against_sft"):
+            says = (f" {'less' if paired['high'] < 0 else 'more'} with {name_of(arm)} than with plain fine-tuning"
+                    if not paired["low"] <= 0 <= paired["high"] else "; the difference between the two could be chance")
+    return (f"The first 8 words or word parts of an answer changed{says} (distance from the untrained model: {first}; "
+            f"over whole answers: {whole}; KL divergence, nats per token).")
 
 
 def _weights(run: Run) -> str:

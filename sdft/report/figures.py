@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdft.report.answer import loss_suite
+from sdft.report.answer import loss_suite, name_of
 from sdft.report.drawing import COLOURS, MARKERS, Figure, line_style, require_matplotlib, sizes_of, svg_of
 from sdft.report.run import Run
 from sdft.report.trajectory import trajectory
@@ -41,11 +41,14 @@ def learned_and_lost(run: Run, canvas: Canvas) -> str | None:
     if not suite or not run.trained:
         return None
     canvas.set_size_inches(4.1, 2.9)
-    axes, task = canvas.subplots(), run.results["base"]["suites"][run.task]
+    axes, task, labels = canvas.subplots(), run.results["base"]["suites"][run.task], []
     for line in (axes.axhline, axes.axvline):
         line(0, color="#999", linewidth=0.8)
     if suite.noise_floor:
-        axes.axhspan(0, 100 * suite.noise_floor["high"], color="#999", alpha=0.25, linewidth=0)
+        chance = 100 * suite.noise_floor["high"]
+        axes.axhspan(0, chance, color="#999", alpha=0.25, linewidth=0)
+        axes.text(0.99, chance + 1, "chance: untrained model asked again", transform=axes.get_yaxis_transform(),
+                  ha="right", size=8, color="#555")
     for arm in run.arms:
         change, lost = run.results[arm]["suites"][run.task].get("against_base"), suite.results[arm].get("forgetting")
         x, y = 100 * change["difference"] if change else 0.0, 100 * lost["share"] if lost else 0.0
@@ -54,17 +57,20 @@ def learned_and_lost(run: Run, canvas: Canvas) -> str | None:
             axes.errorbar(x, y, **style, capsize=3, xerr=_bars(x, 100 * change["low"], 100 * change["high"]),
                           yerr=_bars(y, 100 * lost["low"], 100 * lost["high"]))
         axes.plot(x, y, **style, markersize=8)
-        axes.annotate("before" if arm == "base" else arm, (x, y), (7, 6), textcoords="offset points",
-                      color=style["color"], weight="bold")
+        labels.append(axes.annotate(name_of(arm), (x, y), (7, 6), textcoords="offset points", color=style["color"],
+                                    weight="bold"))
+    for label in labels:                # to the left of a point in the right half
+        if label.xy[0] > sum(axes.get_xlim()) / 2:
+            label.set(position=(-7, 6), ha="right")
     axes.set_ylim(-4, 104)
     axes.set(xlabel=f"learned: change of {task['metric']}, points →",
              ylabel=f"lost: share of {suite.solved} {suite.items}, % →",
              title=f"Learned and lost (n = {task['n']} and {suite.solved})")
     return (f"Right: learned more (points on {task['n']} new items of the task). Up: lost more (share of the "
-            f"{suite.solved} {suite.items} that the model could {suite.solve} before). Best is bottom right; the "
-            "untrained model is at the origin. Bars: 95 % intervals."
-            + (" Grey band: what the untrained model loses when asked again, up to the end of its interval."
-               if suite.noise_floor else ""))
+            f"{suite.solved} {suite.items} that the model could {suite.solve} before). Best is bottom right. Bars: "
+            "95 % intervals."
+            + (f" Grey: what the untrained model loses when asked again, up to {100 * suite.noise_floor['high']:.0f} % "
+               "(the end of its interval)." if suite.noise_floor else ""))
 
 
 def trade_off(run: Run, canvas: Canvas) -> str | None:

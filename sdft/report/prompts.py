@@ -12,15 +12,23 @@ from sdft.report.run import Run
 from sdft.results import AnswerLine
 
 MOST_CHARACTERS = 240           # of an answer on the first page; the whole answer is in the folded list
+PLACES = ("the first", "the one a quarter down", "the middle one")
+LONG, SHRUNK = 25, 4            # a long answer has LONG words or more; it collapsed below 1 / SHRUNK of them
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A prompt, its rank in the sorted list (from 1), and the line of every shown arm."""
+    """A prompt, its rank in the sorted list (from 1) and in words, and the line of every shown arm."""
 
     rank: int
+    place: str
     prompt: str
     lines: dict[str, AnswerLine]
+
+    def collapsed(self, arm: str) -> bool:
+        """Whether the base model's answer is long, and the arm's has less than a quarter of its words."""
+        before, after = (len(self.lines[name]["output"].split()) for name in ("base", arm))
+        return before >= LONG and SHRUNK * after < before
 
 
 def chosen_prompts(run: Run) -> list[Chosen]:
@@ -36,25 +44,21 @@ def chosen_prompts(run: Run) -> list[Chosen]:
         return max(words) - min(words)
 
     ranked, n = sorted(shared, key=spread, reverse=True), len(shared)
-    return [Chosen(rank + 1, by_id["base"][ranked[rank]]["prompt"], {arm: by_id[arm][ranked[rank]] for arm in arms})
-            for rank in dict.fromkeys((0, n // 4, n // 2))]
+    places: dict[int, str] = {}
+    for rank, place in zip((0, n // 4, n // 2), PLACES, strict=True):
+        places.setdefault(rank, place)
+    return [Chosen(rank + 1, place, by_id["base"][ranked[rank]]["prompt"],
+                   {arm: by_id[arm][ranked[rank]] for arm in arms}) for rank, place in places.items()]
 
 
 def rule(run: Run) -> str:
-    """How the prompts were chosen, and how many long answers collapsed."""
-    chosen, n = chosen_prompts(run), len(run.answers["base"]["general"])
-    if not chosen:
+    """How the prompts were chosen."""
+    places = [each.place for each in chosen_prompts(run)]
+    if not places:
         return ""
-    *most, last = (str(each.rank) for each in chosen)
-    ranks = f"numbers {', '.join(most)} and {last}" if most else f"number {last}"
-    text = (f"Chosen by rule: {n} open prompts, sorted by the difference in words between the longest and the shortest "
-            f"answer. Shown: {ranks}.")
-    counts = {arm: kept for arm in main_arms(run) if (kept := run.results[arm]["general"].get("long_answers"))}
-    if counts:
-        shrunk = " and ".join(f"{kept['shrunk']} with {arm}" for arm, kept in counts.items())
-        text += (f" Of the {next(iter(counts.values()))['n']} answers that had 25 words or more before, {shrunk} "
-                 "shrank to less than a quarter.")
-    return text
+    shown = " and ".join(filter(None, (", ".join(places[:-1]), places[-1])))
+    return (f"Chosen by rule, not by hand: of {len(run.answers['base']['general'])} open prompts, sorted by how much "
+            f"the versions' answers differ in length, {shown}.")
 
 
 def shortened(text: str) -> str:

@@ -24,20 +24,22 @@ body{margin:0;background:var(--page);color:var(--text);font:16px/1.5 system-ui,s
 main{max-width:1160px;margin:0 auto;padding:1rem clamp(.8rem,3vw,2rem) 4rem}
 h1{font-size:clamp(1.3rem,3.2vw,1.75rem);line-height:1.2;margin:.2rem 0 .7rem;text-wrap:balance}
 h2{font-size:1.15rem;margin:1.8rem 0 .5rem} h3{font-size:1rem;margin:1rem 0 .4rem;overflow-wrap:anywhere}
-.kicker{font-size:.84rem;color:var(--quiet);margin:0} .lead{font-size:1.08rem;max-width:52rem;margin:.4rem 0 1rem}
+.lead{font-size:1.08rem;max-width:52rem;margin:.4rem 0 1rem}
 a{color:var(--link)} nav{display:flex;flex-wrap:wrap;gap:.3rem 1.2rem;margin:1.6rem 0 .8rem}
-[class*=arm]{color:inherit} b[class*=arm],.number b,.said>b,.bar>b{color:var(--arm)}
+[class*=arm]{color:inherit} .number b,.said>b,.bar>b,.name{color:var(--arm)} .name{white-space:nowrap}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,17rem),1fr));gap:.8rem}
 .summary-card{border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem}
 .summary-card h2{margin:0;font-size:.95rem} .summary-card p,.summary-card ul{margin:.35rem 0 0;font-size:.9rem}
-.summary-card ul{padding-left:1.05rem} .numbers{display:flex;flex-wrap:wrap;gap:.1rem 1.3rem}
+.summary-card ul{padding-left:1.05rem} .numbers{display:flex;flex-wrap:wrap;gap:.1rem .9rem}
 .number{display:inline-flex;flex-direction:column;line-height:1.25} .number b{font-size:1.5rem;white-space:nowrap}
+.number small{font-size:.78rem}
 .side{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,16rem),1fr));gap:.7rem 1.2rem}
 .said{border-left:4px solid var(--arm);padding:0 .2rem 0 .7rem;font-size:.92rem;min-width:0}
+.mark{border:1px solid currentColor;border-radius:4px;padding:0 .3rem}
 .said p{margin:.15rem 0 0;overflow-wrap:anywhere}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:0 2.5rem;margin-top:1rem}
 .bar{margin:.7rem 0} .counts{display:inline-block;color:var(--quiet);font-size:.92rem}
-.track{display:flex;height:1.5rem;margin-top:.2rem}
+.track{display:flex;height:1.5rem;margin-top:.2rem;padding-right:2.6rem} .track small{margin-left:.35rem}
 .track i{min-width:3px;background:var(--arm)} .track .lost{background:none;border:2px dashed var(--arm)}
 .track .new{margin-left:2%;background:repeating-linear-gradient(135deg,var(--arm) 0 3px,transparent 3px 8px)}
 .reasons{padding-left:1.2rem} .reasons li{margin:.35rem 0;max-width:62rem}
@@ -64,7 +66,8 @@ PRINT = """
 @media print{
 :root{color-scheme:light;font-size:9.5pt} body{font-size:9.5pt} main{max-width:none;padding:0} nav{display:none}
 *{print-color-adjust:exact;-webkit-print-color-adjust:exact}
-.summary-card,.said,.bar,figure,tr{break-inside:avoid} h2,h3{break-after:avoid}
+.summary-card,.said,.bar,figure,tr{break-inside:avoid} h2,h3,h2+.note{break-after:avoid}
+.numbers{gap:.1rem .8rem} .number small{font-size:6pt}
 .cards,.side{grid-template-columns:repeat(3,1fr)} .pair{grid-template-columns:1fr 1fr}
 .part:not(:has(>#answers))::details-content{content-visibility:visible;block-size:auto} .scroll{overflow:visible}
 .part .figures{grid-template-columns:1fr 1fr}
