@@ -69,6 +69,19 @@ def test_more_measures_and_more_items_take_longer(model):
     assert "eval base again" not in stages(model, primary="task")
 
 
+def test_all_floors_are_one_stage_and_recovery_is_one_of_each_arm(model):
+    both, first, second = (stages(model, elaborate_items="8", primary=primary)["eval base again"] for primary in (
+        "task.forgetting,elaborate.forgetting", "task.forgetting", "elaborate.forgetting"))
+    # Prompts share more of their beginning within a suite, and that is read once.
+    assert max(first, second) < both == pytest.approx(first + second, rel=0.1)
+    assert "eval base again" not in stages(model, generation_batch_size="1")
+    assert "eval base again" in stages(model, generation_batch_size="1", temperature="1")
+    recovery = stages(model, recovery="true", arms="sft,sdft", elaborate_items="8", general_items="3")
+    assert recovery.keys() - stages(model).keys() == {"recovery sft", "recovery sdft"}
+    assert recovery["recovery sft"] > 9 * stages(model, elaborate_items="8", primary="elaborate.forgetting")[
+        "eval base again"]                                      # before, and after 1, 2, 4 and 8 steps of k = 1 and 3
+
+
 @pytest.mark.parametrize("arms, added", [
     ("sft,wise-ft", {"train wise-ft", "eval wise-ft", "measure wise-ft"}),
     ("sft,self-output", {"answer self-output", "train self-output", "eval self-output", "measure self-output"}),

@@ -16,15 +16,19 @@ from sdft.data.chat import common_prefix, encode_prompt
 from sdft.data.templates import get_template
 from sdft.distill.rewriting import distill_prompt
 from sdft.experiment.arms import FISHER_TEXTS, ON_POLICY, TRAINED_AS, settings_of
-from sdft.experiment.context import DRIFT_ANSWERS, GAP_RECORDS, NOISE_ITEMS, run_suites
+from sdft.experiment.context import DRIFT_ANSWERS, GAP_RECORDS, NOISE_ITEMS, evenly, primary_end_points, run_suites
 from sdft.experiment.plan import Plan, Shape, generation_flops, needs, shape_of, training_flops
 from sdft.experiment.rates import Rates, measure_rates, read_flops
+from sdft.experiment.recovery import CHECKS, DIALOGUES
+from sdft.experiment.recovery import ITEMS as RECOVERY_ITEMS
 from sdft.experiment.settings import Config, with_later_task
 from sdft.experiment.timetable import Stage, Timetable
+from sdft.experiment.trajectory import ITEMS
 from sdft.model.config import LlamaConfig
 from sdft.model.llama import Llama
 from sdft.tasks import Suite, Task
 from sdft.tokenizers.tokenizer import Tokenizer
+from sdft.train.settings import TrainSettings
 
 # Typical lengths in tokens, of the built-in model's answers:
 ANSWER = 90             # where nothing limits it: 108 on `instructions`, 113 of at most 128 on `general`
@@ -32,7 +36,7 @@ SENTENCE = 25           # around a short reference: rewrites and answers of the 
 LONGER = 1.5            # a step of an objective with a second forward pass, as a multiple of a plain one
 ALL = 4.0               # measures of measure = all, as a multiple of those of main: profiled on the built-in run
 SOLVED = 0.5            # share of `elaborate` that the base model solves
-WATCHED = 48            # items of each suite of a trajectory: ITEMS of trajectory.py, which imports this package's run
+RECOVERED = 8           # steps after which an arm no longer forgets
 
 
 def timetable_of(config: Config, task: Task, later: Sequence[Task], model: Llama, tokenizer: Tokenizer,
@@ -77,12 +81,11 @@ class Work:
                         2 * plan["targets, an epoch"] + SENTENCE * self.records)
         yield Stage("gap", self.part(self.records, GAP_RECORDS) * gap, "gap.json", 1)
         yield Stage("eval base", answering, "eval/base/*.jsonl", items)
-        named = {name.removesuffix(".forgetting") for name in self.config.eval.primary if name.endswith(".forgetting")}
-        for suite in suites:
-            if suite.name in named:
-                again = min(NOISE_ITEMS, max(1, round(SOLVED * len(suite.items))))
-                yield Stage("eval base again", again / len(suite.items) * self.answers([suite]),
-                            f"eval/base-again/{suite.name}.jsonl", again)
+        primary, generate = primary_end_points(self.config.eval.primary, suites), self.config.generate
+        again = [self.solved(suite, NOISE_ITEMS) for suite in suites if f"{suite.name}.forgetting" in primary]
+        if again and (generate.temperature or generate.generation_batch_size > 1):
+            yield Stage("eval base again", self.answers(again), "eval/base-again/*.jsonl",
+                        sum(len(suite.items) for suite in again))
         for number, arm in enumerate(arms):
             yield from self.preparation(arm, arms[:number])
             trained = 0.0 if TRAINED_AS.get(arm) in arms[:number] else self.training(arm)
@@ -90,6 +93,8 @@ class Work:
                         self.plan["steps"])
             yield Stage(f"eval {arm}", answering, f"eval/{arm}/*.jsonl", items)
             yield Stage(f"measure {arm}", self.measuring(general, first=number == 0), f"measured/{arm}.json", 1)
+            if self.config.eval.recovery:
+                yield Stage(f"recovery {arm}", self.recovering(suites, general), f"measured/{arm}.recovery.json", 1)
 
     def later_stages(self, name: str, tested: Sequence[Suite]) -> Iterator[Stage]:
         """The stages of a later task; tested: the first suite of every task so far (sequence.py)."""
@@ -158,15 +163,34 @@ class Work:
         """Seconds of the points of an arm's trajectory."""
         if not (every := self.config.eval.eval_every):
             return 0.0
-        few = [replace(suite, items=suite.items[: round(WATCHED * share)]) for share, suite in
-               [(1.0, suites[0]), *((SOLVED, suite) for suite in suites if suite.name == "elaborate")]]
+        few = [replace(suites[0], items=suites[0].items[:ITEMS]),
+               *(self.solved(suite, round(SOLVED * ITEMS)) for suite in suites if suite.name == "elaborate")]
         return self.plan["steps"] // every * self.answers(few)
+
+    def recovering(self, suites: Sequence[Suite], general: Suite) -> float:
+        """Seconds of measuring an arm's recovery, which comes after RECOVERED steps for every k."""
+        asked = [self.solved(suite, RECOVERY_ITEMS) for suite in suites if suite.name == "elaborate"]
+        ks = [k for k in DIALOGUES if k <= len(general.items)]
+        checks = 1 + len(ks) * sum(step <= RECOVERED for step in CHECKS)
+        dialogues = RECOVERED * sum(min(k, TrainSettings.batch_size) for k in ks)
+        prompt = self.prompts(general) / len(general.items)
+        flops = training_flops(self.shape, round(dialogues * (prompt + ANSWER)), dialogues * ANSWER, 0,
+                               self.config.train.method == "full")
+        return checks * self.answers(asked) + flops / self.rates.train
+
+    def solved(self, suite: Suite, most: int) -> Suite:
+        """As many items as the base model solves, at most `most`, evenly spread."""
+        return replace(suite, items=evenly(suite.items, min(most, max(1, round(SOLVED * len(suite.items))))))
+
+    def prompts(self, suite: Suite) -> int:
+        """The tokens of a suite's prompts."""
+        return sum(len(encode_prompt(self.tokenizer, item.messages, chat=self.config.model.chat))
+                   for item in suite.items)
 
     def measuring(self, general: Suite, first: bool) -> float:
         """Seconds of measuring an arm: a pass over the general answers, with two heads; the first arm's also reads
         them with the base model."""
-        prompts = sum(len(encode_prompt(self.tokenizer, item.messages, chat=self.config.model.chat))
-                      for item in general.items)
+        prompts = self.prompts(general)
         targets = len(general.items) * min(general.max_new_tokens, ANSWER)
         once = self.read(prompts + targets, 2 * targets) + (self.read(prompts + targets, 0) if first else 0.0)
         more = ALL if self.config.eval.measure == "all" else 1.0
