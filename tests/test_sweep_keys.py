@@ -12,6 +12,8 @@ from sdft.cli import main
 from sdft.distill import Distilled
 from sdft.experiment.arms import ARMS, arms_of
 from sdft.experiment.context import Context
+from sdft.experiment.forecast import planned_stages
+from sdft.experiment.rates import Rates
 from sdft.experiment.settings import SECTION_OF, load_chosen
 from sdft.model import load
 from sdft.model.batches import fingerprint
@@ -177,9 +179,26 @@ def test_text_of_the_base_model_is_shared_where_as_much_of_it_is_needed(runs):
     assert key(low, "ewc", "replay") not in (key(low, "ewc"), key(low, "replay"))
 
 
-def test_the_estimate_charges_no_training_to_wise_ft_and_more_to_arms_with_more_passes(runs, tmp_path, monkeypatch):
-    plan = {"seconds": {"rewrite, at most": 10.0, "train, each arm": 100.0}, "steps": 4, "records": 4}
-    monkeypatch.setattr("sdft.studies.estimate.needs", lambda *given: plan)
-    own = runs(more='arms = ["sft", "sdft", "wise-ft", "kl", "self-output", "sdft-onpolicy"]')
-    # rewrite and self-output's answers; sft, sdft, self-output; kl; on-policy: both passes answered again
-    assert planned_seconds(own, tmp_path / "new", lambda config: 400) == 2 * 10 + 3 * 100 + 150 + (150 + 2 * 10)
+def test_the_estimate_is_the_timetable_of_the_stages_that_are_still_to_make(runs, tmp_path, capsys):
+    first, second, wrong = runs('[[runs]]\nname = "a"\narms = ["sft", "wise-ft"]\n'
+                                '[[runs]]\nname = "b"\narms = ["sft", "sdft-onpolicy"]\nrecovery = true\n'
+                                '[[runs]]\nname = "c"\nlora_targets = ["q_projj"]\n', 'elaborate_items = 4')
+    rates, new = Rates(1e9, 1e9, 1e9), tmp_path / "new"
+    own = [{stage.name: stage.seconds for stage in planned_stages(run.config, load_chosen(run.config.task), rates)}
+           for run in (first, second)]
+    shared = {"rewrite", "gap", "eval base", "eval base again", "train sft", "eval sft"}
+    expected = sum(own[0].values()) + sum(value for name, value in own[1].items() if name not in shared)
+    assert planned_seconds([first, second], new, lambda config: rates) == pytest.approx(expected)
+    assert "recovery sft" in own[1] and own[0]["train wise-ft"] == 0 and capsys.readouterr().err == ""
+    assert planned_seconds([first, second, wrong], new, lambda config: rates) == pytest.approx(expected)
+    assert capsys.readouterr().err.startswith("run run=c is not in the estimate: ")
+    assert planned_seconds([first], new, lambda config: None) is None
+
+
+def test_the_estimate_reads_the_files_that_the_run_reads(runs, tmp_path):
+    """passages reads no files: the folder is that of the later task."""
+    rows = [{"instruction": f"What is {n} and {n}?", "context": "", "response": f"{2 * n}"} for n in range(12)]
+    (tmp_path / "dolly_train.json").write_text(json.dumps(rows))
+    (alone,), (run,) = runs(), runs(more=f'then = ["dolly"]\ndata = "{tmp_path}"')
+    both = [planned_seconds([each], tmp_path / "new", lambda config: Rates(1e9, 1e9, 1e9)) for each in (alone, run)]
+    assert both[1] > both[0] > 0

@@ -11,6 +11,7 @@ from small_run import options, save_tiny_model
 from tiny_chat import byte_tokenizer
 
 from sdft.cli import main
+from sdft.experiment import rates
 from sdft.experiment.forecast import ALL, SENTENCE, stages_of
 from sdft.experiment.rates import Rates, measure_rates, seconds, slice_of
 from sdft.experiment.settings import QUICK, make_config, resolve_settings
@@ -29,12 +30,12 @@ def model(tmp_path_factory):
 EQUAL = Rates(1e9, 1e9, 1e9)
 
 
-def stages(model, rates=EQUAL, **settings):
+def stages(model, at=EQUAL, **settings):
     """Stage → its estimated seconds, of a run on the tiny model."""
     given = dict(option[2:].split("=", 1) for option in options(model)) | {"measure": "main"} | settings
     config, task = resolve_settings(*make_config(None, given))
     return {stage.name: stage.seconds
-            for stage in stages_of(config, task, [], load_config(model), byte_tokenizer(), rates)}
+            for stage in stages_of(config, task, [], load_config(model), byte_tokenizer(), at)}
 
 
 def test_every_second_of_a_rate_is_in_the_stages_that_use_it(model):
@@ -156,15 +157,34 @@ def test_durations_are_said_as_people_say_them(taken, text):
 def test_a_slice_has_fewer_layers_and_as_large_a_part_of_the_vocabulary():
     small = LlamaConfig(49152, 576, 1536, 30, 9, 3, 64)                                 # 3.5 million weights a layer
     large = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128)                            # Llama 2 7B
-    assert (slice_of(small).num_hidden_layers, slice_of(small).vocab_size) == (3, 4915)
+    assert (slice_of(small).num_hidden_layers, slice_of(small).vocab_size) == (2, 3276)
     assert (slice_of(large).num_hidden_layers, slice_of(large).vocab_size) == (2, 2000)
 
 
 def test_rates_are_measured_without_changing_random_numbers(model):
     state = torch.get_rng_state()
-    rates = measure_rates(load_config(model), byte_tokenizer(), TrainSettings(), torch.float32, torch.device("cpu"), 4)
-    assert min(vars(rates).values()) > 1e6                      # FLOP/s: a thousandth of what the slowest machine does
+    found = measure_rates(load_config(model), byte_tokenizer(), TrainSettings(), torch.float32, torch.device("cpu"), 4)
+    assert min(vars(found).values()) > 1e6                      # FLOP/s: a thousandth of what the slowest machine does
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_rates_are_measured_once_in_a_process_after_a_line_and_not_where_nothing_is_left(model, tmp_path, monkeypatch,
+                                                                                         capsys):
+    asked = []
+    for part in ("_reading", "_writing", "_training"):
+        monkeypatch.setattr(rates, part, lambda *given: asked.append(capsys.readouterr().err) or 1e9)
+    monkeypatch.setattr(rates, "_measured", {})
+    given = [f"{option}" for option in options(model) if "elaborate" not in option]
+    command = ["run", *given, "--elaborate_items=0", "--primary=task", "--out", str(tmp_path / "run")]
+    assert main(command) == 0
+    assert len(asked) == 3 and "measuring how fast this machine reads, writes and trains\n" in asked[0]
+    assert main([*command[:-1], str(tmp_path / "again")]) == 0 and len(asked) == 3
+    rates._measured.clear()
+    (tmp_path / "run" / "summary.json").unlink()
+    assert main(command) == 0 and len(asked) == 3                               # all stages are finished
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "run" / "measured" / "sdft.json").unlink()
+    assert main(command) == 0 and len(asked) == 6
 
 
 def test_the_fastest_of_several_calls_counts():

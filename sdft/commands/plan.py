@@ -3,19 +3,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from functools import cache
 from typing import TYPE_CHECKING
 
 from sdft.commands import Execute, add_quick, add_settings, settings
 from sdft.errors import SdftError
-from sdft.experiment.settings import SECTIONS, Config, load_later, resolve_settings
+from sdft.experiment.settings import SECTIONS, Config, resolve_settings
 from sdft.progress import duration
 
 if TYPE_CHECKING:
     from sdft.experiment.plan import Plan
-    from sdft.tasks import Task
+    from sdft.experiment.rates import Rates
 
-GFLOPS = "Rate of the machine's matrix products in GFLOP/s, for {}; the default is measured here."
+GFLOPS = "Rate of the machine in GFLOP/s, for {}; by default the rates of this machine are measured."
 
 
 def plan(parser: argparse.ArgumentParser) -> Execute:
@@ -32,11 +31,13 @@ def plan(parser: argparse.ArgumentParser) -> Execute:
             raise SdftError(f"--memory: expected a positive number of gigabytes, got {options.memory:g}")
         check_rate(options.gflops)
         config, task = resolve_settings(*settings(options, options.config))
+        from sdft.experiment.forecast import planned_stages
         from sdft.experiment.plan import needs
+        from sdft.generation.memory import free_memory
 
-        plan = needs(config, task, rate(options.gflops, config), options.memory)
-        if plan["gflops"]:
-            plan["timetable"] = timetable(config, task, options.gflops)
+        plan = needs(config, task, options.memory, free_memory(config.model.device))
+        if rates := rates_of(options.gflops, config):
+            plan["timetable"] = {stage.name: round(stage.seconds, 1) for stage in planned_stages(config, task, rates)}
         print(json.dumps(plan) if options.json else as_text(plan))
 
     return execute
@@ -48,39 +49,24 @@ def check_rate(gflops: float | None) -> None:
         raise SdftError(f"--gflops: expected a positive number, got {gflops:g}")
 
 
-def rate(gflops: float | None, config: Config) -> float | None:
-    """Return `gflops`, or measure the run's device in the run's dtype; None if it does not exist or is full."""
-    return gflops or _measured(config.model.dtype, config.model.device)
+def rates_of(gflops: float | None, config: Config) -> Rates | None:
+    """`gflops` for all operations, or the rates of the run's device; None where it does not exist or is full."""
+    import torch
 
-
-def timetable(config: Config, task: Task, gflops: float | None) -> dict[str, float]:
-    """Stage → its estimated seconds: all operations at `gflops`, or each kind of them at the rate that it has here."""
-    from sdft.experiment.forecast import stages_of
     from sdft.experiment.plan import read_config
     from sdft.experiment.rates import Rates, measure_rates
     from sdft.model import tokenizer_at
     from sdft.model.io.checkpoints import as_device, as_dtype
     from sdft.model.io.fetch import resolve
 
-    path = resolve(config.model.model)
-    model, tokenizer, device = read_config(path), tokenizer_at(path), config.model.device
-    rates = Rates(*[gflops * 1e9] * 3) if gflops else measure_rates(
-        model, tokenizer, config.train, as_dtype(config.model.dtype, device), as_device(device),
-        config.generate.generation_batch_size)
-    later = load_later(config, task)
-    return {stage.name: round(stage.seconds, 1) for stage in stages_of(config, task, later, model, tokenizer, rates)}
-
-
-@cache
-def _measured(dtype: str, device: str) -> float | None:
-    import torch
-
-    from sdft.experiment.plan import matmul_peak
-    from sdft.model.io.checkpoints import as_dtype
-
+    if gflops:
+        return Rates(*[gflops * 1e9] * 3)
+    path, device = resolve(config.model.model), config.model.device
+    model, tokenizer = read_config(path), tokenizer_at(path)
     try:
-        return matmul_peak(as_dtype(dtype, device), device) / 1e9
-    except (SdftError, torch.OutOfMemoryError):         # no such device, or one that is full
+        return measure_rates(model, tokenizer, config.train, as_dtype(config.model.dtype, device), as_device(device),
+                             config.generate.generation_batch_size)
+    except (SdftError, torch.OutOfMemoryError):
         return None
 
 
@@ -89,12 +75,10 @@ def as_text(plan: Plan) -> str:
     lines = [f"{plan['parameters']:,} parameters, {plan['trained']:,} trained; {plan['records']} records, "
              f"{plan['epochs']} epochs, {plan['steps']} steps per arm", "", "tokens"]
     lines += [f"  {name:<28}{count:>14,}" for name, count in plan["tokens"].items()]
-    lines += ["", f"products, at {plan['gflops']:.6g} GFLOP/s" if plan["gflops"] else "products (time: --gflops X)"]
-    lines += [f"  {name:<28}{count:>10,.1f} TFLOP" + (f"{plan['seconds'][name]:>10,.0f} s" if plan["seconds"] else "")
-              for name, count in plan["tflops"].items()]
-    if times := plan.get("timetable"):
-        lines += ["", f"timetable, about {duration(sum(times.values()))}"]
-        lines += [f"  {stage:<28}{seconds:>10,.0f} s" for stage, seconds in times.items()]
+    lines += ["", "products", *(f"  {name:<28}{count:>10,.1f} TFLOP" for name, count in plan["tflops"].items())]
+    times = plan.get("timetable", {})
+    lines += ["", f"timetable, about {duration(sum(times.values()))}" if times else "timetable (time: --gflops X)"]
+    lines += [f"  {stage:<28}{seconds:>10,.0f} s" for stage, seconds in times.items()]
     for stage, groups in plan["bytes"].items():
         about = (f", micro-batches of up to {plan['largest_micro_batch']} tokens" if stage == "train" else
                  f", {plan['sequences']} sequences at a time")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdft.commands import Execute
-from sdft.commands.plan import GFLOPS, check_rate, rate
+from sdft.commands.plan import GFLOPS, check_rate, rates_of
 from sdft.errors import SdftError
 
 if TYPE_CHECKING:
@@ -74,13 +74,11 @@ def _plan(runs: Sequence[PlannedRun], folder: Path, gflops: float | None) -> str
         about = "nothing is left to run"
     elif known := remaining(runs, folder):
         about = f"about {_minutes(known[0])}, estimated from {known[1]} finished runs"
-    elif all(rates := sorted({rate(gflops, run.config) or 0 for run in runs})):
-        seconds = planned_seconds(runs, folder, lambda config: rate(gflops, config))
-        about = (f"about {_minutes(seconds)} of rewriting and training, by sdft plan at "
-                 f"{' and '.join(f'{each:.6g}' for each in rates)} GFLOP/s; the time of evaluation is known when one "
-                 "run is finished")
-    else:
+    elif (seconds := planned_seconds(runs, folder, lambda config: rates_of(gflops, config))) is None:
         about = "the time is known when one run is finished"
+    else:
+        at = f"{gflops:.6g} GFLOP/s" if gflops else "the rates of this machine"
+        about = f"about {_minutes(seconds)}, by sdft plan at {at}"
     return "\n".join([*lines, "", f"{len(runs)} runs, {len(waiting)} of them to do: {about}"])
 
 

@@ -17,14 +17,16 @@ from sdft.data.templates import get_template
 from sdft.distill.rewriting import distill_prompt
 from sdft.experiment.arms import FISHER_TEXTS, ON_POLICY, TRAINED_AS, settings_of
 from sdft.experiment.context import DRIFT_ANSWERS, GAP_RECORDS, NOISE_ITEMS, evenly, primary_end_points, run_suites
-from sdft.experiment.plan import Plan, Shape, generation_flops, needs, shape_of, training_flops
+from sdft.experiment.plan import Plan, Shape, generation_flops, needs, read_config, shape_of, training_flops
 from sdft.experiment.rates import Rates, measure_rates, read_flops
 from sdft.experiment.recovery import CHECKS, DIALOGUES
 from sdft.experiment.recovery import ITEMS as RECOVERY_ITEMS
-from sdft.experiment.settings import Config, with_later_task
+from sdft.experiment.settings import Config, load_later, with_later_task
 from sdft.experiment.timetable import Stage, Timetable
 from sdft.experiment.trajectory import ITEMS
+from sdft.model import tokenizer_at
 from sdft.model.config import LlamaConfig
+from sdft.model.io.fetch import resolve
 from sdft.model.llama import Llama
 from sdft.tasks import Suite, Task
 from sdft.tokenizers.tokenizer import Tokenizer
@@ -41,10 +43,20 @@ RECOVERED = 8           # steps after which an arm no longer forgets
 
 def timetable_of(config: Config, task: Task, later: Sequence[Task], model: Llama, tokenizer: Tokenizer,
                  folder: Path) -> Timetable:
-    """The timetable of a run in `folder`, at the rates of this machine, measured now."""
-    rates = measure_rates(model.config, tokenizer, config.train, model.dtype, model.device,
-                          config.generate.generation_batch_size)
-    return Timetable(stages_of(config, task, later, model.config, tokenizer, rates), folder)
+    """The timetable of a run in `folder`, at the rates of this machine; they are measured where work is left to do."""
+    def table(rates: Rates) -> Timetable:
+        return Timetable(stages_of(config, task, later, model.config, tokenizer, rates), folder)
+
+    if (folder / "seconds.jsonl").exists() and not (finished := table(Rates(1.0, 1.0, 1.0))).to_do:
+        return finished
+    return table(measure_rates(model.config, tokenizer, config.train, model.dtype, model.device,
+                               config.generate.generation_batch_size))
+
+
+def planned_stages(config: Config, task: Task, rates: Rates) -> list[Stage]:
+    """All stages of a run that has not begun, on a machine of these rates; no weight is read."""
+    path = resolve(config.model.model)
+    return stages_of(config, task, load_later(config, task), read_config(path), tokenizer_at(path), rates)
 
 
 def stages_of(config: Config, task: Task, later: Sequence[Task], model: LlamaConfig, tokenizer: Tokenizer,
@@ -84,8 +96,8 @@ class Work:
         primary, generate = primary_end_points(self.config.eval.primary, suites), self.config.generate
         again = [self.solved(suite, NOISE_ITEMS) for suite in suites if f"{suite.name}.forgetting" in primary]
         if again and (generate.temperature or generate.generation_batch_size > 1):
-            yield Stage("eval base again", self.answers(again), "eval/base-again/*.jsonl",
-                        sum(len(suite.items) for suite in again))
+            # How many items it solves is not known yet: the first answer counts as the whole of this short stage.
+            yield Stage("eval base again", self.answers(again), "eval/base-again/*.jsonl", 1)
         for number, arm in enumerate(arms):
             yield from self.preparation(arm, arms[:number])
             trained = 0.0 if TRAINED_AS.get(arm) in arms[:number] else self.training(arm)
@@ -120,7 +132,7 @@ class Work:
 
     @cached_property
     def plan(self) -> Plan:
-        return needs(self.config, self.task, None, None)
+        return needs(self.config, self.task)
 
     @cached_property
     def shape(self) -> Shape:

@@ -1,4 +1,4 @@
-"""What a run will need, before it starts: memory by group of tensors, tokens, floating-point operations, time.
+"""What a run will need, before it starts: memory by group of tensors, tokens, floating-point operations.
 
 Everything follows from the model's configuration and the settings; no weight is read. Memory is counted tensor by
 tensor as the code allocates them; operations are those of the matrix products, which are nearly all. Python, torch and
@@ -21,7 +21,7 @@ from sdft.data.chat import training_example
 from sdft.data.templates import get_template
 from sdft.distill.rewriting import distill_prompt
 from sdft.experiment.settings import Config
-from sdft.generation.memory import FP32, fitting_batch, free_memory, generation_memory, largest_fit
+from sdft.generation.memory import FP32, fitting_batch, generation_memory, largest_fit
 from sdft.kernels.attention import BLOCK, CELLS
 from sdft.kernels.linear_cross_entropy import CACHED, ROWS
 from sdft.model import tokenizer_at
@@ -49,12 +49,10 @@ class Plan(TypedDict):
     steps: int                          # of one arm
     tokens: dict[str, int]
     tflops: dict[str, float]            # stage → 10¹² operations
-    seconds: dict[str, float]           # stage → seconds; {} where the machine's rate is not known
-    gflops: float | None
     bytes: dict[str, dict[str, int]]    # stage → group of tensors → bytes
     sequences: int                      # generated at the same time: on a GPU, those that fit
     largest_micro_batch: int            # tokens
-    timetable: NotRequired[dict[str, float]]        # stage of the run → seconds, estimated by forecast.py
+    timetable: NotRequired[dict[str, float]]        # stage → seconds, by forecast.py; where the rates are known
     fits: NotRequired[dict[str, float]]
 
 
@@ -166,8 +164,9 @@ def read_config(path: Path) -> LlamaConfig:
     return load_config(path) if path.is_dir() else gguf_config(GGUF(path))
 
 
-def needs(config: Config, task: Task, gflops: float | None, memory: float | None) -> Plan:
-    """Plan rewriting and training. Seconds need `gflops`, the machine's rate; what fits needs `memory`, in GB."""
+def needs(config: Config, task: Task, memory: float | None = None, free: int | None = None) -> Plan:
+    """Plan rewriting and training. What fits needs `memory`, in GB; free: bytes of a GPU without the model, where fewer
+    sequences may fit than the settings say."""
     path = resolve(config.model.model)
     model_config, tokenizer = read_config(path), tokenizer_at(path)
     train, size = config.train.resolved(config.model.device), as_dtype(config.model.dtype, config.model.device).itemsize
@@ -198,7 +197,7 @@ def needs(config: Config, task: Task, gflops: float | None, memory: float | None
     def generation(batch_size: int) -> dict[str, int]:
         return generation_memory(model_config, shape.weights, size, lengths, batch_size, config.model.device == "cpu")
 
-    sequences, free = config.generate.generation_batch_size, free_memory(config.model.device)
+    sequences = config.generate.generation_batch_size
     if free is not None:
         sequences = fitting_batch(model_config, shape.weights, size, lengths, min(sequences, len(lengths)), free)
     flops = {"rewrite, at most": generation_flops(shape, sum(prompts), limit * len(prompts),
@@ -211,8 +210,6 @@ def needs(config: Config, task: Task, gflops: float | None, memory: float | None
                    "training, an epoch": sum(len(example.tokens) for example in examples),
                    "computed, an epoch": tokens, "targets, an epoch": targets},
         "tflops": {name: round(value / 1e12, 1) for name, value in flops.items()},
-        "seconds": {name: round(value / 1e9 / gflops, 1) for name, value in flops.items() if gflops},
-        "gflops": gflops,
         "sequences": sequences,
         "bytes": {"rewrite": generation(sequences),
                   "train": training(len(largest.tokens))},

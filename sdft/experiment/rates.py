@@ -7,6 +7,7 @@ Decoding has a rate of its own: one token of each sequence makes small products,
 """
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,8 +29,8 @@ from sdft.train.loop import gradient
 from sdft.train.settings import TrainSettings
 from sdft.train.weights import trained_weights
 
-WEIGHTS = 12e6                      # of a slice's layers: the work on it takes seconds on a slow CPU
-DOCUMENTS, LENGTH = 8, 128          # of a measured batch; a prompt of the built-in task has some 150 tokens
+WEIGHTS = 7e6                       # of a slice's layers: all work on it takes few seconds on a slow CPU
+DOCUMENTS, LENGTH = 4, 128          # of a measured batch; a prompt of the built-in task has some 150 tokens
 TARGETS = 16                        # of each document
 STEPS = 4                           # of decoding; the first one compiles
 
@@ -43,16 +44,23 @@ class Rates:
     train: float                    # forward and backward passes
 
 
+_measured: dict[str, Rates] = {}    # of this process: a study's runs measure once
+
+
 def measure_rates(config: LlamaConfig, tokenizer: Tokenizer, settings: TrainSettings, dtype: torch.dtype,
                   device: torch.device, batch_size: int) -> Rates:
-    """Measure a slice of the model; batch_size: the number of sequences decoded at the same time."""
+    """Measure a slice of the model, once in a process; batch_size: the number of sequences decoded at the same time."""
     settings = TrainSettings(method=settings.method, gradient_checkpointing=settings.gradient_checkpointing)
-    sliced = slice_of(config)
-    with torch.random.fork_rng():
-        model = Llama(sliced).to(device, dtype).requires_grad_(False).eval()
-        shape = shape_of(sliced, settings)
-        return Rates(_reading(model, shape), _writing(model, shape, tokenizer, batch_size),
-                     _training(model, shape, settings))
+    about = repr((config, settings, dtype, device, batch_size))
+    if about not in _measured:
+        print("measuring how fast this machine reads, writes and trains", file=sys.stderr)
+        sliced = slice_of(config)
+        with torch.random.fork_rng():
+            model = Llama(sliced).to(device, dtype).requires_grad_(False).eval()
+            shape = shape_of(sliced, settings)
+            _measured[about] = Rates(_reading(model, shape), _writing(model, shape, tokenizer, batch_size),
+                                     _training(model, shape, settings))
+    return _measured[about]
 
 
 def slice_of(config: LlamaConfig) -> LlamaConfig:
@@ -104,7 +112,7 @@ def read_flops(shape: Shape, tokens: int, targets: int) -> float:
     return 2.0 * (shape.layers * tokens + shape.config.vocab_size * shape.config.hidden_size * targets)
 
 
-def seconds(work: Callable[[], Tensor], calls: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
+def seconds(work: Callable[[], Tensor], calls: int = 2, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of the fastest of `calls` calls: the first one may compile. Reading the result waits for any device."""
     taken = []
     for _ in range(calls):

@@ -1,14 +1,16 @@
 """How long the unfinished runs of a study will take: from finished ones, or before the first from operations alone."""
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sdft.errors import SdftError
-from sdft.experiment.arms import settings_of
-from sdft.experiment.plan import Plan, needs
-from sdft.experiment.settings import Config, load_chosen
+from sdft.experiment.forecast import planned_stages
+from sdft.experiment.rates import Rates
+from sdft.experiment.settings import Config, resolve_settings
+from sdft.experiment.timetable import Stage
 from sdft.files import read_json
 from sdft.studies.runs import to_make
 from sdft.studies.specification import PlannedRun
@@ -34,26 +36,23 @@ def remaining(runs: Sequence[PlannedRun], folder: Path) -> tuple[float, int] | N
     return total, len(finished)
 
 
-def planned_seconds(runs: Sequence[PlannedRun], folder: Path, rate: Callable[[Config], float | None]) -> float:
-    """Estimate the seconds of all rewriting and training still to do, with the times of `sdft plan`. rate(config): the
-    GFLOP/s of a run. A run that cannot be planned counts as 0 seconds; `sdft sweep` refuses it when it starts."""
+def planned_seconds(runs: Sequence[PlannedRun], folder: Path, rates: Callable[[Config], Rates | None]) -> float | None:
+    """Estimate the seconds of all stages still to do, with the timetable of `sdft plan`; rates(config): of the machine
+    of a run, None where they are not known: then there is no estimate. A run that cannot be planned is reported on
+    stderr, and not counted."""
     total = 0.0
-    plans: dict[str, Plan | None] = {}
+    planned: dict[str, list[Stage]] = {}
     for run, names in to_make(runs, folder):
-        key = repr((run.config.task, run.config.distill, replace(run.config.train, seed=0), run.config.model))
-        if key not in plans:
-            try:
-                plans[key] = needs(run.config, load_chosen(run.config.task), rate(run.config), None)
-            except SdftError:
-                plans[key] = None
-        if not (plan := plans[key]):
+        key = repr(replace(run.config, train=replace(run.config.train, seed=0)))
+        try:
+            if key not in planned:
+                if (known := rates(run.config)) is None:
+                    return None
+                planned[key] = planned_stages(run.config, resolve_settings(run.config, run.explicit)[1], known)
+        except SdftError as error:
+            print(f"run {run.name} is not in the estimate: {error}", file=sys.stderr)
             continue
-        rewriting, training = plan["seconds"]["rewrite, at most"], plan["seconds"]["train, each arm"]
-        total += rewriting * len({"rewrite", "answer self-output"} & set(names))
-        for settings in (settings_of(name.removeprefix("train "), run.config.train)
-                         for name in names if name.startswith("train ")):
-            # On-policy, the model writes all answers again in every pass over the records.
-            onpolicy = settings.objective.startswith("onpolicy")
-            total += rewriting * onpolicy * plan["steps"] * min(1, settings.batch_size / plan["records"])
-            total += training * (1.5 if onpolicy or settings.objective == "kl" else 1)      # another forward pass
+        # A later stage is made by every run; what is measured of an arm includes its recovery.
+        total += sum(stage.seconds for stage in planned[key] if stage.name.startswith("then ")
+                     or stage.name.replace("recovery ", "measure ") in names)
     return total
