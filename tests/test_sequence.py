@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -24,7 +24,7 @@ from sdft.data.chat import training_example
 from sdft.data.templates import get_template
 from sdft.errors import SdftError
 from sdft.experiment.run import run
-from sdft.experiment.settings import SECTIONS, make_config, resolve_settings, with_later_task
+from sdft.experiment.settings import SECTIONS, load_later, make_config, resolve_settings, with_later_task
 from sdft.files import Journal
 from sdft.measure.transfer import compare_retained, transfer
 from sdft.model import load
@@ -32,7 +32,8 @@ from sdft.model.io.adapters import load_adapter
 from sdft.model.io.checkpoints import fingerprint
 from sdft.report.run import Run
 from sdft.report.sequence import sequence_findings, sequence_table
-from sdft.studies.collect import numbers
+from sdft.studies.collect import numbers, run_key
+from sdft.studies.specification import PlannedRun
 from sdft.studies.stages import stages
 from sdft.tasks import load_task
 from sdft.train.order import step_examples
@@ -134,7 +135,8 @@ def data(tmp_path_factory):
     """A folder with the file of dolly, and a file of own records next to it."""
     folder = tmp_path_factory.mktemp("data")
     rows = [{"instruction": f"What is {n} and {n}?", "context": "", "response": f"{2 * n}"} for n in range(12)]
-    for name in ("dolly_train.json", "mine.json"):
+    (folder / "more").mkdir()
+    for name in ("dolly_train.json", "mine.json", "yours.json", "general.json", "more/mine.json"):
         (folder / name).write_text(json.dumps(rows))
     return folder
 
@@ -165,8 +167,8 @@ def without_seconds(value):
 
 def test_every_stage_leaves_its_files_and_its_results(finished):
     measures = json.loads((finished / "measures.json").read_text())
-    tasks = ["passages", "dolly", "custom"]
-    for number, task in ((1, "dolly"), (2, "custom")):
+    tasks = ["passages", "dolly", "mine"]
+    for number, task in ((1, "dolly"), (2, "mine")):
         folder = finished / "then" / f"{number}-{task}"
         for arm in ("sft", "sdft"):
             names = ["log.jsonl", "state.safetensors", "adapter_model.safetensors", "adapter_config.json",
@@ -217,7 +219,7 @@ def test_a_stage_starts_from_the_model_of_the_stage_before(finished, model, data
 
 def test_sdft_distills_from_the_model_as_it_is_at_the_stage(finished, model):
     llama, _ = load(model, "float32")
-    for before, stage in (("sdft", "1-dolly"), ("then/1-dolly/sdft", "2-custom")):
+    for before, stage in (("sdft", "1-dolly"), ("then/1-dolly/sdft", "2-mine")):
         load_adapter(llama, finished / before)
         made_with = json.loads((finished / "then" / stage / "sdft/rewrites.settings.json").read_text())
         assert made_with["model"] == fingerprint(llama)
@@ -230,7 +232,7 @@ def test_transfer_is_that_of_the_journals(finished):
         of_base = {"passages": "eval/base", "dolly": "then/1-dolly/eval/base"}
         for task in own:
             scores = [{line["id"]: line["score"] for line in Journal(finished / folder / f"{task}.jsonl").read()}
-                      for folder in (of_base[task], own[task], f"then/2-custom/eval/{arm}")]
+                      for folder in (of_base[task], own[task], f"then/2-mine/eval/{arm}")]
             base, altitude, after = (sum(side.values()) / 3 for side in scores)
             found = measures["arms"][arm]["then"]["2"]["transfer"][task]
             assert [found[name] for name in ("base", "altitude", "after")] == pytest.approx([base, altitude, after])
@@ -243,7 +245,7 @@ def test_transfer_is_that_of_the_journals(finished):
 
 def test_a_study_finds_the_figures_of_every_stage(finished):
     columns = dict(numbers(json.loads((finished / "measures.json").read_text())["arms"]["sdft"]))
-    assert {"then.1.transfer.passages.raw.difference", "then.2.transfer.dolly.altitude", "then.2.suites.custom.mean",
+    assert {"then.1.transfer.passages.raw.difference", "then.2.transfer.dolly.altitude", "then.2.suites.mine.mean",
             "then.1.accepted", "then.2.training.steps"} <= columns.keys()
 
 
@@ -256,7 +258,7 @@ def test_runs_that_differ_in_their_later_tasks_share_their_first_stages_and_noth
 
 
 @pytest.mark.parametrize("file", ["then/1-dolly/eval/base/dolly.jsonl", "then/1-dolly/sdft/rewrites.jsonl",
-                                  "then/2-custom/sft/state.safetensors", "then/2-custom/eval/sdft/passages.jsonl"])
+                                  "then/2-mine/sft/state.safetensors", "then/2-mine/eval/sdft/passages.jsonl"])
 def test_a_run_killed_in_a_later_stage_ends_with_the_same_numbers(finished, settings_of_run, tmp_path, file):
     folder = tmp_path / "killed"
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -269,7 +271,7 @@ def test_a_run_killed_in_a_later_stage_ends_with_the_same_numbers(finished, sett
     assert process.wait() == -signal.SIGKILL and not (folder / "measures.json").exists()
     measures = make(folder, settings_of_run)
     assert without_seconds(measures) == without_seconds(json.loads((finished / "measures.json").read_text()))
-    for path in ("then/1-dolly/sdft", "then/2-custom/sft", "then/2-custom/sdft"):
+    for path in ("then/1-dolly/sdft", "then/2-mine/sft", "then/2-mine/sdft"):
         ours, theirs = (load_file(base / path / "adapter_model.safetensors") for base in (folder, finished))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -300,7 +302,21 @@ def test_a_later_stage_says_which_settings_it_uses(settings_of_run, finished, tm
         make(tmp_path / "run", [*settings_of_run, f"--epochs={load_task('passages').epochs}", "--template=refer"])
     assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("then ")] == [
         "then dolly: epochs 2, distill_template refer, train_template alpaca, rewrite_tokens 8",
-        "then custom: epochs 2, distill_template refer, train_template plain, rewrite_tokens 8"]
+        "then mine: epochs 2, distill_template refer, train_template plain, rewrite_tokens 8"]
+
+
+def test_files_are_tasks_of_their_own_names_and_a_results_key_has_none_of_their_paths(model, data, tmp_path):
+    given = {option[2:].partition("=")[0]: option.partition("=")[2] for option in options(model)}
+    given |= {"task": "custom", "data": str(data / "mine.json")}
+    keys = []
+    for folder in (data, shutil.copytree(data, tmp_path / "data")):
+        config, first = resolve_settings(*make_config(None, given | {
+            "then": f"{folder / 'mine.json'},{folder / 'yours.json'}"}))
+        assert [task.name for task in (first, *load_later(config, first))] == ["custom", "mine", "yours"]
+        assert [task.suites[0].name for task in load_later(config, first)] == ["mine", "yours"]
+        keys.append(run_key(PlannedRun("", {}, config, frozenset(), "the hash of the data")))
+    other = replace(config, arms=replace(config.arms, then=config.arms.then[:1]))
+    assert keys[0] == keys[1] != run_key(PlannedRun("", {}, other, frozenset(), "the hash of the data"))
 
 
 def test_other_data_of_a_later_task_are_refused(settings_of_run, finished, data, tmp_path):
@@ -319,6 +335,8 @@ def test_other_data_of_a_later_task_are_refused(settings_of_run, finished, data,
     ("--then=doly", "unknown task 'doly'.*did you mean dolly"),
     ("--then=dolly,dolly", "then: expected every task of a run once, got dolly twice"),
     ("--then=passages", "then: expected every task of a run once, got passages twice"),
+    ("--then=DATA/mine.json,DATA/more/mine.json", "every task of a run once, got mine twice.*rename a file"),
+    ("--then=DATA/general.json", "general.json: expected a file whose name is no suite of every run"),
     ("--then=gsm8k", "task gsm8k expects .*gsm8k_train.json, which does not exist"),
     ("--arms=sft,kl", "then: arm kl holds the model near the base model"),
     ("--arms=sft,wise-ft", "then: arm wise-ft holds the model near the base model"),
@@ -326,7 +344,8 @@ def test_other_data_of_a_later_task_are_refused(settings_of_run, finished, data,
     ("--arms=sdft,token-matched-sft", "then: arm token-matched-sft is as long as the training of sdft"),
     ("--method=full", "then: a later stage trains the adapter of the stage before: expected method = lora"),
 ])
-def test_what_a_later_stage_cannot_do_is_refused_before_any_work(settings_of_run, tmp_path, change, message):
+def test_what_a_later_stage_cannot_do_is_refused_before_any_work(settings_of_run, data, tmp_path, change, message):
+    change = change.replace("DATA", str(data))
     with pytest.raises(SdftError, match=message) as refusal:
         make(tmp_path / "run", [*settings_of_run, change])
     assert "\n" not in str(refusal.value) and not (tmp_path / "run").exists()

@@ -182,7 +182,7 @@ def load_later(config: Config, first: Task) -> list[Task]:
     names = [task.name for task in (first, *later)]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise SdftError(f"then: expected every task of a run once, got {repeated[0]} twice: results are kept by the "
-                        "task's name; set epochs to train longer on one task")
+                        "task's name; rename a file, or set epochs to train longer on one task")
     return later
 
 

@@ -64,6 +64,7 @@ def identity(result: RunResult) -> tuple[str, str | None, str]:
 def run_key(run: PlannedRun, data_sha256: str = "") -> str:
     """A hash of FORMAT, of the data, and of all settings that decide the result (paths and `free` settings do not)."""
     values: dict[str, Any] = {**to_values(run.config), "data": data_sha256 or run.data_sha256, "format": FORMAT}
+    values["arms"]["then"] = [Path(task).stem for task in run.config.arms.then]
     for name in ("model.model", "task.data", *free(run.config)):
         section, _, setting = name.partition(".")
         values[section].pop(setting, None)

@@ -9,6 +9,7 @@ whose checkers are in demands.py, and general.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sdft.errors import SdftError, nearest
@@ -28,14 +29,19 @@ TASKS = {"passages": passages.load, "gsm8k": gsm8k.load, "openfunctions": openfu
 def load_task(name: str, data: Path | str | None = None, columns: Mapping[str, str] | None = None,
               max_records: int | None = None, train_records: int | None = None, test_records: int | None = None,
               seed: int = 0) -> Task:
-    """Load a task by its name; a path of a file is loaded as the task `custom`.
+    """Load a task by its name; a path of a file is loaded as `custom`, with the name of the file, without its ending.
 
     data: the folder with the task's files, or for `custom` the file. The other arguments are those of `Selection`; the
     seed decides what `passages` generates and what is held out. Raises SdftError when the task, the folder or a file
-    does not exist, or has too few records.
+    does not exist, has too few records, or has the name of a suite of every run.
     """
     if name not in TASKS and data is None and Path(name).is_file():
-        name, data = "custom", name
+        own = Path(name).name.partition(".")[0]
+        if own in (taken := ("elaborate", "instructions", "general")):
+            raise SdftError(f"{name}: expected a file whose name is no suite of every run ({', '.join(taken)}), since "
+                            "its task is named by it; rename the file")
+        task = load_task("custom", name, columns, max_records, train_records, test_records, seed)
+        return replace(task, name=own, suites=[replace(suite, name=own) for suite in task.suites])
     if name not in TASKS:
         raise SdftError(f"unknown task {name!r}{nearest(name, TASKS)}; known tasks: {', '.join(TASKS)}, or the path "
                         "of a .json, .jsonl or .csv file")
