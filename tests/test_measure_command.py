@@ -213,8 +213,8 @@ def test_what_cannot_be_set_against_each_other_is_refused(model, tuned, tmp_path
         (["shift", "--adapter", full], "expected an adapter with adapter_config.json"),
         (["drift", "--tuned", bent], "but model.layers.0.mlp.down_proj.weight is (32, 40) here and (32, 48) there"),
         (["texts", "--tuned", renamed], "but token 65 is 'B' here and 'A' there; name its own base model with --model"),
-        (["drift", "--tuned", full, "--suite=passage"], "--suite: expected one of general, instructions, passages, got "
-                                                        "'passage' (did you mean passages?)"),
+        (["drift", "--tuned", full, "--suite=passage"], "--suite: expected one of general, elaborate, instructions, "
+                                                        "passages, got 'passage' (did you mean passages?)"),
         (["drift", "--tuned", full, "--suite=instructions", "--instruction_items=0"], "expected prompts, got none"),
         (["drift", "--tuned", tmp_path / "none"], "no such model folder"),
     ):

@@ -6,7 +6,8 @@
 
 An ability that returns after a few steps on unrelated dialogues was not lost: the arm had only learned not to show it
 (spurious forgetting, arXiv 2501.13453). F is the share of the items that the arm does not solve, among the first ITEMS
-items that the base model solves.
+items that the base model solves. Training on so few dialogues also forgets by itself, so F can rise again: compare the
+checks of several arms, and do not read a null as knowledge that is gone.
 
     sdft measure recovery --adapter runs/mine/sft --out runs/mine/eval/base
 """
