@@ -136,7 +136,8 @@ def test_cells_json_holds_the_numbers_of_the_run_folders(swept):
         assert ("texts.rouge_l" in run["measures"]) == bool(measures["texts"])
         assert run["items"] == {"passages": 3, "elaborate": 2, "instructions": 2}
     text = (base / "out" / "cells.json").read_text()
-    assert not any(word in text for word in ("modules", "layers", "kinds", "by_")) and len(text) < 4 * 12_000
+    found = [word for word in ("modules", "layers", "kinds", '"by_', ".by_") if word in text]
+    assert not found and len(text) < 4 * 20_000         # with what every kind of item lost and gained
     assert _results(base / "out")["study"]["primary"] == {"column": "kl", "arm": "sdft", "against": "sft"}
 
 
@@ -186,7 +187,8 @@ def test_a_stage_is_shared_where_no_setting_that_it_reads_differs(write, change,
     small = "\n".join(line for line in SMALL.splitlines() if not line.startswith(f"{name} ")) + "\n"
     ours, theirs = (stages(planned_runs(read_study(write("", more, small=base)))[0].config, ("sft", "sdft"))
                     for base, more in ((SMALL, ""), (small, f"{change}\n")))
-    assert {stage for stage in ours if ours[stage] == theirs[stage]} == shared
+    again = {"eval base again"} & ours.keys() if "eval base" in shared else set()       # it repeats a part of eval base
+    assert {stage for stage in ours if ours[stage] == theirs[stage]} == shared | again
 
 
 def test_a_stage_that_a_run_has_begun_is_left_to_it(write, tmp_path):
