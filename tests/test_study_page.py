@@ -74,8 +74,8 @@ def test_the_page_says_what_the_numbers_say(folder):
                  "general answers). r = -0.",
                  "over NLL of the targets under the base model, nats/token, n = 9 trained arms (KL from "
                  "the base model: n = 16 general answers). r = +0.",
-                 "after Holm's adjustment: over the conditions of this end point, and over all other comparisons of "
-                 "this page together",
+                 "after Holm's adjustment: over the conditions of this end point, over those of the task's score, and "
+                 "over all other comparisons of this page together",
                  "mix_ratio 0.5: passages (n = 80 items) is lower with sdft than with sft: -12.5 points",
                  "mix_ratio 1: passages (n = 80 items) is lower with sdft than with sft: -12.5 points",
                  "Named before the first run: KL from the base model, nats/token (n = 16 general answers) of sdft",

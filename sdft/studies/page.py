@@ -89,7 +89,8 @@ def _about(content: StudyResults) -> str:
     return about if is_pilot(content["runs"]) else about + (
         " A difference counts as detected where all seeds agree in its sign and Student's t test of the paired "
         "differences gives p < 0.05 after Holm's adjustment: over the conditions of this end point, over those of the "
-        "task's score, and over all other comparisons of this page together. The interval of a single seed is over test items, or for KL over answers.")
+        "task's score, and over all other comparisons of this page together. The interval of a single seed is over "
+        "test items, or for KL over answers.")
 
 
 def sentence(comparison: StudyComparison) -> str:
