@@ -154,17 +154,18 @@ def test_other_data_under_the_same_settings_are_refused(model, tmp_path, capsys)
         (folder / "summary.json").unlink(missing_ok=True)                       # nor is an unfinished run gone on with
 
 
-@pytest.mark.parametrize("version", [1, None])
+@pytest.mark.parametrize("version", [1, 2, None])
 def test_a_folder_of_an_older_version_is_refused_in_one_line(finished, model, tmp_path, capsys, version):
     folder = shutil.copytree(finished, tmp_path / "run")
     environment = json.loads((folder / "environment.json").read_text())
-    assert environment.pop("format") == 2
+    assert environment.pop("format") == 3
     (folder / "environment.json").write_text(json.dumps(environment | ({"format": version} if version else {})))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     for _ in range(2):
         assert main(["run", *options(model), "--out", str(folder)]) == 1
         error = capsys.readouterr().err
-        assert error.startswith(f"sdft: {folder}: expected a run folder of format 2, got one of format 1 by another")
+        assert error.startswith(f"sdft: {folder}: expected a run folder of format 3, got one of format {version or 1} "
+                                "by another")
         assert error.count("\n") == 1
         (folder / "summary.json").unlink(missing_ok=True)                # an unfinished run is refused too
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}.items() <= before.items()
