@@ -56,16 +56,18 @@ def test_ci_runs_exactly_readme_s_test_command():
 
 
 def test_readme_s_table_is_that_of_the_built_in_run():
-    table = json.loads((ROOT / "benchmarks" / "builtin-run.json").read_text(encoding="utf-8"))["table"]
-    for arm, values in table.items():
+    run = json.loads((ROOT / "benchmarks" / "builtin-run.json").read_text(encoding="utf-8"))
+    for arm, values in run["table"].items():
         cells, = ([cell.strip() for cell in line.split("|")[1:-1]] for line in README.splitlines()
                   if line.startswith(f"| {arm} |"))
-        shown = [cell.split()[0] for cell in cells[1:]]
+        shown, counts = [cell.split()[0] for cell in cells[1:]], run["counts"][arm]
         assert float(shown[0]) == round(100 * values["passages"], 1)
-        assert float(shown[1]) == round(100 * values["instructions"], 1)
-        assert float(shown[2]) == round(values["kl"], 3) and float(shown[3]) == round(100 * values["top1"], 1)
-        assert float(shown[4]) == round(values["length"])
-        assert shown[5] == ("–" if values["shift"] is None else f"{values['shift']:.2f}")
+        assert [int(cell) for cell in shown[1:4]] == [counts[name] for name in ("lost", "gained", "long_answers_kept")]
+        assert float(shown[4]) == round(values["kl8"] or 0, 3) and float(shown[5]) == round(values["kl"], 3)
+        assert shown[6] == ("–" if values["shift"] is None else f"{values['shift']:.2f}")
+        solved, long = counts["solved_by_base"], counts["long_answers_of_base"]
+        head = f"instructions lost, of {solved} | instructions new, of {240 - solved} | long answers kept, of {long}"
+        assert head in README
 
 
 def test_readme_s_layout_and_measures_name_files_that_exist():

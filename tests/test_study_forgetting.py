@@ -121,6 +121,11 @@ def test_columns_of_early_tokens_and_long_answers_have_their_own_intervals(runs)
     assert not more_is_better("elaborate.forgetting", runs) and not more_is_better("kl8", runs)
 
 
+def test_a_control_that_no_run_has_yet_is_left_out_of_the_page(runs, tmp_path):
+    write_json(tmp_path / "cells.json", _content(runs, controls=["low-lr"]))
+    assert "low-lr" not in write_study(tmp_path).read_text() + (tmp_path / "end_point.svg").read_text()
+
+
 def test_a_control_is_compared_where_only_another_run_of_the_seed_has_it(runs):
     controls = [{**_run(seed), "values": {"run": "low", "seed": seed}} for seed in (42, 43, 44)]
     for run in controls:

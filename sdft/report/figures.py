@@ -47,8 +47,8 @@ def learned_and_lost(run: Run, canvas: Canvas) -> str | None:
     if suite.noise_floor:
         chance = 100 * suite.noise_floor["high"]
         axes.axhspan(0, chance, color="#999", alpha=0.25, linewidth=0)
-        axes.text(0.99, chance + 1, "chance: untrained model asked again", transform=axes.get_yaxis_transform(),
-                  ha="right", size=8, color="#555")
+        axes.text(0.99, 1, "chance: untrained model asked again", transform=axes.get_yaxis_transform(),
+                  ha="right", va="bottom", size=8, color="#555")
     for arm in run.arms:
         change, lost = run.results[arm]["suites"][run.task].get("against_base"), suite.results[arm].get("forgetting")
         x, y = 100 * change["difference"] if change else 0.0, 100 * lost["share"] if lost else 0.0

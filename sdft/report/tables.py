@@ -40,10 +40,11 @@ def result_table(run: Run) -> Table:
              *_numbers(results["general"], ("length_mean", 0, 1)),
              *_numbers(results.get("shift"), ("total", 2, 1), ("relative", 2, 100))]
             for arm, results in run.results.items()]
-    n = run.results["base"]["general"].get("n", 0)
+    general = run.results["base"]["general"]
     return without_empty_columns(Table(
-        head, rows, f"In brackets: 95 % bootstrap intervals. {FLIPS} Long answers, KL and answer length are measured "
-        f"on {n} general prompts. ‖ΔW‖ is the Frobenius norm of the change of all weights."))
+        head, rows, f"In brackets: 95 % bootstrap intervals. {FLIPS} KL is measured on the answers to "
+        f"{general.get('n', 0)} general prompts, long answers and answer length on {len(general.get('lengths', ()))}. "
+        "‖ΔW‖ is the Frobenius norm of the change of all weights."))
 
 
 def training_table(run: Run) -> Table:

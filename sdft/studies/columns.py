@@ -69,7 +69,8 @@ WORDS: Mapping[str, tuple[str, str]] = {                # column → words, unit
     "training.target_tokens": ("target tokens trained on", ""),
 }
 PARTS = {"brief": "where one word or the prompt itself passes", "long": "where no single word passes"}
-GENERAL = ("kl", "kl8", "kl32", "long_answers", "top1", "rouge_l", "length")           # of the general answers
+GENERAL = ("kl", "kl8", "kl32", "top1")          # drift on the general answers
+TEXTS = tuple(f"general.{name}" for name in ("rouge_l", "bleu", "cosine", "length_mean"))     # on more of them: no n
 COUNTED = {"general": "general answers", "on_task": "answers to the task", "activations": "probe texts",
            "fisher": "answers of the base model", "texts": "rewrites"}           # the unit of general.n, on_task.n, …
 SHARES = {"long_answers": "general.long_answers.n", "matched.forgetting": "matched.n"}      # share → column of its n
@@ -133,7 +134,7 @@ def measured_on(runs: Sequence[RunResult], column: str) -> str:
     """How many answers or items a column is measured on: "n = 16 general answers"; "" where it is not known."""
     counts: set[float | None] = {items_of(run, column) for run in runs}
     what: str | None = unit_of_n(column)
-    if counts <= {None}:
+    if counts <= {None} and column not in TEXTS:
         part = "general" if column in GENERAL else column.partition(".")[0]
         counts = {columns.get(f"{part}.n") for run in runs for columns in (*run["arms"].values(), run["measures"])}
         what = COUNTED.get(part)

@@ -42,7 +42,8 @@ def end_point(content: StudyResults) -> Figure | None:
     """The primary end point by condition: of the arms that are compared, or of one arm where runs are."""
     primary, runs = content["study"]["primary"], content["runs"]
     against, column = primary["against"], primary["column"]
-    arms = [primary["arm"], *([against] if isinstance(against, str) else []), *content["study"].get("controls", [])]
+    compared = [primary["arm"], *([against] if isinstance(against, str) else []), *content["study"].get("controls", [])]
+    arms = [arm for arm in compared if any(column in run["arms"].get(arm, {}) for run in runs)]
     groups = [(condition, group) for condition, group in by_condition(runs)
               if any(column in run["arms"].get(arm, {}) for run in group for arm in arms)]
     values = {arm: [[run["arms"][arm][column] for run in group if column in run["arms"].get(arm, {})]
