@@ -228,17 +228,13 @@ def test_a_difference_with_a_large_adjusted_p_value_has_no_direction(tmp_path):
     assert headline(run)[1] == "Self-distillation learned it too and lost 15; the difference could be chance."
 
 
-def _gaps(low, high):
-    return {"original": {"nll": 4.61}, "distilled": {"nll": 0.69, "paired": {"low": low, "high": high}}}
-
-
 @pytest.mark.parametrize(("low", "high", "text"), [
     (-5, -4, "The model's own rewrites are nearer to what it would say: "),
     (1, 2, "The model's own rewrites are farther from what it would say: "),
     (-1, 1, "Whether the model's own rewrites are nearer to what it would say could be chance: ")])
 def test_the_targets_are_nearer_where_the_interval_says_so(tmp_path, low, high, text):
     run = make_run(tmp_path, BOTH)
-    run.measures["gap"] = _gaps(low, high)
+    run.measures["gap"] = {"original": {"nll": 4.61}, "distilled": {"nll": 0.69, "paired": {"low": low, "high": high}}}
     assert reasons(run) == [("Targets", text + (
         "before training it expects a word or word part of the reference answers with a probability of 1.0 %, and one "
         "of the answers that self-distillation trains on with 50 % (geometric means; 4.61 and 0.69 nats per token)."))]
@@ -277,24 +273,22 @@ def test_arms_are_compared_where_they_learned_equally_much(tmp_path, difference,
 
 
 def _with_prompts(run, lengths):
-    """Answers of base, sft and sdft of so many words each."""
+    """Answers of base, sft and sdft with the given numbers of words."""
     for number, arm in enumerate(("base", "sft", "sdft")):
         run.answers[arm]["general"] = [line(f"p{k}", "word " * words[number]) for k, words in enumerate(lengths)]
 
 
 def test_three_prompts_are_shown_by_rank_of_the_difference_in_length(tmp_path):
     run = make_run(tmp_path, BOTH)
-    spreads = [3, 90, 0, 40, 12, 7, 55, 1]                              # sorted: 90 55 40 12 7 3 1 0
-    _with_prompts(run, [(100, 100 - spread, 100) for spread in spreads])
-    shown = [(each.rank, each.prompt) for each in chosen_prompts(run)]
-    assert shown == [(1, "Say p1."), (3, "Say p3."), (5, "Say p5.")]
+    _with_prompts(run, [(100, 100 - spread, 100) for spread in (3, 90, 0, 40, 12, 7, 55, 1)])
+    assert [(each.rank, each.prompt) for each in chosen_prompts(run)] == [
+        (1, "Say p1."), (3, "Say p3."), (5, "Say p5.")]
     assert rule(run) == ("Chosen by rule, not by hand: of 8 open prompts, sorted by how much the versions' answers "
                          "differ in length, the first, the one a quarter down and the middle one.")
 
 
 def test_equal_differences_keep_the_order_of_the_run_and_one_prompt_is_shown_once(tmp_path):
-    run = make_run(tmp_path, BOTH)
-    _with_prompts(run, [(5, 5, 9)])
+    _with_prompts(run := make_run(tmp_path, BOTH), [(5, 5, 9)])
     assert [each.prompt for each in chosen_prompts(run)] == ["Say p0."] and rule(run).endswith("length, the first.")
     _with_prompts(run, [(5, 5, 9)] * 4)
     assert [each.prompt for each in chosen_prompts(run)] == ["Say p0.", "Say p1.", "Say p2."]

@@ -72,7 +72,7 @@ def _by_hand(model, examples, lr=5e-4):
 
 
 def test_the_first_check_below_ten_percent_is_reported_for_each_k(monkeypatch):
-    """Answers are scored by how often they were asked for: F falls after so many checks, whatever the model says."""
+    """Answers are scored by how often they were asked for: F falls whatever the model says."""
     asked = {"times": 0}
     lost = iter([3, 2, 1, 0, 4, 3, 2, 2, 2, 2, 2, 2])      # before; k = 1: 1, 2, 4 steps; k = 3: all seven checks
 

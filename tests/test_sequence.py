@@ -59,7 +59,7 @@ def lines(scores: str) -> list[dict]:
 
 
 def ends_at(base: int, altitude: int, after: int, n: int = 40) -> dict:
-    """Transfer of a model that solves the first so many of n items."""
+    """Transfer of a model that solves the first `base`, `altitude` and `after` of n items."""
     return transfer(*(lines("1" * count + "0" * (n - count)) for count in (after, altitude, base)))
 
 

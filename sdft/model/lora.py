@@ -205,7 +205,7 @@ def squared_shift(layers: Mapping[str, LoRALinear]) -> Tensor:
 def shift_norm(layers: Mapping[str, LoRALinear]) -> Tensor:
     """Return √Σ ‖s·B·A‖²_F over the layers, fp64: `squared_shift` with all layers of one shape in one product.
 
-    On a GPU these are some twenty kernels in place of twenty a layer. The sums are in another order.
+    On a GPU these are some twenty kernels instead of twenty a layer. The sums are in another order.
     """
     alike: dict[tuple[torch.Size, torch.Size, float], list[LoRALinear]] = defaultdict(list)
     for layer in layers.values():

@@ -63,10 +63,9 @@ def difference_table(run: Run) -> Table:
                  rows, "A suite's name stands for its mean score; F is forgetting, on the items that the base model "
                  "solves. n: items or answers, the same for both arms. p: two-sided, of McNemar's exact test where all "
                  "scores are 0 or 1, otherwise of a sign-flip test. Primary end points were named before the run; "
-                 "their p is not corrected. Long answers kept: of "
-                 "the base model's answers of 25 words or more, the share that the arm answers in 25 or more too. p "
-                 "(Holm): adjusted for all other comparisons of the run. A difference "
-                 "counts as detected where this p is below 0.05 and the interval excludes zero.")
+                 "their p is not corrected. p (Holm): adjusted for all other comparisons of the run. A difference "
+                 "counts as detected where this p is below 0.05 and the interval excludes zero. Long answers kept: of "
+                 "the base model's answers of 25 words or more, the share that the arm answers in 25 or more too.")
 
 
 def forgetting_table(run: Run) -> Table:
